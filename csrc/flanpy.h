@@ -1,0 +1,219 @@
+/*
+ * flanpy.h: public API of the C core and the list of verdicts.
+ *
+ * Two halves:
+ *   pure      ip, checksum, icmp, table, segment, coalesce, encap, decap: no system calls, no globals, no allocation; memory
+ *             comes from the caller, so that tests and fuzzers call them directly. `nm -u` on their objects proves it.
+ *   worker.c  the only file with system calls: TUN, UDP, poll, publish.
+ *
+ * Conventions: lengths travel with pointers; fields are read by memcpy-style loads; `_be` is network byte order, all else is
+ * host order; functions return a verdict, a size, or -errno as documented. Packets are hostile.
+ *
+ *   TUN -> UDP   read frame -> fp_encap_frame (check, look up, TTL, cut, pack) -> fp_send[] -> sendmsg with UDP_SEGMENT
+ *   UDP -> TUN   recvmsg with UDP_GRO -> fp_decap_train (split, check, verify, merge) -> fp_write[] -> writev
+ */
+#ifndef FLANPY_H
+#define FLANPY_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+/* ------------------------------------------------------------------------------------------------------------- limits */
+
+#define FP_VNET_HDR_BYTES 10u          /* struct virtio_net_hdr without num_buffers, in front of each TUN frame */
+#define FP_PACKET_BYTES_MAX 65535u     /* an IPv4 packet's total length is 16 bits */
+#define FP_FRAME_BYTES_MAX (FP_VNET_HDR_BYTES + FP_PACKET_BYTES_MAX)
+#define FP_DATAGRAM_BYTES_MAX 65507u   /* UDP payload over IPv4: 65535 - 20 - 8; also bounds one UDP_SEGMENT send */
+#define FP_SEGMENTS_MAX 127u           /* UDP_MAX_SEGMENTS from Linux 6.9 on; 63 is safe below */
+
+/* ----------------------------------------------------------------------------------------------------------- verdicts */
+
+/*
+ * What becomes of a packet. One list makes the C enum, the names in Python and in metrics, the BPF side's counters and the
+ * docs. X(SYMBOL, "name", "meaning"). Append only: the numbers are part of the layout of the counters.
+ */
+#define FP_VERDICTS(X)                                                                                                        \
+    X(ENCAPSULATED, "encapsulated", "sent to a peer")                                                                         \
+    X(DECAPSULATED, "decapsulated", "delivered to this node")                                                                 \
+    X(DROP_TRUNCATED, "drop_truncated", "shorter than its header or than its own total length says")                          \
+    X(DROP_BAD_HEADER, "drop_bad_header", "not IPv4, or a header length that cannot be")                                      \
+    X(DROP_BAD_OFFLOAD, "drop_bad_offload", "offload fields that contradict the packet (gso_size 0, wrong type)")             \
+    X(DROP_NO_ROUTE, "drop_no_route", "no peer has the destination; answered with ICMP net unreachable")                      \
+    X(DROP_TTL, "drop_ttl", "time to live used up; answered with ICMP time exceeded")                                         \
+    X(DROP_TOO_BIG, "drop_too_big", "does not fit and must not be fragmented; answered with ICMP fragmentation needed")       \
+    X(DROP_MARTIAN, "drop_martian", "a source or destination that is never forwarded (multicast, loopback, 0.0.0.0/8)")       \
+    X(DROP_UNKNOWN_PEER, "drop_unknown_peer", "the outer sender is not a peer")                                               \
+    X(DROP_SPOOFED, "drop_spoofed", "the inner source does not belong to the outer sender")                                   \
+    X(DROP_NOT_LOCAL, "drop_not_local", "the inner destination is not ours")                                                  \
+    X(DROP_SEND, "drop_send", "the underlay did not take it (ENOBUFS, EPERM, unreachable)")                                   \
+    X(DROP_WRITE, "drop_write", "the TUN device did not take it")                                                             \
+    X(ICMP_SENT, "icmp_sent", "ICMP error sent to the inner source")                                                          \
+    X(ICMP_LIMITED, "icmp_limited", "ICMP error not sent: rate limit, or never to be answered (RFC 1122 3.2.2)")              \
+    X(DROP_ECN, "drop_ecn", "outer CE on a packet that is not ECN capable (RFC 6040 4.2)")
+
+enum fp_verdict {
+#define FP_ENUM(symbol, name, meaning) FP_##symbol,
+    FP_VERDICTS(FP_ENUM)
+#undef FP_ENUM
+    FP_VERDICT_COUNT,
+    FP_FULL = 255 /* not an outcome: no room left, flush and offer the same packet again */
+};
+
+struct fp_count {
+    uint64_t packets; /* inner packets of real size: a superpacket counts as its segments */
+    uint64_t bytes;   /* their inner bytes, IP header included */
+};
+
+/* One writer, any number of readers (relaxed 64-bit loads and stores). */
+struct fp_verdict_counters {
+    struct fp_count by[FP_VERDICT_COUNT];
+};
+
+/* -------------------------------------------------------------------------------------------------- table (table.c) */
+
+/* An address of either family; IPv4 as ::ffff:a.b.c.d, so that a hop compares as 16 bytes. */
+struct fp_address {
+    uint8_t bytes[16];
+};
+
+#define FP_HOP_ECN 1u          /* the peer combines ECN at decap: copy the mark out */
+#define FP_HOP_NONE UINT32_MAX /* lookup: no route */
+#define FP_HOP_LOCAL (UINT32_MAX - 1) /* lookup: one of our own prefixes */
+
+struct fp_hop {
+    struct fp_address address;
+    uint16_t port; /* host order */
+    uint16_t flags;
+    uint32_t reserved;
+};
+
+struct fp_route4 {
+    uint32_t prefix;    /* host order, host bits zero */
+    uint32_t prefix_len; /* 0..32 */
+    uint32_t hop;       /* index into the hops, or FP_HOP_LOCAL */
+};
+
+/*
+ * Immutable longest-prefix-match snapshot in one flat blob without pointers (offsets only), so that it can live in a sealed
+ * memfd and be mapped by another process. Alignment 64.
+ */
+struct fp_table;
+
+/* Bytes that fp_table_build will need for these routes, or 0 when they are invalid (see fp_table_build). */
+size_t fp_table_bytes(const struct fp_route4 *routes, size_t n_routes, size_t n_hops);
+
+/*
+ * Build into `memory`. 0, or -EINVAL: prefix_len > 32, host bits set, hop index out of range, the same prefix twice;
+ * -ENOSPC: `bytes` is smaller than fp_table_bytes; -EFAULT: memory not aligned to 64.
+ */
+int fp_table_build(void *memory, size_t bytes, uint64_t generation, const struct fp_route4 *routes, size_t n_routes,
+                   const struct fp_hop *hops, size_t n_hops);
+
+/* Is this blob one of ours, of this layout, with every offset and index in bounds? 0 or -EINVAL. For mapped memory. */
+int fp_table_check(const void *memory, size_t bytes);
+
+/* Hop index, FP_HOP_LOCAL or FP_HOP_NONE. `destination` in host order. */
+uint32_t fp_table_lookup4(const struct fp_table *table, uint32_t destination);
+const struct fp_hop *fp_table_hop(const struct fp_table *table, uint32_t hop); /* NULL when out of range */
+uint64_t fp_table_generation(const struct fp_table *table);
+/* Whether any hop has this address: tells "unknown peer" from "spoofed". O(log n). */
+bool fp_table_knows_address(const struct fp_table *table, const struct fp_address *address);
+
+/* ------------------------------------------------------------------------------------------- encap (segment, encap) */
+
+#define FP_OPT_SOURCE_CHECK 1u /* decap: the outer sender must own the inner source */
+#define FP_OPT_USO 2u          /* the TUN device takes and gives UDP superpackets */
+#define FP_OPT_NO_COALESCE 4u  /* write every inner packet by itself */
+
+/* What both directions work by; filled anew by the worker for each batch. */
+struct fp_context {
+    const struct fp_table *table;
+    struct fp_verdict_counters *counters;
+    uint32_t mtu_bytes; /* largest inner packet */
+    uint32_t options;   /* FP_OPT_* */
+    uint32_t tunnel_address; /* host order; source of our ICMP errors */
+};
+
+/* One sendmsg: `bytes` of payload at `data`, cut by the kernel every `segment_bytes` (the last may be shorter). */
+struct fp_send {
+    uint8_t *data;
+    uint32_t bytes;
+    uint16_t segment_bytes;
+    uint16_t segments; /* 1: plain send, no UDP_SEGMENT */
+    uint32_t hop;
+    uint8_t tos;       /* outer TOS byte: DSCP 0, ECN by RFC 6040 */
+    uint8_t reserved[3];
+};
+
+/* Packs the packets of one batch into runs. Opaque; memory of fp_encap_bytes() aligned to 64 comes from the caller. */
+struct fp_encap;
+size_t fp_encap_bytes(void);
+/* max_segments: 1 (no GSO) .. FP_SEGMENTS_MAX. */
+struct fp_encap *fp_encap_init(void *memory, uint32_t max_segments);
+
+/*
+ * Take one TUN frame (virtio_net_hdr, then the inner packet; the frame may be modified and is free for reuse on return).
+ * FP_ENCAPSULATED: its packets stand in the runs. FP_FULL: nothing happened, send what is there, reset, offer it again.
+ * Any other verdict: dropped and counted; fp_icmp_error can answer it (the IP header in the frame is still as it arrived).
+ * FP_ENCAPSULATED is counted by the worker when the send went well (FP_DROP_SEND otherwise), everything else here.
+ * Packets of one inner flow leave in the order in which they came.
+ */
+enum fp_verdict fp_encap_frame(struct fp_encap *encap, const struct fp_context *context, uint8_t *frame, size_t bytes);
+size_t fp_encap_sends(struct fp_encap *encap, const struct fp_send **sends);
+void fp_encap_reset(struct fp_encap *encap);
+
+/* ----------------------------------------------------------------------------------------- decap (coalesce, decap) */
+
+/* One writev to the TUN device: iov[0] is the vnet_hdr and headers, the rest are payloads in the receive buffers. */
+struct fp_write {
+    struct iovec *iov;
+    uint32_t iov_count;
+    uint32_t packets; /* inner packets in it */
+    uint32_t bytes;   /* their inner bytes before merging */
+    uint32_t reserved;
+};
+
+struct fp_decap;
+size_t fp_decap_bytes(void);
+struct fp_decap *fp_decap_init(void *memory);
+
+/*
+ * Take one received train: datagrams of `segment_bytes` each (the last may be shorter), or a single one when segment_bytes is 0
+ * or >= bytes. `train` may be modified and must stay untouched until fp_decap_reset, for the writes point into it.
+ * Every inner packet meets its verdict; FP_DECAPSULATED is counted by the worker when the write went well, everything else here.
+ * Returns the bytes taken: less than `bytes` means no room, flush, reset and offer the rest again.
+ * `outer_tos` is the outer TOS byte. TTL: decremented here too, as flannel does; a packet that runs out is answered through
+ * `expired` (see fp_decap_expired).
+ */
+size_t fp_decap_train(struct fp_decap *decap, const struct fp_context *context, const struct fp_address *sender,
+                      uint8_t outer_tos, uint8_t *train, size_t bytes, size_t segment_bytes);
+size_t fp_decap_writes(struct fp_decap *decap, const struct fp_write **writes);
+/* Inner packets that ran out of TTL in this batch and want a Time Exceeded (bounded list; the rest are only counted). */
+size_t fp_decap_expired(struct fp_decap *decap, const struct iovec **packets);
+void fp_decap_reset(struct fp_decap *decap);
+
+/* ------------------------------------------------------------------------------------------------------ icmp (icmp.c) */
+
+/*
+ * Build the ICMP error that answers `packet` (inner IPv4, as it arrived) for a verdict of DROP_NO_ROUTE (3/0), DROP_TTL (11/0) or
+ * DROP_TOO_BIG (3/4 with next-hop MTU), from context->tunnel_address: IP header + ICMP + as much of the packet as fits in 576 bytes
+ * (RFC 1812 4.3.2.3). Bytes written to `out`, or 0 when none may be sent: about an ICMP error, a later fragment, a
+ * multicast, broadcast, loopback or zero address (RFC 1122 3.2.2), or another verdict.
+ */
+size_t fp_icmp_error(const struct fp_context *context, enum fp_verdict verdict, const uint8_t *packet, size_t bytes,
+                     uint32_t next_hop_mtu, uint8_t *out, size_t out_bytes);
+
+/* --------------------------------------------------------------------------------------------- checksum (checksum.c) */
+
+/*
+ * Ones' complement sums (RFC 1071) as unfolded 64-bit accumulators of big-endian 16-bit words as loaded on this machine
+ * (native order: fold, complement, and store as it is). An odd last byte counts as if followed by a zero.
+ */
+uint64_t fp_sum(const void *data, size_t bytes, uint64_t sum);
+uint64_t fp_copy_sum(void *restrict to, const void *restrict from, size_t bytes, uint64_t sum);
+uint16_t fp_fold(uint64_t sum); /* folded to 16 bits, not complemented, native order */
+const char *fp_cpu(void);       /* the implementation chosen at run time: "scalar", "avx2", "avx512", "neon" */
+
+#endif

@@ -1,0 +1,76 @@
+/*
+ * worker.h: the part of the core with system calls: one thread for each TUN queue and UDP socket pair.
+ * Theory of operation at the top of worker.c.
+ */
+#ifndef FLANPY_WORKER_H
+#define FLANPY_WORKER_H
+
+#include "flanpy.h"
+
+/* What one worker works on. Descriptors are borrowed: opened, configured, non-blocking and later closed by the caller. */
+struct fp_queue {
+    int tun_fd;
+    int udp_fd;
+};
+
+struct fp_settings {
+    uint32_t mtu_bytes;
+    uint32_t options;        /* FP_OPT_* */
+    uint32_t tunnel_address; /* host order */
+    uint32_t max_segments;   /* of one UDP_SEGMENT send; 1 turns GSO off */
+    uint32_t spin_us;        /* busy wait after traffic before poll */
+    uint32_t icmp_per_second;
+};
+
+/* Besides verdicts: what the worker does. X(SYMBOL, "name", "meaning"); append only. */
+#define FP_WORK_COUNTERS(X)                                                                                                   \
+    X(TUN_READS, "tun_reads", "frames read from the TUN device")                                                              \
+    X(TUN_WRITES, "tun_writes", "frames written to the TUN device")                                                           \
+    X(UDP_SENDS, "udp_sends", "send calls to the underlay")                                                                   \
+    X(UDP_SENT_SEGMENTS, "udp_sent_segments", "datagrams in those sends")                                                     \
+    X(UDP_RECEIVES, "udp_receives", "trains received from the underlay")                                                      \
+    X(UDP_RECEIVED_SEGMENTS, "udp_received_segments", "datagrams in those trains")                                            \
+    X(UDP_TRUNCATED, "udp_truncated", "trains dropped because the kernel cut them (MSG_TRUNC, MSG_CTRUNC)")                   \
+    X(POLLS, "polls", "times a worker slept in poll")                                                                         \
+    X(SEND_RETRIES, "send_retries", "sends repeated after EAGAIN or ENOBUFS")                                                 \
+    X(GSO_OFF, "gso_off", "sockets that have turned UDP_SEGMENT off after EIO")                                               \
+    X(TABLES, "tables", "route tables picked up")
+
+enum fp_work_counter {
+#define FP_ENUM(symbol, name, meaning) FP_WORK_##symbol,
+    FP_WORK_COUNTERS(FP_ENUM)
+#undef FP_ENUM
+    FP_WORK_COUNT
+};
+
+/* Cache-line aligned page of one worker; one writer, read from outside at any time by relaxed loads. */
+struct fp_stats {
+    struct fp_verdict_counters verdicts;
+    uint64_t work[FP_WORK_COUNT];
+    uint64_t generation; /* of the table in use */
+    int32_t failed;      /* errno that ended the worker, 0 while it runs */
+    int32_t reserved;
+};
+
+struct fp_datapath;
+
+/*
+ * Start one thread for each queue, forwarding nothing until a table is published (then packets meet DROP_NO_ROUTE at worst).
+ * 0, or -errno (ENOMEM, EAGAIN from pthread_create, EINVAL settings). Signals are blocked in the threads.
+ */
+int fp_datapath_start(const struct fp_queue *queues, size_t n_queues, const struct fp_settings *settings,
+                      struct fp_datapath **out);
+
+/*
+ * Forward by a copy of this table from now on. Returns when every worker has let go of the old one and frees it.
+ * 0, -EINVAL (fp_table_check), -ENOMEM, -ETIMEDOUT (a worker is stuck; the new table is still published, the old kept).
+ */
+int fp_datapath_publish(struct fp_datapath *datapath, const void *table, size_t bytes);
+
+/* Snapshot of one worker's page. -ERANGE for a queue that is not there. Never blocks. */
+int fp_datapath_stats(const struct fp_datapath *datapath, size_t queue, struct fp_stats *out);
+
+/* Stop, join and free. Takes less than 1 s also under a flood, for every loop is bounded. */
+void fp_datapath_stop(struct fp_datapath *datapath);
+
+#endif

@@ -1,0 +1,1 @@
+"""One file a backend: (own lease, peers) to the desired state of this machine."""

@@ -1,0 +1,67 @@
+"""The ``flanpy`` command: finds the subcommand's module and gives it the arguments; knows nothing of what they do.
+
+Each command is one module in this package with ``add_arguments(parser)`` and ``run(arguments) -> int``; it is imported only
+when it is asked for, so that ``flanpy status`` does not pay for scapy, grpc or pyroute2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+
+from flanpy import __version__
+from flanpy.errors import FlanpyError
+
+COMMANDS = {
+    "agent": "run the agent of this node",
+    "network": "read, write and check the cluster's network config in etcd",
+    "lab": "an overlay of several hosts on this machine, in namespaces of its own",
+    "bench": "measure the overlay beside its alternatives",
+}
+"""Name of each command (its module is flanpy.cli.<name>) and its line in ``flanpy --help``, in the order shown there."""
+
+EPILOG = """\
+start here:
+  flanpy lab demo                 see an overlay of three hosts work on this machine
+  flanpy network check FILE       check a network config before it goes to etcd
+  flanpy agent --help             what to run on each host, beside flanneld or instead of it
+"""
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """Parse the command line; imports only the module of the command that is named in it."""
+    parser = argparse.ArgumentParser(
+        prog="flanpy",
+        description="A flannel-compatible overlay network agent with a fast C datapath.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"flanpy {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    wanted = next((word for word in argv if not word.startswith("-")), None)
+    for name, help_text in COMMANDS.items():
+        child = commands.add_parser(name, help=help_text, formatter_class=argparse.RawDescriptionHelpFormatter)
+        if name == wanted:
+            module = importlib.import_module(f"flanpy.cli.{name}")
+            module.add_arguments(child)
+            child.set_defaults(run=module.run)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit status that ``flanpy.errors`` documents."""
+    arguments = parse(sys.argv[1:] if argv is None else argv)
+    try:
+        status: int = arguments.run(arguments)
+        sys.stdout.flush()
+        return status
+    except FlanpyError as error:
+        print(f"flanpy: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except KeyboardInterrupt:
+        return 130

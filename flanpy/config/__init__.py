@@ -1,0 +1,1 @@
+"""Text to frozen values: the network config in etcd and the options of the agent."""

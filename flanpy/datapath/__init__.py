@@ -1,0 +1,69 @@
+"""The datapath: carries packets between the TUN device and the underlay by an immutable table.
+
+The only package that imports the compiled modules. The rest of the agent knows the Protocol alone and does not care
+which datapath runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from typing import Protocol
+
+from flanpy.model import ForwardTable
+
+
+@dataclass(frozen=True, slots=True)
+class DatapathSettings:
+    """What does not change while a datapath runs.
+
+    ``tunnel_address`` is the source of the ICMP errors that we send; ``mtu_bytes`` is the largest inner packet;
+    ``spin_us`` bounds the busy wait that follows traffic before a worker sleeps in poll.
+    """
+
+    device: str
+    tunnel_address: IPv4Address
+    underlay_address: IPv4Address
+    port: int
+    mtu_bytes: int
+    queues: int = 1
+    source_check: bool = True
+    spin_us: int = 50
+
+
+@dataclass(frozen=True, slots=True)
+class VerdictCount:
+    """Packets (inner, of real size: a superpacket counts as its segments) and bytes that met one verdict."""
+
+    packets: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class DatapathStats:
+    """Counters since the datapath started: per verdict by name, and others (system calls, wake-ups, ...) by name."""
+
+    generation: int
+    verdicts: dict[str, VerdictCount]
+    counters: dict[str, int]
+
+
+class Datapath(Protocol):
+    """A running datapath."""
+
+    kind: str
+    """``userspace`` or ``ebpf``."""
+    features: frozenset[str]
+    """What this node's receiver can take, for the lease (FlanpyInfo.features)."""
+
+    def publish(self, table: ForwardTable) -> None:
+        """Forward by this table from now on; returns when every worker has it. No packet is lost by it."""
+
+    def stats(self) -> DatapathStats:
+        """Counters, read without disturbing the workers."""
+
+    def check(self) -> None:
+        """Raise DatapathError when a worker has died or can no longer work (TUN device gone), with the reason."""
+
+    def close(self) -> None:
+        """Stop the workers (within 1 s also under flood) and free all that is ours; safe to call twice."""

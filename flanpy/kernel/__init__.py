@@ -1,0 +1,1 @@
+"""The only importer of pyroute2: links, addresses, routes, TUN devices, the monitor."""

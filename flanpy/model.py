@@ -1,0 +1,250 @@
+"""Frozen values that every layer shares; nothing here does I/O or knows the clock.
+
+The words of the field, used for the same thing everywhere:
+
+    subnet    a range of pod addresses            lease     the etcd record that gives a subnet to a node
+    peer      another node of the cluster         hop       where a peer takes encapsulated packets (ip, port)
+    verdict   what became of a packet             table     destination prefix -> hop, an immutable snapshot
+    record    an etcd key with its raw value      refusal   one item that was not accepted, and why
+
+Addresses and networks are ``ipaddress`` values; numbers are host order; units are in the names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from types import MappingProxyType
+
+Address = IPv4Address | IPv6Address
+Interface = IPv4Interface | IPv6Interface
+Network = IPv4Network | IPv6Network
+
+ROUTE_PROTOCOL = 102
+"""Our number in a route's ``proto`` field (rtnetlink ``rtm_protocol``); a route without it is not ours."""
+
+LEASE_TTL_S = 24 * 3600
+"""flannel's time to live of a subnet lease."""
+
+DEFAULT_PREFIX = "/coreos.com/network"
+"""flannel's default ``--etcd-prefix``."""
+
+
+# ------------------------------------------------------------------------------------------------ the lease store
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One etcd key as it was read: the value is hostile until ``core.codec`` has taken it.
+
+    ``key`` is relative to the prefix, without a leading slash: ``config``, ``subnets/10.5.52.0-24``.
+    ``etcd_lease_id`` 0 means that the key never expires (flannel calls such a subnet a reservation).
+    """
+
+    key: str
+    value: bytes
+    create_revision: int
+    mod_revision: int
+    etcd_lease_id: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RecordSet:
+    """All records below one key, consistent at ``revision``; a watch goes on from ``revision + 1``."""
+
+    revision: int
+    records: tuple[Record, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RecordChange:
+    """One change seen by a watch: ``record`` is None when the key was deleted or has expired."""
+
+    revision: int
+    key: str
+    record: Record | None
+
+
+# ------------------------------------------------------------------------------------------------ leases and peers
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Subnets:
+    """The one or two subnets of a node; they name the etcd key. At least one of them is set."""
+
+    ipv4: IPv4Network | None = None
+    ipv6: IPv6Network | None = None
+
+    def __post_init__(self) -> None:
+        if self.ipv4 is None and self.ipv6 is None:
+            raise ValueError("Subnets: needs an IPv4 or an IPv6 subnet, got neither")
+
+    def __str__(self) -> str:
+        return " ".join(str(subnet) for subnet in (self.ipv4, self.ipv6) if subnet is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class FlanpyInfo:
+    """What a flanpy node tells the others, as the object ``flanpy`` in BackendData; flanneld ignores it.
+
+    ``node`` is the node's stable id, ``features`` what its receiver can take (``ecn``, ``superpacket``, ...).
+    """
+
+    node: str
+    features: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class NodeAttributes:
+    """The value of a lease: who has it and how to reach that node (flannel's LeaseAttrs).
+
+    ``backend_type`` "" stands for udp, whose leases carry no type. ``backend_data`` and ``backend_v6_data`` are canonical
+    JSON text without the ``flanpy`` object, or None when absent.
+    """
+
+    public_ip: IPv4Address
+    public_ipv6: IPv6Address | None = None
+    backend_type: str = ""
+    backend_data: str | None = None
+    backend_v6_data: str | None = None
+    flanpy: FlanpyInfo | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A subnet lease as it stands in etcd; ``etcd_lease_id`` 0 makes it a reservation."""
+
+    subnets: Subnets
+    attributes: NodeAttributes
+    create_revision: int
+    mod_revision: int
+    etcd_lease_id: int
+
+    @property
+    def is_reservation(self) -> bool:
+        """Whether the key never expires; such a subnet stays with its owner for ever."""
+        return self.etcd_lease_id == 0
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """One key that was not accepted; everything else goes on without it."""
+
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Hop:
+    """Where a peer takes encapsulated packets: underlay address and UDP port (host order)."""
+
+    address: Address
+    port: int
+    ecn: bool = False
+    """The peer combines ECN marks at decapsulation (RFC 6040), so they may be copied out to it."""
+
+    def __str__(self) -> str:
+        host = f"[{self.address}]" if self.address.version == 6 else str(self.address)
+        return f"{host}:{self.port}"
+
+
+# ------------------------------------------------------------------------------------------------ network config
+
+
+@dataclass(frozen=True, slots=True)
+class BackendConfig:
+    """The ``Backend`` object of the network config: its type and its options by flannel's key names, defaults filled in."""
+
+    type: str = "udp"
+    options: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkConfig:
+    """The cluster's network config, checked and with every default filled in (flannel's Config).
+
+    ``subnet_min`` and ``subnet_max`` are the first and last subnet that may be leased, inclusive.
+    """
+
+    network: IPv4Network | None
+    subnet_len: int
+    subnet_min: IPv4Network | None
+    subnet_max: IPv4Network | None
+    ipv6_network: IPv6Network | None
+    ipv6_subnet_len: int
+    ipv6_subnet_min: IPv6Network | None
+    ipv6_subnet_max: IPv6Network | None
+    enable_ipv4: bool
+    enable_ipv6: bool
+    enable_nftables: bool
+    backend: BackendConfig
+
+
+# ------------------------------------------------------------------------------------------------ desired state
+
+
+@dataclass(frozen=True, slots=True)
+class Uplink:
+    """The underlay interface of this node: what peers reach us by."""
+
+    name: str
+    index: int
+    mtu_bytes: int
+    address: IPv4Address | None
+    address6: IPv6Address | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tunnel:
+    """The TUN device as it should be: its name, MTU, number of queues and addresses."""
+
+    name: str
+    mtu_bytes: int
+    addresses: tuple[Interface, ...]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Route:
+    """A kernel route. ``gateway`` None means on-link via ``device``; ``onlink`` skips the gateway's reachability check.
+
+    Compared whole: two routes to one destination that differ in any field are different routes.
+    """
+
+    destination: Network
+    device: str
+    gateway: Address | None = None
+    source: Address | None = None
+    metric: int = 0
+    table: int = 254
+    protocol: int = ROUTE_PROTOCOL
+    onlink: bool = False
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class TableEntry:
+    """One line of the route table of the datapath: this prefix belongs to the node behind this hop."""
+
+    prefix: Network
+    hop: Hop
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardTable:
+    """What a datapath forwards by: an immutable snapshot, published whole.
+
+    ``local`` are this node's own prefixes: the only inner destinations accepted from the underlay. Longest prefix wins.
+    """
+
+    generation: int
+    entries: tuple[TableEntry, ...]
+    local: tuple[Network, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DesiredState:
+    """All that should be true on this machine; the reconciler makes it so."""
+
+    tunnel: Tunnel | None
+    routes: frozenset[Route]
+    table: ForwardTable
