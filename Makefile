@@ -1,0 +1,64 @@
+# Everything that is done with flanpy from a checkout. `make help` lists the targets.
+# The first use installs what is missing: Debian packages (needs root), .venv with pinned dependencies, the C extension.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
+export PYTHONUNBUFFERED := 1
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+BIN := $(VENV)/bin
+STAMP := build/.built
+SOURCES := $(shell find csrc -name '*.[ch]' -not -path 'csrc/fuzz/*') $(wildcard flanpy/*/*_build.py) setup.py pyproject.toml
+
+.PHONY: help setup build demo test test-unit bench fuzz lint format pin clean distclean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## install what is missing: Debian packages (root), .venv
+	@PYTHON="$(PYTHON)" scripts/setup packages
+	@scripts/setup venv $(VENV) $(PYTHON)
+
+$(STAMP): $(SOURCES) | setup
+	@mkdir -p build && echo "setup: building the C extension" >&2
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e . \
+		>build/build.log 2>&1 || { cat build/build.log >&2; exit 1; }
+	@touch $@
+
+build: setup $(STAMP) ## build the C extension into the checkout
+
+demo: build ## three hosts, six pods, one overlay, on this machine (root)
+	@$(BIN)/flanpy lab demo $(ARGS)
+
+test: build ## the whole suite (root); ARGS go to pytest
+	@$(BIN)/python -m pytest $(ARGS)
+
+test-unit: build ## only what needs no root
+	@$(BIN)/python -m pytest tests/unit tests/packets $(ARGS)
+
+bench: build ## the benchmark suite, results in bench-results/; ARGS go to flanpy bench
+	@$(BIN)/flanpy bench $(ARGS)
+
+fuzz: build ## libFuzzer on every parser; ARGS="TARGET SECONDS" for one of them
+	@csrc/fuzz/build.sh run $(ARGS)
+
+lint: build ## ruff, mypy strict, C warnings as errors
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+format: build ## let ruff format the Python files
+	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+pin: setup ## pin the newest dependencies anew
+	@$(BIN)/python -m pip install --quiet --upgrade -r requirements/test.in
+	@$(BIN)/python -m pip freeze --all | grep -viE '^(pip|flanpy)\b|^-e' >requirements/test.txt
+
+clean: ## remove what was built
+	@rm -rf build dist *.egg-info flanpy/*/*.so bench-results .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find flanpy tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean ## and the virtual environment
+	@rm -rf $(VENV)
