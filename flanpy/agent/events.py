@@ -1,0 +1,74 @@
+"""What the edges put on the agent's one queue; the loop alone reads it.
+
+Frozen values without behaviour. Nothing here knows who sends or handles them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from typing import Any
+
+from flanpy.model import RecordChange, RecordSet
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigRead:
+    """The network config as it stands in etcd; ``text`` None when there is none."""
+
+    text: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class SubnetsListed:
+    """The watcher has read all leases anew; changes that follow come after ``records.revision``."""
+
+    records: RecordSet
+
+
+@dataclass(frozen=True, slots=True)
+class SubnetsChanged:
+    """Changes of leases in revision order; an empty batch says that the watch lives."""
+
+    changes: tuple[RecordChange, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StoreFailed:
+    """The watcher or a read has failed; ``denied`` means that an operator has to act."""
+
+    message: str
+    denied: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseOutcome:
+    """What became of the leasing effect that was outstanding: an event for ``core.leasing.step``."""
+
+    event: Any
+
+
+@dataclass(frozen=True, slots=True)
+class KernelChanged:
+    """The monitor saw something that may concern us: ``what`` for the log at debug level."""
+
+    what: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """SIGTERM or SIGINT, by name."""
+
+    signal: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A request of the control socket or the health server; the loop puts the answer (plain JSON values) on ``reply``."""
+
+    command: str
+    reply: SimpleQueue[dict[str, Any]] = field(default_factory=SimpleQueue)
+
+
+Event = ConfigRead | SubnetsListed | SubnetsChanged | StoreFailed | LeaseOutcome | KernelChanged | Stop | Ask
+EventQueue = SimpleQueue[Event]

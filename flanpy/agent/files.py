@@ -1,0 +1,91 @@
+"""The agent's files: node id, lock, subnet.env. All writes are whole or not at all (write beside, rename over).
+
+Knows paths and bytes; what stands in subnet.env is rendered by ``core.subnet_env``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from flanpy.errors import PlatformError, ResourceBusy
+
+NODE_ID_FILE = "node-id"
+
+
+def make_directory(path: Path, flag: str) -> None:
+    """Create a directory (0700) with its parents. Raises PlatformError naming the flag that moves it."""
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise PlatformError(f"{flag}: cannot create {path}: {error.strerror}; choose a directory that can be written") from error
+
+
+def write_atomically(path: Path, text: str, mode: int = 0o644) -> None:
+    """Replace the whole file in one step: a reader sees the old text or the new, and a crash leaves either. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            os.fchmod(file.fileno(), mode)
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            Path(name).unlink()
+        raise
+
+
+def read_text(path: Path) -> str | None:
+    """The file's text, or None when it is not there or cannot be read as text."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def node_id(state_dir: Path) -> str:
+    """This node's stable id: made once, then read for ever. A damaged file is replaced. Raises PlatformError if it cannot be kept."""
+    path = state_dir / NODE_ID_FILE
+    kept = (read_text(path) or "").strip()
+    if re.fullmatch(r"[0-9a-f-]{36}", kept):
+        return kept
+    fresh = str(uuid.uuid4())
+    try:
+        write_atomically(path, fresh + "\n", 0o600)
+    except OSError as error:
+        raise PlatformError(
+            f"--state-dir: cannot write {path}: {error.strerror}; without a kept node id a restart could take another subnet"
+        ) from error
+    return fresh
+
+
+@contextlib.contextmanager
+def exclusive(run_dir: Path) -> Iterator[None]:
+    """Hold the lock of one agent per run directory. Raises ResourceBusy naming the process that has it."""
+    path = run_dir / "agent.lock"
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise PlatformError(f"--run-dir: cannot open {path}: {error.strerror}") from error
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = (read_text(path) or "?").strip()
+            raise ResourceBusy(
+                f"another flanpy agent runs here (process {holder}, lock {path}); stop it, or give this one a --run-dir of its own"
+            ) from None
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(handle)

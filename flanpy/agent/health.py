@@ -1,0 +1,72 @@
+"""The health server of ``--healthz-ip`` and ``--healthz-port``: /healthz (the loop answers) and /readyz (lease, datapath, first sync).
+
+flanneld's /healthz says 200 as long as the process lives; ours says 503 when the loop does not answer.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, ClassVar
+
+from flanpy.agent.events import Ask, EventQueue
+from flanpy.errors import ResourceBusy
+
+ANSWER_TIMEOUT_S = 2.0
+
+
+class HealthServer:
+    """Serves from construction to ``close``. Raises ResourceBusy when the address cannot be had."""
+
+    def __init__(self, address: str, port: int, events: EventQueue) -> None:
+        handler = type("Handler", (_Handler,), {"events": events})
+        try:
+            self._server = ThreadingHTTPServer((address, port), handler)
+        except OSError as error:
+            raise ResourceBusy(f"--healthz-port: cannot listen on {address}:{port}: {error.strerror}") from error
+        self._server.daemon_threads = True
+        self.port = self._server.server_address[1]
+        self._thread = threading.Thread(target=self._server.serve_forever, name="health", daemon=True)
+
+    def start(self) -> None:
+        """Begin to answer."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop answering and free the port."""
+        if self._thread.is_alive():
+            self._server.shutdown()
+        self._server.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    events: ClassVar[EventQueue]
+    timeout = 5
+    protocol_version = "HTTP/1.0"
+
+    def do_GET(self) -> None:
+        if self.path not in ("/healthz", "/readyz"):
+            self._send(404, {"error": "only /healthz and /readyz are here"})
+            return
+        ask = Ask("health")
+        self.events.put(ask)
+        try:
+            answer = ask.reply.get(timeout=ANSWER_TIMEOUT_S)
+        except queue.Empty:
+            self._send(503, {"error": f"the agent's loop did not answer within {ANSWER_TIMEOUT_S:.0f} s"})
+            return
+        good = answer["alive"] if self.path == "/healthz" else answer["ready"]
+        self._send(200 if good else 503, answer)
+
+    def _send(self, status: int, body: dict[str, Any]) -> None:
+        payload = json.dumps(body).encode() + b"\n"
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(payload)))
+        self.end_headers()
+        self.wfile.write(payload)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Probes arrive every few seconds; they do not belong in the log."""
