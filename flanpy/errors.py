@@ -3,6 +3,7 @@
     FlanpyError                      exit  what is wrong
     ├── UsageError                    2    a flag, environment variable or options file is wrong
     ├── ConfigError                   3    the network config is missing or wrong (all problems at once)
+    ├── CodecError                    1    an etcd key or value that does not parse (refused, never fatal)
     ├── StoreError                    4    etcd
     │   ├── StoreUnavailable          4    not reachable, timed out, no leader: try again
     │   ├── StoreDenied               4    authentication or permission: try again, but say it loudly
@@ -43,6 +44,10 @@ class ConfigError(FlanpyError):
     def __init__(self, problems: list[str] | tuple[str, ...] | str) -> None:
         self.problems: tuple[str, ...] = (problems,) if isinstance(problems, str) else tuple(problems)
         super().__init__("\n".join(self.problems))
+
+
+class CodecError(FlanpyError):
+    """An etcd key or value does not parse; the item is refused and everything else goes on."""
 
 
 class StoreError(FlanpyError):

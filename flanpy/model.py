@@ -149,6 +149,28 @@ class Hop:
         return f"{host}:{self.port}"
 
 
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Another node that we send to.
+
+    ``lease`` is the record it was read from and takes no part in comparisons: a renewal makes an equal peer.
+    """
+
+    subnets: Subnets
+    attributes: NodeAttributes
+    hop: Hop
+    lease: Lease = field(compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignLease:
+    """A lease of a node that runs another backend type: known, shown, and not sent to. ``lease`` as in Peer."""
+
+    subnets: Subnets
+    attributes: NodeAttributes
+    lease: Lease = field(compare=False, repr=False)
+
+
 # ------------------------------------------------------------------------------------------------ network config
 
 
