@@ -1,0 +1,329 @@
+"""The agent's loop: the one owner of state. Edges put events on its queue; it decides with ``core`` and acts through ``Machine``.
+
+    queue -> [drain all that wait] -> membership, leasing -> desired state -> converge -> subnet.env -> ready
+
+Level-triggered: every pass computes the whole desired state from what is known and reconciles the machine with it, so start-up, a resync
+after compaction and a repair after somebody flushed the routes are the same code. A failed pass is tried again with back-off.
+Principle: fail static. Whatever happens to etcd, the machine keeps forwarding by the last known state.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import time
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Network
+
+from flanpy.agent.events import (
+    Ask,
+    ConfigRead,
+    Event,
+    EventQueue,
+    KernelChanged,
+    LeaseOutcome,
+    Stop,
+    StoreFailed,
+    SubnetsChanged,
+    SubnetsListed,
+)
+from flanpy.agent.executor import Executor, ReadConfig
+from flanpy.agent.logs import event
+from flanpy.agent.machine import Machine, Outcome
+from flanpy.agent.planner import Plan, make_plan
+from flanpy.agent.readiness import Readiness
+from flanpy.agent.report import answer
+from flanpy.config.network import parse_network_config
+from flanpy.config.options import AgentOptions
+from flanpy.core import leasing, membership
+from flanpy.errors import ConfigError, FlanpyError
+from flanpy.model import NetworkConfig, Uplink
+
+log = logging.getLogger(__name__)
+
+CHECK_S = 1.0
+"""How often the datapath is asked whether it lives."""
+RESYNC_S = 30.0
+"""How often the machine is compared with the desired state though nothing was heard."""
+CONFIG_RETRY_S = (0.5, 10.0)
+"""Least and most wait before the network config is read again when there is none, or a bad one."""
+CONFIG_REREAD_S = 60.0
+"""How often a good network config is read again, to notice a change."""
+CONVERGE_RETRY_S = (0.2, 10.0)
+
+
+@dataclass(slots=True)
+class State:
+    """All that the agent knows; only the loop's thread touches it."""
+
+    config_text: bytes | None = None
+    config: NetworkConfig | None = None
+    config_problem: str | None = "the network config has not been read yet"
+    config_wait_s: float = CONFIG_RETRY_S[0]
+    members: membership.Membership | None = None
+    lease: leasing.LeasingState | None = None
+    store_problem: str | None = None
+    store_denied: bool = False
+    last_store_word_s: float | None = None
+    plan: Plan | None = None
+    outcome: Outcome | None = None
+    generation: int = 0
+    dirty: bool = False
+    failures: int = 0
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+class Loop:
+    """Runs until a Stop event; ``run`` returns the name of the signal that ended it."""
+
+    def __init__(
+        self,
+        options: AgentOptions,
+        uplink: Uplink,
+        identity: leasing.Identity,
+        machine: Machine,
+        executor: Executor,
+        readiness: Readiness,
+        events: EventQueue,
+    ) -> None:
+        self._options = options
+        self._uplink = uplink
+        self._identity = identity
+        self._machine = machine
+        self._executor = executor
+        self._readiness = readiness
+        self._events = events
+        self._state = State()
+        self._started_s = time.monotonic()
+        self._timers: dict[str, float] = {"check": self._started_s + CHECK_S, "resync": self._started_s + RESYNC_S}
+        self._stopped_by: str | None = None
+
+    def run(self) -> str:
+        """Handle events until told to stop."""
+        self._executor.submit(ReadConfig())
+        while self._stopped_by is None:
+            for item in self._drain():
+                self._handle(item)
+            self._on_timers(time.monotonic())
+            if self._state.dirty and self._stopped_by is None:
+                self._advance()
+        return self._stopped_by
+
+    # ------------------------------------------------------------------------------------------------ events
+
+    def _drain(self) -> list[Event]:
+        """Wait for the next event or timer, then take everything that is there: a burst of changes makes one pass."""
+        wait_s = max(0.0, min(self._timers.values()) - time.monotonic())
+        try:
+            items = [self._events.get(timeout=wait_s)]
+            while not self._events.empty():
+                items.append(self._events.get_nowait())
+        except queue.Empty:
+            return []
+        return items
+
+    def _handle(self, item: Event) -> None:
+        match item:
+            case ConfigRead(text):
+                self._on_config(text)
+            case SubnetsListed(records):
+                self._store_answers()
+                self._set_members(membership.from_records(records, self._state.members))
+                self._feed(leasing.Listed(records))
+            case SubnetsChanged(changes):
+                self._store_answers()
+                self._on_changes(changes)
+            case LeaseOutcome(outcome):
+                self._on_lease_outcome(outcome)
+            case StoreFailed(message, denied):
+                self._store_fails(message, denied)
+            case KernelChanged(what):
+                log.debug("kernel: %s", what, extra=event("kernel_changed", what=str(what)))
+                self._state.dirty = True
+            case Ask():
+                item.reply.put(answer(item.command, self._state, self._machine, self._uplink, self._readiness, self._started_s))
+            case Stop(signal):
+                self._stopped_by = signal
+
+    def _on_changes(self, changes: tuple[object, ...]) -> None:
+        state = self._state
+        if changes and state.members is not None:
+            self._set_members(membership.apply(state.members, changes))  # type: ignore[arg-type]
+        self._feed(leasing.Changed(changes))  # type: ignore[arg-type]
+
+    def _set_members(self, members: membership.Membership) -> None:
+        self._state.members = members
+        self._state.dirty = True
+
+    def _on_lease_outcome(self, outcome: leasing.Event) -> None:
+        if isinstance(outcome, leasing.Failed):
+            self._store_fails(outcome.message, outcome.denied)
+        else:
+            self._store_answers()
+        self._feed(outcome)
+
+    def _store_answers(self) -> None:
+        state = self._state
+        state.last_store_word_s = time.monotonic()
+        if state.store_problem is not None:
+            log.info("etcd answers again", extra=event("store_up"))
+            state.store_problem, state.store_denied = None, False
+
+    def _store_fails(self, message: str, denied: bool) -> None:
+        state = self._state
+        if message != state.store_problem:
+            level = logging.ERROR if denied else logging.WARNING
+            log.log(level, "%s; forwarding goes on by the last known state", message, extra=event("store_down", denied=denied))
+        state.store_problem, state.store_denied = message, denied
+        if state.config is None:
+            self._retry_config()
+
+    # ------------------------------------------------------------------------------------------------ network config
+
+    def _on_config(self, text: bytes | None) -> None:
+        state = self._state
+        self._store_answers()
+        if text == state.config_text and state.config is not None:
+            self._timers["config"] = time.monotonic() + CONFIG_REREAD_S
+            return
+        try:
+            config = self._parse(text)
+        except ConfigError as error:
+            self._config_fails(str(error))
+            return
+        if state.config is None:
+            state.config_text, state.config, state.config_problem = text, config, None
+            log.info("network config: %s", config.network, extra=event("config_read", network=str(config.network)))
+            self._start_leasing(config)
+        else:
+            self._config_fails("the network config in etcd has changed; restart the agents, one after the other, to apply it")
+        self._timers["config"] = time.monotonic() + CONFIG_REREAD_S
+
+    def _parse(self, text: bytes | None) -> NetworkConfig:
+        prefix = self._options.etcd_prefix
+        if text is None:
+            raise ConfigError(
+                f"etcd has no network config at {prefix}/config; write one:  "
+                """flanpy network set --json '{"Network": "10.244.0.0/16", "Backend": {"Type": "udp"}}'"""
+            )
+        return parse_network_config(text)
+
+    def _config_fails(self, problem: str) -> None:
+        state = self._state
+        if problem != state.config_problem:
+            log.error("%s", problem, extra=event("config_refused", problem=problem))
+        state.config_problem = problem
+        if state.config is None:
+            self._retry_config()
+
+    def _retry_config(self) -> None:
+        state = self._state
+        self._timers["config"] = time.monotonic() + state.config_wait_s
+        state.config_wait_s = min(2 * state.config_wait_s, CONFIG_RETRY_S[1])
+
+    # ------------------------------------------------------------------------------------------------ own lease
+
+    def _start_leasing(self, config: NetworkConfig) -> None:
+        self._state.lease, effects = leasing.start(self._identity, config, time.monotonic())
+        self._do(effects)
+
+    def _feed(self, item: leasing.Event) -> None:
+        state = self._state
+        if state.lease is None:
+            return
+        before = state.lease.held
+        state.lease, effects = leasing.step(state.lease, item, time.monotonic())
+        self._do(effects)
+        if state.lease.held != before:
+            state.dirty = True
+
+    def _do(self, effects: tuple[leasing.Effect, ...]) -> None:
+        for effect in effects:
+            if isinstance(effect, leasing.Say):
+                log.log(logging.getLevelName(effect.level.upper()), "%s", effect.message, extra=event(effect.event))
+            else:
+                self._executor.submit(effect)
+
+    # ------------------------------------------------------------------------------------------------ timers
+
+    def _on_timers(self, now_s: float) -> None:
+        state = self._state
+        if state.lease is not None and (deadline := leasing.deadline(state.lease)) is not None and deadline <= now_s:
+            self._feed(leasing.Tick())
+        for name in [name for name, at in self._timers.items() if at <= now_s and name != "lease"]:
+            self._fire(name, now_s)
+        deadline = leasing.deadline(state.lease) if state.lease is not None else None
+        self._timers["lease"] = deadline if deadline is not None else now_s + RESYNC_S
+
+    def _fire(self, name: str, now_s: float) -> None:
+        match name:
+            case "check":
+                self._timers["check"] = now_s + CHECK_S
+                if self._state.plan is not None and self._machine.check() is not None:
+                    self._state.dirty = True
+            case "config":
+                del self._timers["config"]
+                self._executor.submit(ReadConfig())
+            case "converge":
+                del self._timers["converge"]
+                self._state.dirty = True
+            case "resync":
+                self._timers["resync"] = now_s + RESYNC_S
+                self._state.dirty = True
+
+    # ------------------------------------------------------------------------------------------------ desired state
+
+    def _advance(self) -> None:
+        """One pass: from what is known to the desired state, and the machine after it."""
+        state = self._state
+        state.dirty = False
+        if state.config is None or state.members is None or state.lease is None or state.lease.held is None:
+            return
+        try:
+            plan = make_plan(state.config, state.lease.held, state.members, self._uplink, self._options, state.generation + 1)
+        except FlanpyError as error:
+            self._converge_failed((str(error),))
+            return
+        self._say_refusals(plan)
+        if state.plan is None or replace(plan.desired.table, generation=state.generation) != state.plan.desired.table:
+            state.generation += 1
+            state.plan = plan
+        else:
+            state.plan = replace(plan, desired=replace(plan.desired, table=state.plan.desired.table))
+        state.outcome = self._machine.converge(state.plan.desired, state.plan.settings)
+        if state.outcome.problems:
+            self._converge_failed(state.outcome.problems)
+        else:
+            self._converged(state.config, state.plan)
+
+    def _converged(self, config: NetworkConfig, plan: Plan) -> None:
+        state = self._state
+        state.failures = 0
+        if state.outcome is not None and state.outcome.changed:
+            log.info(
+                "in sync: %d peers, table %d (%.1f ms)",
+                len(plan.view.peers),
+                plan.desired.table.generation,
+                state.outcome.seconds * 1e3,
+                extra=event("converged", peers=len(plan.view.peers), generation=plan.desired.table.generation),
+            )
+        lease = state.lease.held if state.lease else None
+        if lease is not None and lease.subnets.ipv4 is not None:
+            self._readiness.reached(config, IPv4Network(lease.subnets.ipv4), plan.settings.mtu_bytes)
+
+    def _converge_failed(self, problems: tuple[str, ...]) -> None:
+        state = self._state
+        wait_s = min(CONVERGE_RETRY_S[0] * 2 ** min(state.failures, 10), CONVERGE_RETRY_S[1])
+        state.failures += 1
+        if state.failures == 1 or state.outcome is None or state.outcome.problems != problems or state.failures % 10 == 0:
+            for problem in problems:
+                log.error("%s; trying again in %.1f s", problem, wait_s, extra=event("converge_failed", problem=problem))
+        self._timers["converge"] = time.monotonic() + wait_s
+
+    def _say_refusals(self, plan: Plan) -> None:
+        """Each refused key is said once for each reason, not at every pass."""
+        now = {refusal.key: refusal.reason for refusal in plan.view.refusals}
+        for key, reason in now.items():
+            if self._state.refused.get(key) != reason:
+                log.warning("lease %s refused: %s", key, reason, extra=event("lease_refused", key=key, reason=reason))
+        self._state.refused = now

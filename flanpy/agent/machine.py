@@ -1,0 +1,157 @@
+"""The agent's hands: makes the devices, addresses, routes and datapath of this machine what the desired state says.
+
+Owned and called by the loop's thread alone. ``converge`` is idempotent and does the same at start-up, after a change and after somebody
+has removed our work: it looks at what is there and does what is missing. What fails is reported and left for the next call.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Address
+
+from flanpy.agent.logs import event
+from flanpy.core.reconcile import diff
+from flanpy.datapath import Datapath, DatapathSettings, DatapathStats
+from flanpy.agent.datapaths import Choice, open_datapath
+from flanpy.errors import DatapathError, FlanpyError
+from flanpy.kernel import links, routes
+from flanpy.kernel.netlink import Kernel
+from flanpy.model import DesiredState, ForwardTable
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one pass has done: ``problems`` (empty: the machine is as desired), operations done and seconds taken."""
+
+    problems: tuple[str, ...]
+    changed: int
+    seconds: float
+
+
+@dataclass(slots=True)
+class Running:
+    """A datapath at work, what it was opened for, and the table that it has."""
+
+    choice: Choice
+    settings: DatapathSettings
+    datapath: Datapath
+    table: ForwardTable | None = field(default=None)
+
+
+class Machine:
+    """Everything of ours on this machine. A context manager: leaving it closes the datapath and the netlink socket."""
+
+    def __init__(self, kernel: Kernel, kind: str) -> None:
+        self._kernel = kernel
+        self._kind = kind
+        self._running: Running | None = None
+
+    def converge(self, desired: DesiredState, settings: DatapathSettings) -> Outcome:
+        """One pass; never raises FlanpyError, for what cannot be done now is done by a later pass."""
+        started = time.monotonic()
+        problems: list[str] = []
+        changed = 0
+        try:
+            changed += self._ensure_datapath(settings)
+            if desired.tunnel is not None:
+                changed += bool(links.ensure_tunnel(self._kernel, desired.tunnel).changed)
+            changed += self._publish(desired.table)
+        except FlanpyError as error:
+            problems.append(str(error))
+        try:
+            difference = diff(desired.routes, routes.list_routes(self._kernel))
+            applied = routes.apply(self._kernel, difference)
+            changed += len(applied.added) + len(applied.removed)
+            problems += [f"route {route.destination} dev {route.device}: {reason}" for route, reason in applied.failed]
+        except FlanpyError as error:
+            problems.append(str(error))
+        return Outcome(tuple(problems), changed, time.monotonic() - started)
+
+    def _ensure_datapath(self, settings: DatapathSettings) -> int:
+        """Open the datapath when there is none, it has failed, or it was opened for something else; whether anything was done."""
+        if (running := self._running) is not None:
+            try:
+                running.datapath.check()
+            except DatapathError as error:
+                log.warning("%s; starting it anew", error, extra=event("datapath_failed", reason=str(error)))
+                self._close_datapath()
+            else:
+                if running.settings == settings:
+                    return 0
+                self._close_datapath()
+        choice, datapath = open_datapath(self._kind, settings)
+        self._running = Running(choice, settings, datapath)
+        log.info(
+            "datapath %s on %s: %s",
+            choice.kind,
+            settings.device,
+            choice.reason,
+            extra=event("datapath_started", kind=choice.kind, device=settings.device, reason=choice.reason),
+        )
+        for line in choice.degraded:
+            log.warning("datapath %s: %s", choice.kind, line, extra=event("datapath_degraded", kind=choice.kind, reason=line))
+        return 1
+
+    def _publish(self, table: ForwardTable) -> int:
+        running = self._running
+        if running is None:
+            raise DatapathError("no datapath to publish a table to")
+        if running.table is not None and replace(running.table, generation=table.generation) == table:
+            return 0
+        running.datapath.publish(table)
+        running.table = table
+        return 1
+
+    def check(self) -> str | None:
+        """Why the datapath is not alive, or None."""
+        if self._running is None:
+            return "no datapath runs yet"
+        try:
+            self._running.datapath.check()
+        except DatapathError as error:
+            return str(error)
+        return None
+
+    @property
+    def choice(self) -> Choice | None:
+        """Which datapath runs and why, or None when none does."""
+        return self._running.choice if self._running else None
+
+    def stats(self) -> DatapathStats | None:
+        """The datapath's counters, or None when none runs."""
+        return self._running.datapath.stats() if self._running else None
+
+    def _close_datapath(self) -> None:
+        running, self._running = self._running, None
+        if running is not None:
+            running.datapath.close()
+
+    def close(self) -> None:
+        """Close the datapath; its device goes with it."""
+        self._close_datapath()
+
+
+def datapath_settings(
+    desired: DesiredState, underlay: IPv4Address, port: int, *, queues: int, source_check: bool, spin_us: int
+) -> DatapathSettings:
+    """The settings of the datapath that carries this desired state's tunnel."""
+    tunnel = desired.tunnel
+    if tunnel is None:
+        raise DatapathError("this backend has no tunnel device")
+    address = tunnel.addresses[0].ip
+    if not isinstance(address, IPv4Address):
+        raise DatapathError(f"{tunnel.name}: the udp backend needs an IPv4 address first, got {address}")
+    return DatapathSettings(
+        device=tunnel.name,
+        tunnel_address=address,
+        underlay_address=underlay,
+        port=port,
+        mtu_bytes=tunnel.mtu_bytes,
+        queues=queues,
+        source_check=source_check,
+        spin_us=spin_us,
+    )

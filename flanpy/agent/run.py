@@ -1,0 +1,174 @@
+"""Composition root of ``flanpy agent``: puts the parts together, in this order, and takes them apart again.
+
+    options -> directories, lock -> embedded etcd -> uplink -> store -> loop with its edges -> signal -> everything closed
+
+Options, uplink and lock are checked before anything on the machine changes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from ipaddress import IPv4Address
+from queue import SimpleQueue
+from types import FrameType
+
+from flanpy import __version__
+from flanpy.agent import files
+from flanpy.agent.control import ControlServer
+from flanpy.agent.events import EventQueue, KernelChanged, Stop
+from flanpy.agent.executor import Executor
+from flanpy.agent.health import HealthServer
+from flanpy.agent.logs import event, set_up
+from flanpy.agent.loop import Loop
+from flanpy.agent.machine import Machine
+from flanpy.agent.notify import notify
+from flanpy.agent.readiness import Readiness
+from flanpy.agent.watcher import Watcher
+from flanpy.config.options import AgentOptions
+from flanpy.core import leasing
+from flanpy.core.subnet_env import parse_subnet_env
+from flanpy.errors import ConfigError, InterfaceError
+from flanpy.kernel.monitor import Monitor
+from flanpy.kernel.netlink import Kernel
+from flanpy.kernel.platform import findings
+from flanpy.kernel.uplink import UplinkSelection, find_uplink
+from flanpy.model import FlanpyInfo, NodeAttributes, Subnets, Uplink
+from flanpy.stores.server import EtcdServer, EtcdServerSettings
+
+log = logging.getLogger(__name__)
+
+FEATURES = frozenset({"ecn"})
+"""What every flanpy receiver can take, whichever datapath runs."""
+
+
+def run_agent(options: AgentOptions) -> int:
+    """Run until SIGTERM or SIGINT; returns 0. Raises FlanpyError with its exit code for what no retry can mend."""
+    set_up(options.log_format, options.log_level)
+    events: EventQueue = SimpleQueue()
+    with ExitStack() as stack:
+        stack.enter_context(_signals(events))
+        log.info("flanpy agent %s", __version__, extra=event("starting", version=__version__))
+        files.make_directory(options.run_dir, "--run-dir")
+        files.make_directory(options.state_dir, "--state-dir")
+        stack.enter_context(files.exclusive(options.run_dir))
+        kernel = stack.enter_context(Kernel())
+        _say_findings(options)
+        uplink = find_uplink(kernel, _selection(options))
+        log.info("underlay: %s %s", uplink.name, uplink.address, extra=event("uplink", name=uplink.name, address=str(uplink.address)))
+        if options.embedded_etcd:
+            options = _start_etcd(options, stack)
+        stopped_by = _run_loop(options, uplink, kernel, events, stack)
+        log.info("stopped by %s", stopped_by, extra=event("stopped", signal=stopped_by))
+    return 0
+
+
+def _run_loop(options: AgentOptions, uplink: Uplink, kernel: Kernel, events: EventQueue, stack: ExitStack) -> str:
+    from flanpy.stores.etcd import EtcdOptions, open_store
+
+    store = open_store(
+        EtcdOptions(
+            endpoints=options.etcd_endpoints,
+            prefix=options.etcd_prefix,
+            cafile=options.etcd_cafile,
+            certfile=options.etcd_certfile,
+            keyfile=options.etcd_keyfile,
+            username=options.etcd_username,
+            password=options.etcd_password,
+        )
+    )
+    stack.callback(store.close)
+    machine = Machine(kernel, options.datapath)
+    stack.callback(machine.close)
+    executor, watcher = Executor(store, events), Watcher(store, events)
+    readiness = Readiness(options.subnet_file, options.ip_masq)
+    loop = Loop(options, uplink, _identity(options, uplink), machine, executor, readiness, events)
+    control = ControlServer(options.run_dir, events)
+    stack.callback(control.close)
+    monitor = Monitor(lambda what: events.put(KernelChanged(what)))
+    stack.callback(monitor.close)
+    if options.healthz_port:
+        health = HealthServer(str(options.healthz_ip), options.healthz_port, events)
+        stack.callback(health.close)
+        health.start()
+    for part in (executor, watcher):
+        stack.callback(part.close)
+        part.start()
+    control.start()
+    stopped_by = loop.run()
+    notify(STOPPING="1")
+    if options.release_on_exit:
+        loop.release(store)
+    return stopped_by
+
+
+@contextlib.contextmanager
+def _signals(events: EventQueue) -> Iterator[None]:
+    """SIGTERM and SIGINT become Stop events; SimpleQueue.put is safe in a signal handler."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        events.put(Stop(signal.Signals(number).name))
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _selection(options: AgentOptions) -> UplinkSelection:
+    return UplinkSelection(
+        iface=options.iface,
+        iface_regex=options.iface_regex,
+        iface_can_reach=str(options.iface_can_reach) if options.iface_can_reach else None,
+        public_ip=options.public_ip,
+    )
+
+
+def _say_findings(options: AgentOptions) -> None:
+    for finding in findings():
+        level = logging.getLevelName(finding.level.upper())
+        log.log(level, "%s; %s", finding.what, finding.cure, extra=event("platform_finding", what=finding.what, cure=finding.cure))
+    if options.ip_masq:
+        log.warning("--ip-masq: no masquerade rules in this version", extra=event("unsupported_option", option="ip-masq"))
+
+
+def _start_etcd(options: AgentOptions, stack: ExitStack) -> AgentOptions:
+    url = f"http://{options.embedded_etcd}"
+    server = stack.enter_context(EtcdServer(EtcdServerSettings(options.state_dir / "etcd", url)))
+    log.info("embedded etcd at %s", url, extra=event("embedded_etcd", url=url))
+    del server
+    return replace(options, etcd_endpoints=(url,))
+
+
+def _identity(options: AgentOptions, uplink: Uplink) -> leasing.Identity:
+    public_ip = options.public_ip or uplink.address
+    if not isinstance(public_ip, IPv4Address):
+        raise InterfaceError(f"{uplink.name}: has no IPv4 address; give --public-ip or another --iface")
+    node = files.node_id(options.state_dir)
+    attributes = NodeAttributes(public_ip, options.public_ipv6, flanpy=FlanpyInfo(node, FEATURES))
+    return leasing.Identity(
+        node_id=node,
+        attributes=attributes,
+        previous=_previous_subnet(options),
+        renew_margin_s=60.0 * options.subnet_lease_renew_margin,
+        pick=random.SystemRandom().randrange,
+    )
+
+
+def _previous_subnet(options: AgentOptions) -> Subnets | None:
+    """The subnet of an earlier run; a damaged file is said and ignored, for a lease can be had without it."""
+    text = files.read_text(options.subnet_file)
+    if text is None:
+        return None
+    try:
+        return parse_subnet_env(text).subnets
+    except ConfigError as error:
+        log.warning("%s ignored: %s", options.subnet_file, error, extra=event("subnet_file_ignored", reason=str(error)))
+        return None
