@@ -24,7 +24,8 @@ class Flag:
     """One option. ``parse`` turns text into the value and raises ValueError with what would be right.
 
     ``repeatable`` collects values (comma-separated in environment variables, a list in the file); ``boolean`` makes
-    ``--flag`` mean true and takes ``--flag=false`` as Go's flag package does; ``flannel`` says that flanneld has it too.
+    ``--flag`` mean true and takes ``--flag=false`` as Go's flag package does; ``const`` is what the flag means without a value, where it
+    may stand without one; ``flannel`` says that flanneld has it too.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Flag:
     group: str = "agent"
     repeatable: bool = False
     boolean: bool = False
+    const: str | None = None
     flannel: bool = True
     secret: bool = False
 
@@ -66,6 +68,8 @@ def add_flags(parser: argparse.ArgumentParser, flags: Sequence[Flag], titles: Ma
         options: dict[str, Any] = {"dest": flag.key, "default": UNSET, "help": _help(flag)}
         if flag.boolean:
             options |= {"nargs": "?", "const": "true", "metavar": "true|false"}
+        elif flag.const is not None:
+            options |= {"nargs": "?", "const": flag.const, "metavar": flag.metavar}
         else:
             options |= {"metavar": flag.metavar} | ({"action": "append"} if flag.repeatable else {})
         groups[flag.group].add_argument(f"--{flag.name}", **options)

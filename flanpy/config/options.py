@@ -85,11 +85,13 @@ AGENT_FLAGS = (
     *ETCD_FLAGS,
     Flag(
         "embedded-etcd",
-        "start and supervise an etcd of our own here, its data in the state directory (for a trial or the first node)",
+        "start and supervise an etcd of our own, data in the state directory (for a trial or the first node); "
+        "without a value at 127.0.0.1:2379",
         "",
         _embedded,
         "ADDRESS:PORT",
         "etcd",
+        const="127.0.0.1:2379",
         flannel=False,
     ),
     Flag(

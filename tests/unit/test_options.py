@@ -1,0 +1,113 @@
+"""The agent's options: precedence, flannel's spellings, and every problem said at once."""
+
+import argparse
+from pathlib import Path
+
+import pytest
+
+from flanpy.config.options import AGENT_FLAGS, AgentOptions, add_agent_flags, load_agent_options
+from flanpy.errors import UsageError
+
+FLANNELD_FLAGS = """
+etcd-endpoints etcd-prefix etcd-keyfile etcd-certfile etcd-cafile etcd-username etcd-password iface iface-regex iface-can-reach
+public-ip public-ipv6 subnet-file subnet-lease-renew-margin ip-masq ip-masq-fully-random-disable iptables-resync
+iptables-forward-rules ip-blackhole-route healthz-ip healthz-port
+""".split()
+
+
+def load(*argv: str, environment: dict[str, str] | None = None) -> AgentOptions:
+    parser = argparse.ArgumentParser()
+    add_agent_flags(parser)
+    return load_agent_options(parser.parse_args(argv), environment or {})
+
+
+def problems(*argv: str, environment: dict[str, str] | None = None) -> list[str]:
+    with pytest.raises(UsageError) as caught:
+        load(*argv, environment=environment)
+    return str(caught.value).splitlines()
+
+
+def test_every_flag_of_flanneld_is_there_and_has_flanneld_s_variable() -> None:
+    flags = {flag.name: flag for flag in AGENT_FLAGS}
+    for name in FLANNELD_FLAGS:
+        assert f"FLANNELD_{name.replace('-', '_').upper()}" in flags[name].environment()
+
+
+def test_defaults_are_flanneld_s() -> None:
+    options = load()
+    assert options.etcd_endpoints == ("http://127.0.0.1:4001", "http://127.0.0.1:2379")
+    assert options.etcd_prefix == "/coreos.com/network"
+    assert options.subnet_file == Path("/run/flannel/subnet.env")
+    assert (options.subnet_lease_renew_margin, options.iptables_resync, options.healthz_port) == (60, 5, 0)
+    assert (options.ip_masq, options.iptables_forward_rules) == (False, True)
+
+
+def test_the_order_is_flag_flanpy_flanneld_file_default(tmp_path: Path) -> None:
+    file = tmp_path / "options.toml"
+    file.write_text('healthz-port = 4\nspin-us = 4\nqueues = 4\niface = ["eth4"]\n')
+    options = load(
+        "--config",
+        str(file),
+        "--healthz-port",
+        "1",
+        environment={"FLANPY_HEALTHZ_PORT": "2", "FLANPY_SPIN_US": "2", "FLANNELD_IFACE": "eth3,eth5"},
+    )
+    assert (options.healthz_port, options.spin_us, options.queues, options.iface) == (1, 2, 4, ("eth3", "eth5"))
+    assert options.log_level == "info"
+
+
+@pytest.mark.parametrize("spelling", ["--ip-masq", "--ip-masq=true", "--ip-masq=1", "--ip-masq=T"])
+def test_booleans_are_spelt_as_in_go(spelling: str) -> None:
+    assert load(spelling).ip_masq
+
+
+def test_a_boolean_is_turned_off_by_a_value() -> None:
+    assert not load("--iptables-forward-rules=false").iptables_forward_rules
+    assert not load("--no-source-check").source_check
+
+
+def test_embedded_etcd_may_stand_without_an_address() -> None:
+    assert load("--embedded-etcd").embedded_etcd == "127.0.0.1:2379"
+    assert load("--embedded-etcd", "192.0.2.1:4000").embedded_etcd == "192.0.2.1:4000"
+    assert load().embedded_etcd == ""
+
+
+def test_all_problems_are_said_at_once_each_with_its_origin(tmp_path: Path) -> None:
+    file = tmp_path / "options.toml"
+    file.write_text('spin-us = -1\nifase = "eth0"\n')
+    assert problems(
+        "--config", str(file), "--public-ip", "1.2", "--iface-regex", "(", environment={"FLANNELD_HEALTHZ_PORT": "x"}
+    ) == [
+        "--iface-regex: '(' is not a regular expression: missing ), unterminated subpattern at position 0",
+        "--public-ip: '1.2' is not an IPv4 address such as 192.0.2.7",
+        f"{file}: spin-us: '-1' is not a whole number from 0 to 10000 (microseconds)",
+        "FLANNELD_HEALTHZ_PORT: 'x' is not a whole number from 0 to 65535",
+        f"{file}: ifase: unknown option; did you mean iface?",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--etcd-keyfile", "k"], "--etcd-keyfile and --etcd-certfile belong together"),
+        (["--etcd-password", "hush"], "--etcd-password needs --etcd-username"),
+        (["--etcd-endpoints", "10.0.0.1:2379"], "is not a URL such as http://"),
+        (["--subnet-lease-renew-margin", "1440"], "is not a whole number from 1 to 1439"),
+        (["--datapath", "fast"], "is not one of auto, userspace, ebpf"),
+        (["--config", "/nonexistent.toml"], "--config: /nonexistent.toml: No such file or directory"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_what_would_be_right(argv: list[str], said: str) -> None:
+    assert said in problems(*argv)[0]
+
+
+def test_a_file_that_is_no_toml_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "options.toml"
+    file.write_bytes(b"\xff\xfe")
+    assert "not TOML" in problems("--config", str(file))[0]
+
+
+def test_the_password_is_never_shown() -> None:
+    options = load("--etcd-username", "root", "--etcd-password", "hush")
+    assert options.etcd_password == "hush"
+    assert "hush" not in repr(options)
