@@ -1,0 +1,27 @@
+"""The commented examples in config/ are what they say: each is loaded by the code that would load it for real."""
+
+import argparse
+import configparser
+from pathlib import Path
+
+from flanpy.config.options import AGENT_FLAGS, add_agent_flags, load_agent_options
+
+CONFIG = Path(__file__).resolve().parents[2] / "config"
+
+
+def test_the_options_example_loads_and_shows_the_defaults() -> None:
+    parser = argparse.ArgumentParser()
+    add_agent_flags(parser)
+    shown = load_agent_options(parser.parse_args(["--config", str(CONFIG / "agent.toml")]), {})
+    for flag in AGENT_FLAGS:
+        if flag.key != "etcd_endpoints":
+            assert getattr(shown, flag.key) == flag.default, flag.name
+
+
+def test_the_unit_runs_the_agent_with_the_options_file() -> None:
+    unit = configparser.ConfigParser(strict=False, interpolation=None)
+    unit.optionxform = str  # type: ignore[assignment, method-assign]
+    unit.read(CONFIG / "flanpy.service")
+    words = unit["Service"]["ExecStart"].split()
+    assert words[1:3] == ["agent", "--config"]
+    assert unit["Service"]["Type"] == "notify"
