@@ -22,12 +22,12 @@ def event(name: str, **fields: Any) -> dict[str, Any]:
 
 
 class TextFormatter(logging.Formatter):
-    """``2026-01-02T03:04:05.678Z warning lease_lost: message``."""
+    """``2026-01-02T03:04:05.678Z warning lease_lost: message``; a newline in the message becomes a space."""
 
     def format(self, record: logging.LogRecord) -> str:
         """One line; a traceback, if any, follows on lines of its own."""
         name = getattr(record, "event", record.name)
-        line = f"{_timestamp(record)} {record.levelname.lower():7} {name}: {record.getMessage()}"
+        line = f"{_timestamp(record)} {record.levelname.lower():7} {name}: {_printable(record.getMessage())}"
         return line + ("\n" + self.formatException(record.exc_info) if record.exc_info else "")
 
 
@@ -46,6 +46,11 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str)
+
+
+def _printable(text: str) -> str:
+    """One line without control characters: what strangers wrote into etcd ends up here too."""
+    return "".join(char if char.isprintable() else " " if char == "\n" else f"\\x{ord(char):02x}" for char in text)
 
 
 def _timestamp(record: logging.LogRecord) -> str:

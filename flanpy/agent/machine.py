@@ -11,10 +11,10 @@ import time
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 
+from flanpy.agent.datapaths import Choice, open_datapath
 from flanpy.agent.logs import event
 from flanpy.core.reconcile import diff
 from flanpy.datapath import Datapath, DatapathSettings, DatapathStats
-from flanpy.agent.datapaths import Choice, open_datapath
 from flanpy.errors import DatapathError, FlanpyError
 from flanpy.kernel import links, routes
 from flanpy.kernel.netlink import Kernel

@@ -43,7 +43,9 @@ class Readiness:
             self._failed(f"--subnet-file: cannot write {self._path}: {error.strerror}")
             return
         self._written, self.problem = text, None
-        log.info("ready: subnet %s, %s written", subnet, self._path, extra=event("ready", subnet=str(subnet), file=str(self._path)))
+        log.info(
+            "ready: subnet %s, %s written", subnet, self._path, extra=event("ready", subnet=str(subnet), file=str(self._path))
+        )
         notify(READY="1", STATUS=f"subnet {subnet}")
 
     def _failed(self, problem: str) -> None:

@@ -60,7 +60,9 @@ def run_agent(options: AgentOptions) -> int:
         kernel = stack.enter_context(Kernel())
         _say_findings(options)
         uplink = find_uplink(kernel, _selection(options))
-        log.info("underlay: %s %s", uplink.name, uplink.address, extra=event("uplink", name=uplink.name, address=str(uplink.address)))
+        log.info(
+            "underlay: %s %s", uplink.name, uplink.address, extra=event("uplink", name=uplink.name, address=str(uplink.address))
+        )
         if options.embedded_etcd:
             options = _start_etcd(options, stack)
         stopped_by = _run_loop(options, uplink, kernel, events, stack)
@@ -134,7 +136,9 @@ def _selection(options: AgentOptions) -> UplinkSelection:
 def _say_findings(options: AgentOptions) -> None:
     for finding in findings():
         level = logging.getLevelName(finding.level.upper())
-        log.log(level, "%s; %s", finding.what, finding.cure, extra=event("platform_finding", what=finding.what, cure=finding.cure))
+        log.log(
+            level, "%s; %s", finding.what, finding.cure, extra=event("platform_finding", what=finding.what, cure=finding.cure)
+        )
     if options.ip_masq:
         log.warning("--ip-masq: no masquerade rules in this version", extra=event("unsupported_option", option="ip-masq"))
 

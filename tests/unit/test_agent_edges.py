@@ -1,0 +1,192 @@
+"""The loop's edges, each with a real socket or file: control socket, health server, log forms, lock, node id, sd_notify."""
+
+import io
+import json
+import logging
+import socket
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import pytest
+
+from flanpy.agent import control, files
+from flanpy.agent.events import Ask, EventQueue
+from flanpy.agent.health import HealthServer
+from flanpy.agent.logs import JsonFormatter, TextFormatter, event
+from flanpy.agent.notify import notify
+from flanpy.errors import FlanpyError, ResourceBusy
+
+
+@pytest.fixture
+def loop() -> Iterator[EventQueue]:
+    """A loop that answers every Ask with its own command, until the test ends."""
+    events: EventQueue = SimpleQueue()
+
+    def answer() -> None:
+        while isinstance(item := events.get(), Ask):
+            alive = item.command == "health"
+            item.reply.put(
+                {"ok": item.command != "no", "error": "as asked", "command": item.command, "alive": alive, "ready": False}
+            )
+
+    thread = threading.Thread(target=answer, daemon=True)
+    thread.start()
+    yield events
+    events.put(None)  # type: ignore[arg-type]
+    thread.join(timeout=5)
+
+
+@pytest.fixture
+def server(loop: EventQueue, tmp_path: Path) -> Iterator[Path]:
+    running = control.ControlServer(tmp_path, loop)
+    running.start()
+    yield tmp_path
+    running.close()
+
+
+def raw(run_dir: Path, data: bytes) -> dict[str, Any]:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(5)
+        client.connect(str(run_dir / control.SOCKET_NAME))
+        client.sendall(data)
+        client.shutdown(socket.SHUT_WR)
+        answer: dict[str, Any] = json.loads(client.makefile().read())
+        return answer
+
+
+def test_a_command_is_answered_by_the_loop(server: Path) -> None:
+    assert control.ask(server, "status")["command"] == "status"
+
+
+def test_a_refusal_becomes_an_error_with_its_reason(server: Path) -> None:
+    with pytest.raises(FlanpyError, match="as asked"):
+        control.ask(server, "no")
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\n", b"{", b"[]\n", b'{"command": 1}\n', b"\xff\xfe\n", b"[" * 10000 + b"\n"], ids=range(7)
+)
+def test_a_malformed_request_is_refused_and_the_next_one_served(server: Path, data: bytes) -> None:
+    assert raw(server, data)["ok"] is False
+    assert control.ask(server, "status")["ok"]
+
+
+def test_a_request_that_is_too_long_is_refused(server: Path) -> None:
+    with pytest.raises((OSError, ValueError)):
+        # The server stops reading and closes: depending on timing the client sees the refusal cut short or a reset.
+        assert raw(server, b"x" * (1 << 20))["ok"] is False
+        raise ValueError("refused")
+    assert control.ask(server, "status")["ok"]
+
+
+def test_silent_clients_do_not_keep_others_out(server: Path) -> None:
+    silent = [socket.socket(socket.AF_UNIX) for _ in range(control.CLIENTS_MAX - 1)]
+    try:
+        for client in silent:
+            client.connect(str(server / control.SOCKET_NAME))
+        assert control.ask(server, "status")["ok"]
+    finally:
+        for client in silent:
+            client.close()
+
+
+def test_the_socket_is_for_its_owner_only_and_goes_with_the_server(loop: EventQueue, tmp_path: Path) -> None:
+    running = control.ControlServer(tmp_path, loop)
+    assert (tmp_path / control.SOCKET_NAME).stat().st_mode & 0o777 == 0o600
+    running.close()
+    assert not (tmp_path / control.SOCKET_NAME).exists()
+
+
+def test_without_an_agent_the_error_says_so(tmp_path: Path) -> None:
+    with pytest.raises(FlanpyError, match=r"no agent answers at .*is `flanpy agent` running here\?"):
+        control.ask(tmp_path, "status")
+
+
+@pytest.mark.parametrize(("path", "status"), [("/healthz", 200), ("/readyz", 503), ("/", 404)])
+def test_the_health_server_speaks_by_status(loop: EventQueue, path: str, status: int) -> None:
+    server = HealthServer("127.0.0.1", 0, loop)
+    server.start()
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.port}{path}", timeout=5) as response:
+            assert response.status == status
+    except urllib.error.HTTPError as error:
+        assert error.code == status
+    finally:
+        server.close()
+
+
+def test_a_health_port_in_use_is_said() -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        with pytest.raises(ResourceBusy, match="--healthz-port: cannot listen on 127.0.0.1"):
+            HealthServer("127.0.0.1", other.getsockname()[1], SimpleQueue())
+
+
+def line(formatter: logging.Formatter) -> str:
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(formatter)
+    logger = logging.Logger("flanpy.test")
+    logger.addHandler(handler)
+    logger.warning("lost %s\n\x1b[31m", "10.5.1.0/24", extra=event("lease_lost", subnet="10.5.1.0/24"))
+    return stream.getvalue()
+
+
+def test_json_logs_carry_the_event_and_its_fields() -> None:
+    parsed = json.loads(line(JsonFormatter()))
+    assert {key: parsed[key] for key in ("level", "event", "subnet")} == {
+        "level": "warning",
+        "event": "lease_lost",
+        "subnet": "10.5.1.0/24",
+    }
+
+
+def test_a_text_log_is_one_line_whatever_the_message_holds() -> None:
+    text = line(TextFormatter())
+    assert text.count("\n") == 1
+    assert "\x1b" not in text
+    assert "warning lease_lost: lost 10.5.1.0/24" in text
+
+
+def test_a_second_agent_in_one_run_directory_is_refused_by_name(tmp_path: Path) -> None:
+    with files.exclusive(tmp_path), pytest.raises(ResourceBusy, match=r"another flanpy agent runs here \(process \d+"):
+        with files.exclusive(tmp_path):
+            pass
+    with files.exclusive(tmp_path):
+        pass
+
+
+def test_the_node_id_is_made_once_and_a_damaged_file_is_replaced(tmp_path: Path) -> None:
+    first = files.node_id(tmp_path)
+    assert files.node_id(tmp_path) == first
+    (tmp_path / files.NODE_ID_FILE).write_text("\0garbage")
+    second = files.node_id(tmp_path)
+    assert second != first
+    assert files.node_id(tmp_path) == second
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    target = tmp_path / "subnet.env"
+    files.write_atomically(target, "old")
+    with pytest.raises(UnicodeEncodeError):
+        files.write_atomically(target, "new\ud800")
+    assert (target.read_text(), [path.name for path in tmp_path.iterdir()]) == ("old", ["subnet.env"])
+
+
+def test_notify_reaches_the_service_manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        notify(READY="1", STATUS="subnet 10.5.1.0/24")
+        assert manager.recv(1000) == b"READY=1\nSTATUS=subnet 10.5.1.0/24"
+
+
+def test_notify_without_a_manager_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", "/nonexistent/socket")
+    notify(READY="1")
