@@ -13,7 +13,6 @@ import logging
 import queue
 import time
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Network
 
 from flanpy.agent.events import (
     Ask,
@@ -128,7 +127,7 @@ class Loop:
                 self._on_config(text)
             case SubnetsListed(records):
                 self._store_answers()
-                self._set_members(membership.from_records(records, self._state.members))
+                self._set_members(membership.from_records(records, self._state.members or membership.EMPTY))
                 self._feed(leasing.Listed(records))
             case SubnetsChanged(changes):
                 self._store_answers()
@@ -307,9 +306,8 @@ class Loop:
                 state.outcome.seconds * 1e3,
                 extra=event("converged", peers=len(plan.view.peers), generation=plan.desired.table.generation),
             )
-        lease = state.lease.held if state.lease else None
-        if lease is not None and lease.subnets.ipv4 is not None:
-            self._readiness.reached(config, IPv4Network(lease.subnets.ipv4), plan.settings.mtu_bytes)
+        if state.lease is not None and state.lease.held is not None:
+            self._readiness.reached(config, state.lease.held.subnets, plan.settings.mtu_bytes)
 
     def _converge_failed(self, problems: tuple[str, ...]) -> None:
         state = self._state

@@ -6,14 +6,13 @@ subnet.env is written last of all and again whenever its content changes; it sta
 from __future__ import annotations
 
 import logging
-from ipaddress import IPv4Network
 from pathlib import Path
 
 from flanpy.agent.files import write_atomically
 from flanpy.agent.logs import event
 from flanpy.agent.notify import notify
-from flanpy.core.subnet_env import render_subnet_env
-from flanpy.model import NetworkConfig
+from flanpy.core.subnet_env import SubnetEnv, render_subnet_env
+from flanpy.model import NetworkConfig, Subnets
 
 log = logging.getLogger(__name__)
 
@@ -32,9 +31,9 @@ class Readiness:
         """Whether subnet.env stands there as it should."""
         return self.problem is None
 
-    def reached(self, config: NetworkConfig, subnet: IPv4Network, mtu_bytes: int) -> None:
+    def reached(self, config: NetworkConfig, subnets: Subnets, mtu_bytes: int) -> None:
         """The machine is as desired: write subnet.env if it differs, and tell the service manager the first time."""
-        text = render_subnet_env(config, subnet, mtu_bytes, self._ip_masq)
+        text = render_subnet_env(SubnetEnv(config.network, config.ipv6_network, subnets, mtu_bytes, self._ip_masq))
         if text == self._written and self._path.exists():
             return
         try:
