@@ -30,7 +30,11 @@ def declarations(header: str) -> str:
 
 def sources() -> list[str]:
     """Every C file that goes into the module."""
-    core = sorted(path for path in CSRC.glob("*.c") if not path.name.startswith(WITH_SYSTEM_CALLS)) if (CSRC / "bench" / "core.c").exists() else []
+    core = (
+        sorted(path for path in CSRC.glob("*.c") if not path.name.startswith(WITH_SYSTEM_CALLS))
+        if (CSRC / "bench" / "core.c").exists()
+        else []
+    )
     return [str(path) for path in [*sorted((CSRC / "bench").glob("*.c")), *core]]
 
 
