@@ -143,6 +143,8 @@ class Hop:
     port: int
     ecn: bool = False
     """The peer combines ECN marks at decapsulation (RFC 6040), so they may be copied out to it."""
+    superpacket: bool = False
+    """The peer takes superpackets and unfinished checksums as they are (its datapath is ebpf)."""
 
     def __str__(self) -> str:
         host = f"[{self.address}]" if self.address.version == 6 else str(self.address)
