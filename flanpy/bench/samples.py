@@ -82,6 +82,8 @@ class Result:
     figures: tuple[Figure, ...]
     samples: tuple[Sample, ...]
     warnings: tuple[str, ...] = ()
+    losses: tuple[str, ...] = ()
+    """What the kernel's counters say was lost, by setup, mode and task, all rounds together."""
     distributions: Mapping[str, Any] = field(default_factory=dict)
     """Latency buckets by ``figure/setup/mode``: [[least ns of the bucket, count], ...], over all rounds."""
 
@@ -117,5 +119,6 @@ def from_json(text: str) -> Result:
         figures=tuple(Figure(**figure) for figure in raw["figures"]),
         samples=tuple(Sample(**sample) for sample in raw["samples"]),
         warnings=tuple(raw["warnings"]),
+        losses=tuple(raw["losses"]),
         distributions=raw["distributions"],
     )

@@ -1,0 +1,126 @@
+"""Runs a plan: all beds side by side, rounds interleaved, every sample with what was lost meanwhile.
+
+    for each round  for each mode  for each task  for each setup (the order rotates by round)  take a sample
+
+Rounds are outermost, so a slow drift of a shared machine reaches all setups alike, and a run that is stopped early is complete
+for the rounds that it has.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Protocol
+
+from flanpy.bench import health, machine
+from flanpy.bench.beds import Bed, make_bed
+from flanpy.bench.samples import Figure, Result, Sample, Settings
+from flanpy.bench.tasks import Task, Value
+from flanpy.lab.sandbox import Sandbox
+
+BUSY_LOAD = 0.5
+"""Load of the machine above which the report warns that others were at work when the run began."""
+
+
+class Progress(Protocol):
+    """Where a run tells how far it is."""
+
+    def step(self, doing: str) -> None:
+        """A sample begins."""
+
+    def note(self, text: str) -> None:
+        """Something worth a line of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One place in the plan."""
+
+    round: int
+    mode: str
+    task: Task
+    setup: str
+
+
+def plan(settings: Settings, tasks: Sequence[Task]) -> Iterator[Step]:
+    """Every step in the order in which it is done."""
+    for number in range(settings.rounds):
+        turn = number % len(settings.setups)
+        order = settings.setups[turn:] + settings.setups[:turn]
+        for mode in settings.modes:
+            for task in tasks:
+                for setup in order:
+                    yield Step(number, mode, task, setup)
+
+
+def now() -> str:
+    """The time as the result records it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+class Recorder:
+    """Collects samples, distributions and warnings, and makes the result of them; also of a run that was interrupted."""
+
+    def __init__(self, settings: Settings, figures: Sequence[Figure]) -> None:
+        self._settings = settings
+        self._figures = tuple(figures)
+        self._started = now()
+        self._machine = machine.describe()
+        self._samples: list[Sample] = []
+        self._losses: dict[str, Counter[str]] = {}
+        self._buckets: dict[str, Counter[int]] = {}
+        self.warnings: list[str] = []
+        if os.getloadavg()[0] > BUSY_LOAD:
+            self.warnings.append(f"the machine was not idle when the run began (load {os.getloadavg()[0]:.2f})")
+
+    def add(self, value: Value, setup: str, mode: str, number: int) -> None:
+        """Keep one value as a sample."""
+        self._samples.append(Sample(value.figure, setup, mode, number, value.value, value.detail))
+        if value.distribution:
+            self._buckets.setdefault(f"{value.figure}/{setup}/{mode}", Counter()).update(dict(value.distribution))
+
+    def add_losses(self, step: Step, lost: dict[str, int]) -> None:
+        """Keep what the kernel lost during a step."""
+        if lost:
+            self._losses.setdefault(f"{step.setup} {step.mode} {step.task.title}", Counter()).update(lost)
+
+    def result(self) -> Result:
+        """Everything so far."""
+        present = {sample.figure for sample in self._samples}
+        losses = [f"{where}: {', '.join(f'{k} {v}' for k, v in sorted(lost.items()))}" for where, lost in self._losses.items()]
+        return Result(
+            started=self._started,
+            finished=now(),
+            settings=self._settings,
+            machine=self._machine,
+            figures=tuple(figure for figure in self._figures if figure.key in present),
+            samples=tuple(self._samples),
+            warnings=tuple(self.warnings),
+            losses=tuple(losses),
+            distributions={name: sorted(counts.items()) for name, counts in self._buckets.items()},
+        )
+
+
+def run_beds(settings: Settings, tasks: Sequence[Task], recorder: Recorder, progress: Progress) -> None:
+    """Make the beds, warm each one up in each mode, and take every sample of the plan."""
+    with Sandbox.create() as sandbox:
+        beds: dict[str, Bed] = {}
+        for setup in settings.setups:
+            progress.note(f"making the bed of {setup}")
+            beds[setup] = make_bed(sandbox, setup, settings.mtu_bytes)
+        for step in plan(settings, tasks):
+            progress.step(f"round {step.round + 1}/{settings.rounds}  {step.mode}  {step.task.title}  {step.setup}")
+            _take(beds[step.setup], step, recorder)
+
+
+def _take(bed: Bed, step: Step, recorder: Recorder) -> None:
+    bed.set_mode(step.mode)
+    bed.check()
+    before = health.read_losses(bed)
+    values = step.task.measure(bed)
+    recorder.add_losses(step, health.increase(before, health.read_losses(bed)))
+    for value in values:
+        recorder.add(value, step.setup, step.mode, step.round)

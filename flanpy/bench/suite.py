@@ -1,0 +1,59 @@
+"""A whole run: checks what works here, runs the chosen groups, returns the result."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable, Sequence
+
+from flanpy.bench.progress import show_progress
+from flanpy.bench.runner import Progress, Recorder, plan, run_beds
+from flanpy.bench.samples import Figure, Result, Settings
+from flanpy.bench.tasks import Task, tcp_tasks
+from flanpy.errors import UsageError
+from flanpy.lab.process import require_tool
+
+TOOLS = {"ip": "iproute2", "ethtool": "ethtool", "iperf3": "iperf3", "ping": "iputils-ping", "bridge": "iproute2"}
+
+
+def missing() -> dict[str, str]:
+    """Setups that cannot be measured on this machine, and why."""
+    lacking = {"flanneld": "needs a flanneld binary: --flanneld PATH"}
+    for setup, module in (("userspace", "flanpy.datapath.userspace"), ("ebpf", "flanpy.datapath.ebpf")):
+        if importlib.util.find_spec(module) is None:
+            lacking[setup] = "this build of flanpy does not have it"
+    return lacking
+
+
+def run(settings: Settings, *, quick: bool) -> Result:
+    """Measure everything that the settings ask for. Ctrl-C ends the run and keeps the samples that are complete."""
+    tasks = bed_tasks(settings, quick)
+    figures: list[Figure] = [figure for task in tasks for figure in task.figures]
+    parts: list[tuple[int, Callable[[Recorder, Progress], None]]] = []
+    if tasks:
+        _require_bed_tools()
+        steps = sum(1 for _ in plan(settings, tasks))
+        parts.append((steps, lambda recorder, progress: run_beds(settings, tasks, recorder, progress)))
+    recorder = Recorder(settings, figures)
+    with show_progress(sum(steps for steps, _ in parts)) as progress:
+        try:
+            for _, part in parts:
+                part(recorder, progress)
+        except KeyboardInterrupt:
+            recorder.warnings.append("the run was interrupted: later rounds are missing")
+    return recorder.result()
+
+
+def bed_tasks(settings: Settings, quick: bool) -> Sequence[Task]:
+    """The tasks of the chosen groups that need beds."""
+    tasks: list[Task] = []
+    if "tcp" in settings.groups:
+        tasks += tcp_tasks(settings, quick)
+    return tasks
+
+
+def _require_bed_tools() -> None:
+    if os.geteuid() != 0:
+        raise UsageError("flanpy bench: measuring between namespaces needs root (`flanpy bench core` does not)")
+    for tool, package in TOOLS.items():
+        require_tool(tool, package)

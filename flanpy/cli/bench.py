@@ -1,0 +1,160 @@
+"""``flanpy bench``: measure the overlay beside its alternatives, in one run, interleaved.
+
+Only the command line is here: what is measured stands in ``flanpy.bench``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from flanpy.bench.samples import MODES, SETUPS, Settings
+from flanpy.errors import UsageError
+
+if TYPE_CHECKING:
+    from flanpy.bench.samples import Result
+
+DESCRIPTION = """\
+Measure the overlay beside its alternatives on this machine: all setups alive side by side, rounds interleaved, medians with
+their spread and ratios taken round by round. Traffic stays in network namespaces that vanish with the command. Needs root.
+
+  flanpy bench quick      TCP, one stream, in less than two minutes
+  flanpy bench            everything; see --list for what that is and --groups to choose
+  flanpy bench core       the functions of the C core by themselves: nanoseconds a packet, against the plain version of each
+"""
+
+EPILOG = """\
+examples:
+  flanpy bench quick
+  flanpy bench --groups tcp,latency --modes wire --rounds 7
+  flanpy bench --flanneld /usr/local/bin/flanneld
+  flanpy bench quick --output json | jq '.samples | length'
+
+results: DIRECTORY/<time>/result.json (every sample), report.md, plots as SVG and PNG.
+"""
+
+Number = TypeVar("Number", int, float)
+
+GROUPS = {
+    "tcp": "throughput, retransmits and CPU time: streams, directions, cubic and bbr",
+    "udp": "highest packet rate with at most 0.5 % loss: 64, 512 and 1400 B; delay at 80 % of it",
+    "latency": "request and response: idle and under a TCP stream",
+    "agent": "convergence, join time, memory, idle CPU, loss while tables change (needs etcd)",
+    "core": "the C core by itself",
+}
+QUICK_SETUPS = ("routed", "vxlan", "proxy", "userspace")
+QUICK_MODES = ("superpacket", "wire")
+QUICK_GROUPS = ("tcp",)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.description, parser.epilog = DESCRIPTION, EPILOG
+    parser.add_argument("what", nargs="?", choices=("all", "quick", "core"), default="all", help="default: all")
+    parser.add_argument("--quick", dest="what", action="store_const", const="quick", help="the same as `flanpy bench quick`")
+    parser.add_argument("--setups", metavar="NAMES", help=f"of {', '.join(SETUPS)} (default: all that work here)")
+    parser.add_argument("--modes", metavar="NAMES", help=f"of {', '.join(MODES)} (default: all; quick: superpacket,wire)")
+    parser.add_argument("--groups", metavar="NAMES", help=f"of {', '.join(GROUPS)} (default: all; quick: tcp)")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="samples of each figure (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=2, metavar="S", help="length of a sample (default: %(default)s)")
+    parser.add_argument("--streams", metavar="COUNTS", help="TCP streams (default: 1,4; quick: 1)")
+    parser.add_argument("--flanneld", metavar="PATH", help="measure this flanneld too (needs etcd)")
+    parser.add_argument("--directory", type=Path, default=Path("bench-results"), metavar="DIR", help="default: %(default)s")
+    parser.add_argument("--output", choices=("text", "json"), default="text", help="what goes to standard output")
+    parser.add_argument("--list", action="store_true", help="show setups, modes and groups, and what works here; measure nothing")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure, write the results, show them."""
+    from flanpy.bench import suite
+
+    settings = settings_of(arguments, suite.missing())
+    if arguments.list:
+        show_list(suite.missing())
+        return 0
+    result = suite.run(settings, quick=arguments.what == "quick")
+    show(result, arguments)
+    return 0
+
+
+def settings_of(arguments: argparse.Namespace, missing: dict[str, str]) -> Settings:
+    """The options as settings; ``missing`` are the setups that do not work here, and why. Raises UsageError."""
+    quick = arguments.what == "quick"
+    setups = QUICK_SETUPS if quick else tuple(SETUPS)
+    if arguments.flanneld:
+        setups = (*(name for name in setups if name != "flanneld"), "flanneld")
+    if arguments.setups:
+        setups = chosen("--setups", arguments.setups, SETUPS)
+        for name in setups:
+            if name in missing and not (name == "flanneld" and arguments.flanneld):
+                raise UsageError(f"--setups: {name} does not work here: {missing[name]}")
+    else:
+        setups = tuple(name for name in setups if name not in missing or (name == "flanneld" and arguments.flanneld))
+    groups = ("core",) if arguments.what == "core" else QUICK_GROUPS if quick else tuple(GROUPS)
+    return Settings(
+        setups=setups,
+        modes=chosen("--modes", arguments.modes, MODES) if arguments.modes else QUICK_MODES if quick else tuple(MODES),
+        rounds=bounded("--rounds", arguments.rounds, 1, 1000),
+        seconds=bounded("--seconds", arguments.seconds, 0.1, 600),
+        streams=streams(arguments.streams) if arguments.streams else ((1,) if quick else (1, 4)),
+        groups=chosen("--groups", arguments.groups, GROUPS) if arguments.groups else groups,
+        flanneld=arguments.flanneld,
+    )
+
+
+def chosen(option: str, text: str, known: Iterable[str]) -> tuple[str, ...]:
+    """The names of a comma-separated list, each known; raises UsageError with the nearest name."""
+    names = tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, list(known), n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+            raise UsageError(f"{option}: {name!r} is unknown; {hint}")
+    if not names:
+        raise UsageError(f"{option}: empty; known: {', '.join(known)}")
+    return names
+
+
+def streams(text: str) -> tuple[int, ...]:
+    """``1,4`` as numbers."""
+    try:
+        return tuple(bounded("--streams", int(word), 1, 64) for word in text.split(","))
+    except ValueError as error:
+        raise UsageError(f"--streams: {text!r} is not a list of numbers such as 1,4") from error
+
+
+def bounded(option: str, value: Number, least: float, most: float) -> Number:
+    """The value, when it lies within the bounds; raises UsageError."""
+    if not least <= value <= most:
+        raise UsageError(f"{option}: {value:g} is out of range ({least:g} to {most:g})")
+    return value
+
+
+def show_list(missing: dict[str, str]) -> None:
+    """What could be measured here."""
+    for title, names in (("setups", SETUPS), ("modes", MODES), ("groups", GROUPS)):
+        print(f"{title}:")
+        for name, meaning in names.items():
+            print(f"  {name:12} {meaning}")
+            if title == "setups" and name in missing:
+                print(f"  {'':12} not here: {missing[name]}")
+
+
+def show(result: Result, arguments: argparse.Namespace) -> None:
+    """Write the files and print the result as it was asked for."""
+    from flanpy.bench import output, report
+    from flanpy.bench.samples import to_json
+
+    directory = output.new_directory(arguments.directory, result.started)
+    names = output.write(result, directory)
+    if arguments.output == "json":
+        sys.stdout.write(to_json(result))
+    else:
+        output.print_tables(report.tables(result))
+    for warning in result.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    print(f"written: {directory}/ ({', '.join(names)})", file=sys.stderr)
