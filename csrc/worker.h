@@ -19,7 +19,8 @@ struct fp_settings {
     uint32_t tunnel_address; /* host order */
     uint32_t max_segments;   /* of one UDP_SEGMENT send; 1 turns GSO off */
     uint32_t spin_us;        /* busy wait after traffic before poll */
-    uint32_t icmp_per_second;
+    uint32_t icmp_per_second; /* ICMP errors that one worker may send */
+    uint32_t threads_per_queue; /* 0 or 1: both directions in one thread; 2: a thread for each */
 };
 
 /* Besides verdicts: what the worker does. X(SYMBOL, "name", "meaning"); append only. */
@@ -55,7 +56,7 @@ struct fp_stats {
 struct fp_datapath;
 
 /*
- * Start one thread for each queue, forwarding nothing until a table is published (then packets meet DROP_NO_ROUTE at worst).
+ * Start the threads of each queue, which leave packets where they are until a first table is published.
  * 0, or -errno (ENOMEM, EAGAIN from pthread_create, EINVAL settings). Signals are blocked in the threads.
  */
 int fp_datapath_start(const struct fp_queue *queues, size_t n_queues, const struct fp_settings *settings,
@@ -67,7 +68,7 @@ int fp_datapath_start(const struct fp_queue *queues, size_t n_queues, const stru
  */
 int fp_datapath_publish(struct fp_datapath *datapath, const void *table, size_t bytes);
 
-/* Snapshot of one worker's page. -ERANGE for a queue that is not there. Never blocks. */
+/* Snapshot of one queue's counters. -ERANGE for a queue that is not there. Never blocks. */
 int fp_datapath_stats(const struct fp_datapath *datapath, size_t queue, struct fp_stats *out);
 
 /* Stop, join and free. Takes less than 1 s also under a flood, for every loop is bounded. */

@@ -1,0 +1,405 @@
+/*
+ * worker.c: threads that carry packets between TUN queues and UDP sockets, and the hand-over of route tables to them.
+ * With the other worker_*.c the only file with system calls; what becomes of a packet is decided in the pure files.
+ *
+ * Theory of operation
+ *
+ * Threads. One for each queue (a TUN queue descriptor and a UDP socket), running both directions to completion, or two, one for each
+ *   direction (settings.threads_per_queue). All signals are blocked in them. They share nothing but the descriptors and the
+ *   published table, and never wait for each other.
+ *
+ *       turn:  pick up the table -> outward batch -> inward batch          nothing done: spin for spin_us with sched_yield,
+ *       sleep: poll on TUN, UDP and the eventfd                            then sleep
+ *
+ * Memory. Every buffer belongs to one thread from start to stop: the frame buffer is free again when fp_encap_frame returns, the
+ *   encapsulator's arena when its runs are sent, the receive arena when the writes that point into it are done; all three within
+ *   one turn. Nothing is allocated after start, except by publish in the caller's thread.
+ *
+ * Tables. A table is an immutable copy. publish stores the pointer with release and writes the eventfds; a worker loads it with
+ *   acquire once a turn, uses that one for the whole turn, and says under the lock that it has moved on. publish waits for all
+ *   (at most PUBLISH_LIMIT_S) and frees the old one; if a worker is stuck, the old one is kept until a later publish sees it move.
+ *   Before the first table the descriptors are not read: packets wait in their queues.
+ *
+ * Bounds. Each direction takes a bounded batch a turn, so neither can starve the other, the table or stop. A full socket holds a turn for
+ *   a few milliseconds at most (SEND_RETRIES_MAX in worker_out.c). The spin ends by the clock. poll has no time limit; the eventfd ends it.
+ *
+ * Failures.
+ *   peer gone      sends succeed or meet an ICMP error that the kernel keeps to itself; unreachable is counted as a drop
+ *   kernel says no ENOBUFS, EAGAIN: bounded retry, then a drop; EPERM: a drop; TUN down: writes are drops, nothing comes to read
+ *   TUN deleted    read or write says EBADFD: `failed` is set and the thread sleeps on the eventfd alone, so it uses no CPU, still
+ *                  acknowledges tables, and can be stopped
+ *   agent or etcd  not known here: the last table stays in force
+ *
+ * Readers of the statistics take a snapshot by relaxed loads of a page that only the worker writes.
+ */
+#include <errno.h>
+#include <poll.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "worker_state.h"
+
+#define PUBLISH_LIMIT_S 2  /* a turn takes milliseconds; a thread that needs longer does not run at all */
+#define QUEUES_MAX 256u    /* a TUN device has no more (MAX_TAP_QUEUES) */
+
+/* A published table: the blob follows on the next cache line. */
+struct snapshot {
+    struct snapshot *retired; /* older ones that a stuck worker may still hold */
+    uint64_t reserved[7];
+    uint8_t blob[];
+};
+_Static_assert(sizeof(struct snapshot) == FP_CACHE_LINE, "the blob behind it must be aligned to 64");
+
+struct fp_datapath {
+    struct fp_worker *workers;
+    size_t n_workers;
+    size_t n_queues;
+    size_t started; /* threads to join */
+    const struct snapshot *table;
+    int stop;
+    pthread_mutex_t publishing; /* one publish at a time */
+    pthread_mutex_t lock;       /* guards fp_worker.held */
+    pthread_cond_t moved_on;
+};
+
+/* ------------------------------------------------------------------------------------------------------- the thread */
+
+void fp_worker_fail(struct fp_worker *worker, int error)
+{
+    __atomic_store_n(&worker->stats->failed, error, __ATOMIC_RELAXED);
+}
+
+bool fp_worker_tun_is_gone(int error)
+{
+    return error == EBADFD || error == EBADF || error == ENODEV || error == EFAULT;
+}
+
+static bool has_failed(const struct fp_worker *worker)
+{
+    return __atomic_load_n(&worker->stats->failed, __ATOMIC_RELAXED) != 0;
+}
+
+static void pick_up_table(struct fp_worker *worker)
+{
+    struct fp_datapath *datapath = worker->datapath;
+    const struct snapshot *table = __atomic_load_n(&datapath->table, __ATOMIC_ACQUIRE);
+
+    if (table == worker->held)
+        return;
+    worker->context.table = (const struct fp_table *)(const void *)table->blob;
+    __atomic_store_n(&worker->stats->generation, fp_table_generation(worker->context.table), __ATOMIC_RELAXED);
+    fp_worker_work(worker, FP_WORK_TABLES, 1);
+    pthread_mutex_lock(&datapath->lock);
+    worker->held = table;
+    pthread_cond_signal(&datapath->moved_on);
+    pthread_mutex_unlock(&datapath->lock);
+}
+
+static bool turn(struct fp_worker *worker)
+{
+    bool busy = false;
+
+    if (!worker->context.table || has_failed(worker))
+        return false;
+    if (worker->directions & FP_OUTWARD)
+        busy |= fp_outward_turn(worker);
+    if (worker->directions & FP_INWARD)
+        busy |= fp_inward_turn(worker);
+    return busy;
+}
+
+/* After traffic, wait for more without sleeping: a wake-up costs as much as tens of packets. */
+static bool spin(struct fp_worker *worker)
+{
+    uint64_t now;
+
+    if (!worker->idle_since_ns)
+        return false;
+    now = fp_clock_ns(CLOCK_MONOTONIC);
+    if (worker->idle_since_ns == UINT64_MAX)
+        worker->idle_since_ns = now;
+    if (now - worker->idle_since_ns >= (uint64_t)worker->settings.spin_us * 1000) {
+        worker->idle_since_ns = 0;
+        return false;
+    }
+    sched_yield();
+    return true;
+}
+
+static void sleep_in_poll(struct fp_worker *worker)
+{
+    bool listens = worker->context.table && !has_failed(worker);
+    struct pollfd polled[3] = {
+        {.fd = worker->wake_fd, .events = POLLIN},
+        {.fd = listens && worker->directions & FP_OUTWARD ? worker->queue.tun_fd : -1, .events = POLLIN},
+        {.fd = listens && worker->directions & FP_INWARD ? worker->queue.udp_fd : -1, .events = POLLIN},
+    };
+    uint64_t wakes;
+
+    fp_worker_work(worker, FP_WORK_POLLS, 1);
+    if (poll(polled, 3, -1) > 0 && polled[0].revents && read(worker->wake_fd, &wakes, sizeof(wakes)) < 0)
+        return; /* EAGAIN: somebody else's wake-up was taken with ours */
+}
+
+static void *run(void *argument)
+{
+    struct fp_worker *worker = argument;
+
+    while (!__atomic_load_n(&worker->datapath->stop, __ATOMIC_ACQUIRE)) {
+        pick_up_table(worker);
+        if (turn(worker))
+            worker->idle_since_ns = UINT64_MAX; /* busy; the clock is read when it is not */
+        else if (!spin(worker))
+            sleep_in_poll(worker);
+    }
+    return NULL;
+}
+
+static void wake(const struct fp_worker *worker)
+{
+    const uint64_t one = 1;
+
+    if (write(worker->wake_fd, &one, sizeof(one)) < 0)
+        return; /* EAGAIN: the counter is full of wake-ups that it has not seen yet, so it will wake */
+}
+
+/* ------------------------------------------------------------------------------------------------- start and stop */
+
+static int init_worker(struct fp_worker *worker)
+{
+    size_t page = (sizeof(struct fp_stats) + FP_CACHE_LINE - 1) / FP_CACHE_LINE * FP_CACHE_LINE;
+    int error = 0;
+
+    worker->stats = aligned_alloc(FP_CACHE_LINE, page);
+    if (!worker->stats)
+        return -ENOMEM;
+    memset(worker->stats, 0, page);
+    worker->context = (struct fp_context){.counters = &worker->stats->verdicts,
+                                          .mtu_bytes = worker->settings.mtu_bytes,
+                                          .options = worker->settings.options,
+                                          .tunnel_address = worker->settings.tunnel_address};
+    fp_bucket_fill(&worker->bucket);
+    worker->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    if (worker->wake_fd < 0)
+        return -errno;
+    if (worker->directions & FP_OUTWARD) {
+        worker->route_fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+        error = fp_outward_init(worker);
+    }
+    if (!error && worker->directions & FP_INWARD)
+        error = fp_inward_init(worker);
+    return error;
+}
+
+static void free_worker(struct fp_worker *worker)
+{
+    if (worker->wake_fd >= 0)
+        close(worker->wake_fd);
+    if (worker->route_fd >= 0)
+        close(worker->route_fd);
+    fp_outward_free(worker);
+    fp_inward_free(worker);
+    free(worker->stats);
+}
+
+static int start_thread(struct fp_worker *worker, size_t number)
+{
+    char name[16];
+    sigset_t all, before;
+    int error;
+
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    error = pthread_create(&worker->thread, NULL, run, worker);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (error)
+        return -error;
+    snprintf(name, sizeof(name), "flanpy-%zu", number % 10000);
+    pthread_setname_np(worker->thread, name);
+    worker->datapath->started++;
+    return 0;
+}
+
+static bool settings_are_sane(const struct fp_settings *settings, size_t n_queues)
+{
+    return n_queues >= 1 && n_queues <= QUEUES_MAX && settings->max_segments >= 1 && settings->max_segments <= FP_SEGMENTS_MAX &&
+           settings->mtu_bytes >= 68 && settings->mtu_bytes <= FP_DATAGRAM_BYTES_MAX && settings->threads_per_queue <= 2;
+}
+
+static struct fp_datapath *new_datapath(size_t n_queues, size_t n_workers)
+{
+    struct fp_datapath *datapath = calloc(1, sizeof(*datapath));
+    pthread_condattr_t monotonic;
+
+    if (!datapath)
+        return NULL;
+    datapath->workers = calloc(n_workers, sizeof(*datapath->workers));
+    if (!datapath->workers) {
+        free(datapath);
+        return NULL;
+    }
+    datapath->n_queues = n_queues;
+    datapath->n_workers = n_workers;
+    pthread_mutex_init(&datapath->publishing, NULL);
+    pthread_mutex_init(&datapath->lock, NULL);
+    pthread_condattr_init(&monotonic);
+    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+    pthread_cond_init(&datapath->moved_on, &monotonic);
+    pthread_condattr_destroy(&monotonic);
+    return datapath;
+}
+
+int fp_datapath_start(const struct fp_queue *queues, size_t n_queues, const struct fp_settings *settings, struct fp_datapath **out)
+{
+    size_t per_queue = settings->threads_per_queue == 2 ? 2 : 1;
+    struct fp_datapath *datapath;
+    int error = 0;
+
+    if (!settings_are_sane(settings, n_queues))
+        return -EINVAL;
+    datapath = new_datapath(n_queues, n_queues * per_queue);
+    if (!datapath)
+        return -ENOMEM;
+    for (size_t i = 0; i < datapath->n_workers; i++) {
+        struct fp_worker *worker = &datapath->workers[i];
+
+        *worker = (struct fp_worker){.datapath = datapath, .queue = queues[i / per_queue], .settings = *settings, .wake_fd = -1,
+                                     .route_fd = -1};
+        worker->directions = per_queue == 1 ? FP_OUTWARD | FP_INWARD : i % 2 ? FP_INWARD : FP_OUTWARD;
+        if (!error)
+            error = init_worker(worker);
+    }
+    for (size_t i = 0; i < datapath->n_workers && !error; i++)
+        error = start_thread(&datapath->workers[i], i);
+    if (error)
+        fp_datapath_stop(datapath);
+    else
+        *out = datapath;
+    return error;
+}
+
+static void free_snapshots(struct snapshot *snapshot)
+{
+    while (snapshot) {
+        struct snapshot *older = snapshot->retired;
+
+        free(snapshot);
+        snapshot = older;
+    }
+}
+
+void fp_datapath_stop(struct fp_datapath *datapath)
+{
+    __atomic_store_n(&datapath->stop, 1, __ATOMIC_RELEASE);
+    for (size_t i = 0; i < datapath->started; i++)
+        wake(&datapath->workers[i]);
+    for (size_t i = 0; i < datapath->started; i++)
+        pthread_join(datapath->workers[i].thread, NULL);
+    for (size_t i = 0; i < datapath->n_workers; i++)
+        free_worker(&datapath->workers[i]);
+    free_snapshots((struct snapshot *)datapath->table);
+    pthread_cond_destroy(&datapath->moved_on);
+    pthread_mutex_destroy(&datapath->lock);
+    pthread_mutex_destroy(&datapath->publishing);
+    free(datapath->workers);
+    free(datapath);
+}
+
+/* ---------------------------------------------------------------------------------------------- tables and counters */
+
+/* Wait until every worker holds this table. 0 or -ETIMEDOUT. */
+static int wait_for_workers(struct fp_datapath *datapath, const struct snapshot *table)
+{
+    struct timespec deadline;
+    int error = 0;
+
+    clock_gettime(CLOCK_MONOTONIC, &deadline);
+    deadline.tv_sec += PUBLISH_LIMIT_S;
+    pthread_mutex_lock(&datapath->lock);
+    for (size_t i = 0; i < datapath->n_workers && !error;) {
+        if (datapath->workers[i].held == table)
+            i++;
+        else
+            error = pthread_cond_timedwait(&datapath->moved_on, &datapath->lock, &deadline);
+    }
+    pthread_mutex_unlock(&datapath->lock);
+    return error ? -ETIMEDOUT : 0;
+}
+
+static struct snapshot *copy_table(const void *table, size_t bytes)
+{
+    size_t rounded = (sizeof(struct snapshot) + bytes + FP_CACHE_LINE - 1) / FP_CACHE_LINE * FP_CACHE_LINE;
+    struct snapshot *snapshot = aligned_alloc(FP_CACHE_LINE, rounded);
+
+    if (!snapshot)
+        return NULL;
+    memset(snapshot, 0, sizeof(*snapshot));
+    memcpy(snapshot->blob, table, bytes);
+    return snapshot;
+}
+
+int fp_datapath_publish(struct fp_datapath *datapath, const void *table, size_t bytes)
+{
+    struct snapshot *snapshot = copy_table(table, bytes);
+    int error;
+
+    if (!snapshot)
+        return -ENOMEM;
+    if (fp_table_check(snapshot->blob, bytes) != 0) {
+        free(snapshot);
+        return -EINVAL;
+    }
+    pthread_mutex_lock(&datapath->publishing);
+    snapshot->retired = (struct snapshot *)datapath->table;
+    __atomic_store_n(&datapath->table, snapshot, __ATOMIC_RELEASE);
+    for (size_t i = 0; i < datapath->n_workers; i++)
+        wake(&datapath->workers[i]);
+    error = wait_for_workers(datapath, snapshot);
+    if (!error) {
+        free_snapshots(snapshot->retired);
+        snapshot->retired = NULL;
+    }
+    pthread_mutex_unlock(&datapath->publishing);
+    return error;
+}
+
+static uint64_t peek(const uint64_t *counter)
+{
+    return __atomic_load_n(counter, __ATOMIC_RELAXED);
+}
+
+static void add_stats(struct fp_stats *sum, const struct fp_stats *page)
+{
+    uint64_t generation = peek(&page->generation);
+
+    for (size_t i = 0; i < FP_VERDICT_COUNT; i++) {
+        sum->verdicts.by[i].packets += peek(&page->verdicts.by[i].packets);
+        sum->verdicts.by[i].bytes += peek(&page->verdicts.by[i].bytes);
+    }
+    for (size_t i = 0; i < FP_WORK_COUNT; i++)
+        sum->work[i] += peek(&page->work[i]);
+    if (generation < sum->generation)
+        sum->generation = generation;
+    if (!sum->failed)
+        sum->failed = __atomic_load_n(&page->failed, __ATOMIC_RELAXED);
+}
+
+int fp_datapath_stats(const struct fp_datapath *datapath, size_t queue, struct fp_stats *out)
+{
+    size_t per_queue = datapath->n_workers / datapath->n_queues;
+
+    if (queue >= datapath->n_queues)
+        return -ERANGE;
+    memset(out, 0, sizeof(*out));
+    out->generation = UINT64_MAX;
+    for (size_t i = 0; i < per_queue; i++)
+        add_stats(out, datapath->workers[queue * per_queue + i].stats);
+    return 0;
+}

@@ -1,0 +1,193 @@
+/*
+ * worker_in.c: the inward direction of a worker: UDP trains in, TUN frames out. What a packet becomes is decided by decap.c; here
+ * are the system calls and what follows from their errors.
+ *
+ *   recvmsg until EAGAIN or the batch bound -> fp_decap_train -> (no room or end of batch) writev of every merged frame
+ *
+ * Trains lie packed in the arena: each recvmsg gets 64 KB of room behind the train before it, so that many small datagrams of one
+ * batch share few cache lines and pages. Errors of recvmsg other than EAGAIN are ICMP errors of earlier sends or a lack of memory;
+ * they end the batch and nothing else, save those that say that the descriptor is not a socket.
+ */
+#include <errno.h>
+#include <netinet/udp.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "worker_state.h"
+
+#ifndef UDP_GRO
+#define UDP_GRO 104
+#endif
+
+#define TRAINS_PER_TURN 64u        /* keeps a flood from the underlay from starving the other direction, tables and stop */
+#define SLOT_BYTES 65536u          /* room of one receive: no datagram or train is longer, so truncation means a broken kernel */
+#define ARENA_BYTES (4 * SLOT_BYTES)
+
+struct train {
+    uint8_t *data;
+    size_t bytes;
+    size_t segment_bytes; /* 0: a single datagram */
+    struct fp_address sender;
+    uint8_t tos;
+};
+
+union control {
+    struct cmsghdr align;
+    uint8_t bytes[CMSG_SPACE(sizeof(int)) + CMSG_SPACE(sizeof(int)) + 64];
+};
+
+static void read_control(struct msghdr *header, struct train *train)
+{
+    for (struct cmsghdr *control = CMSG_FIRSTHDR(header); control; control = CMSG_NXTHDR(header, control)) {
+        if (control->cmsg_level == IPPROTO_UDP && control->cmsg_type == UDP_GRO) {
+            int segment_bytes;
+
+            memcpy(&segment_bytes, CMSG_DATA(control), sizeof(segment_bytes));
+            train->segment_bytes = segment_bytes > 0 ? (size_t)segment_bytes : 0;
+        } else if (control->cmsg_level == IPPROTO_IP && control->cmsg_type == IP_TOS) {
+            memcpy(&train->tos, CMSG_DATA(control), sizeof(train->tos));
+        }
+    }
+}
+
+/* IPv4 senders are ::ffff:a.b.c.d in the table. */
+static struct fp_address mapped(const struct sockaddr_in *from)
+{
+    struct fp_address address = {.bytes = {[10] = 0xff, [11] = 0xff}};
+
+    memcpy(address.bytes + 12, &from->sin_addr, sizeof(from->sin_addr));
+    return address;
+}
+
+static bool descriptor_is_broken(int error)
+{
+    return error == EBADF || error == ENOTSOCK || error == EINVAL || error == EFAULT;
+}
+
+/* Receive one train into the arena. False: nothing there (or an error that ends this batch). */
+static bool receive(struct fp_worker *worker, struct train *train)
+{
+    struct sockaddr_in from = {0};
+    union control control;
+    struct iovec iov = {.iov_base = worker->in.arena + worker->in.used, .iov_len = SLOT_BYTES};
+    struct msghdr header = {.msg_name = &from,
+                            .msg_namelen = sizeof(from),
+                            .msg_iov = &iov,
+                            .msg_iovlen = 1,
+                            .msg_control = control.bytes,
+                            .msg_controllen = sizeof(control.bytes)};
+    ssize_t bytes = recvmsg(worker->queue.udp_fd, &header, MSG_DONTWAIT);
+
+    if (bytes < 0) {
+        if (descriptor_is_broken(errno))
+            fp_worker_fail(worker, errno);
+        return false;
+    }
+    *train = (struct train){.data = iov.iov_base, .bytes = (size_t)bytes, .sender = mapped(&from)};
+    if (header.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) {
+        fp_worker_work(worker, FP_WORK_UDP_TRUNCATED, 1);
+        train->data = NULL; /* not to be looked at */
+        return true;
+    }
+    read_control(&header, train);
+    return true;
+}
+
+static void write_frame(struct fp_worker *worker, const struct fp_write *frame)
+{
+    if (writev(worker->queue.tun_fd, frame->iov, (int)frame->iov_count) >= 0) {
+        fp_worker_work(worker, FP_WORK_TUN_WRITES, 1);
+        fp_worker_verdict(worker, FP_DECAPSULATED, frame->packets, frame->bytes);
+        return;
+    }
+    if (fp_worker_tun_is_gone(errno))
+        fp_worker_fail(worker, errno);
+    fp_worker_verdict(worker, FP_DROP_WRITE, frame->packets, frame->bytes);
+}
+
+/* Write all frames, answer what ran out of time to live, and make the decapsulator empty. */
+static void flush(struct fp_worker *worker)
+{
+    const struct fp_write *frames;
+    const struct iovec *expired;
+    size_t count = fp_decap_writes(worker->in.decap, &frames);
+
+    for (size_t i = 0; i < count; i++)
+        write_frame(worker, &frames[i]);
+    count = fp_decap_expired(worker->in.decap, &expired);
+    for (size_t i = 0; i < count; i++)
+        fp_worker_answer(worker, FP_DROP_TTL, expired[i].iov_base, expired[i].iov_len, 0);
+    fp_decap_reset(worker->in.decap);
+}
+
+static void take_train(struct fp_worker *worker, const struct train *train)
+{
+    size_t taken = fp_decap_train(worker->in.decap, &worker->context, &train->sender, train->tos, train->data, train->bytes,
+                                  train->segment_bytes);
+
+    while (taken < train->bytes) {
+        size_t more;
+
+        flush(worker);
+        more = fp_decap_train(worker->in.decap, &worker->context, &train->sender, train->tos, train->data + taken,
+                              train->bytes - taken, train->segment_bytes);
+        if (!more) /* an empty decapsulator took nothing: cannot be, and must not become an endless loop */
+            return;
+        taken += more;
+    }
+}
+
+static void count_train(struct fp_worker *worker, const struct train *train)
+{
+    size_t segment_bytes = train->segment_bytes ? train->segment_bytes : train->bytes;
+
+    fp_worker_work(worker, FP_WORK_UDP_RECEIVES, 1);
+    fp_worker_work(worker, FP_WORK_UDP_RECEIVED_SEGMENTS,
+                   segment_bytes ? (train->bytes + segment_bytes - 1) / segment_bytes : 1);
+}
+
+bool fp_inward_turn(struct fp_worker *worker)
+{
+    struct fp_inward *in = &worker->in;
+    struct train train;
+    unsigned trains = 0;
+
+    in->used = 0;
+    while (trains < TRAINS_PER_TURN && receive(worker, &train)) {
+        trains++;
+        if (!train.data)
+            continue;
+        count_train(worker, &train);
+        take_train(worker, &train);
+        in->used += (train.bytes + FP_CACHE_LINE - 1) / FP_CACHE_LINE * FP_CACHE_LINE;
+        if (in->used + SLOT_BYTES > ARENA_BYTES) {
+            flush(worker);
+            in->used = 0;
+        }
+    }
+    if (!trains)
+        return false;
+    flush(worker);
+    return true;
+}
+
+int fp_inward_init(struct fp_worker *worker)
+{
+    struct fp_inward *in = &worker->in;
+    size_t bytes = (fp_decap_bytes() + FP_CACHE_LINE - 1) / FP_CACHE_LINE * FP_CACHE_LINE;
+
+    in->arena = aligned_alloc(FP_CACHE_LINE, ARENA_BYTES);
+    in->decap_memory = aligned_alloc(FP_CACHE_LINE, bytes);
+    if (!in->arena || !in->decap_memory)
+        return -ENOMEM;
+    in->decap = fp_decap_init(in->decap_memory);
+    return 0;
+}
+
+void fp_inward_free(struct fp_worker *worker)
+{
+    free(worker->in.arena);
+    free(worker->in.decap_memory);
+}

@@ -1,0 +1,105 @@
+/*
+ * worker_state.h: what one worker thread owns; shared by worker.c and the files of the two directions, by nobody else.
+ *
+ * The directions touch disjoint state (struct fp_outward, struct fp_inward), so that one thread can run both or each can have a
+ * thread of its own: `directions` alone tells which.
+ */
+#ifndef FLANPY_WORKER_STATE_H
+#define FLANPY_WORKER_STATE_H
+
+#include <netinet/in.h>
+#include <pthread.h>
+#include <time.h>
+
+#include "worker.h"
+
+#define FP_CACHE_LINE 64u
+#define FP_NS_PER_S 1000000000ull
+#define FP_OUTWARD 1u /* TUN -> UDP */
+#define FP_INWARD 2u  /* UDP -> TUN */
+
+/* Tokens of the ICMP errors; one for each worker, refilled by the coarse clock. */
+struct fp_bucket {
+    uint64_t filled_ns;
+    uint64_t credit_ns; /* one token is 1 s / icmp_per_second of credit; never more than a second's worth */
+};
+
+/* TUN -> UDP: one frame buffer, free again after each fp_encap_frame, for the encapsulator copies into its own arena. */
+struct fp_outward {
+    uint8_t *frame;
+    void *encap_memory;
+    struct fp_encap *encap;
+    uint32_t max_segments; /* 1 after EIO: this socket cannot cut */
+};
+
+/* UDP -> TUN: trains lie one behind the other in the arena and stay there until their writes are done. */
+struct fp_inward {
+    uint8_t *arena;
+    size_t used;
+    void *decap_memory;
+    struct fp_decap *decap;
+};
+
+struct fp_worker {
+    struct fp_datapath *datapath;
+    struct fp_queue queue;
+    struct fp_settings settings;
+    uint32_t directions;
+    int wake_fd;  /* eventfd: a new table, or stop */
+    int route_fd; /* a UDP socket of our own to ask the kernel for a path MTU; -1: not known */
+    pthread_t thread;
+    const void *held; /* table in use; written by the thread under the datapath's lock */
+
+    struct fp_context context;
+    struct fp_outward out;
+    struct fp_inward in;
+    struct fp_bucket bucket;
+    uint64_t idle_since_ns; /* 0: busy, or already asleep once since the last traffic */
+    struct fp_stats *stats; /* on cache lines of its own */
+};
+
+/* One turn of a direction: a bounded batch. True when there was something to do. */
+bool fp_outward_turn(struct fp_worker *worker);
+bool fp_inward_turn(struct fp_worker *worker);
+int fp_outward_init(struct fp_worker *worker);
+int fp_inward_init(struct fp_worker *worker);
+void fp_outward_free(struct fp_worker *worker);
+void fp_inward_free(struct fp_worker *worker);
+
+/* A full bucket: a second's worth of ICMP errors may go at once. */
+void fp_bucket_fill(struct fp_bucket *bucket);
+/* Answer `packet` with the ICMP error of this verdict, into the TUN device, if the rate allows. */
+void fp_worker_answer(struct fp_worker *worker, enum fp_verdict verdict, const uint8_t *packet, size_t bytes, uint32_t mtu_bytes);
+/* The worker cannot go on (errno); from now on it only waits for stop and acknowledges tables. */
+void fp_worker_fail(struct fp_worker *worker, int error);
+/* Whether this errno of the TUN device says that the device is gone; a device that is only down says EIO. */
+bool fp_worker_tun_is_gone(int error);
+
+static inline uint64_t fp_clock_ns(clockid_t clock)
+{
+    struct timespec now;
+
+    clock_gettime(clock, &now);
+    return (uint64_t)now.tv_sec * FP_NS_PER_S + (uint64_t)now.tv_nsec;
+}
+
+/* Counters: the worker is the only writer, so a load and a store are enough; readers see whole 64-bit values. */
+static inline void fp_bump(uint64_t *counter, uint64_t by)
+{
+    __atomic_store_n(counter, __atomic_load_n(counter, __ATOMIC_RELAXED) + by, __ATOMIC_RELAXED);
+}
+
+static inline void fp_worker_work(struct fp_worker *worker, enum fp_work_counter counter, uint64_t by)
+{
+    fp_bump(&worker->stats->work[counter], by);
+}
+
+static inline void fp_worker_verdict(struct fp_worker *worker, enum fp_verdict verdict, uint64_t packets, uint64_t bytes)
+{
+    struct fp_count *count = &worker->stats->verdicts.by[verdict];
+
+    fp_bump(&count->packets, packets);
+    fp_bump(&count->bytes, bytes);
+}
+
+#endif

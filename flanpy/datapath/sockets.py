@@ -1,0 +1,177 @@
+"""Opens the UDP sockets of the underlay with the offloads that this kernel has; says what it has to do without.
+
+One socket for each worker, all bound to the same address and port. Nothing here sends or receives, but for a probe on loopback.
+
+Path MTU: IP_PMTUDISC_WANT, said explicitly so that the sysctl ip_no_pmtu_disc cannot turn it off. The outer packets carry DF and the
+kernel learns from ICMP when the path is narrower; a UDP_SEGMENT send that no longer fits then fails with EMSGSIZE, which is how the
+worker learns of it and tells the inner senders; meanwhile single datagrams are fragmented instead of lost, and flannel's receivers put
+them together. DO would lose those, PROBE would never hear of a narrower path, and without DF a router would fragment in silence for ever.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import socket
+from contextlib import suppress
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from pathlib import Path
+
+from flanpy.errors import InterfaceError, PlatformError, ResourceBusy
+
+UDP_SEGMENT = 103
+UDP_GRO = 104
+IP_MTU_DISCOVER = 10
+IP_PMTUDISC_WANT = 1
+SO_SNDBUFFORCE = 32
+SO_RCVBUFFORCE = 33
+
+BUFFER_BYTES = 16 << 20
+"""Asked for each direction: some 15 ms of 10 Gbit/s. The kernel doubles it for its own overhead."""
+BUFFER_BYTES_ENOUGH = 4 << 20
+SEGMENTS_NEW, SEGMENTS_OLD = 127, 63
+"""Datagrams of one UDP_SEGMENT send from Linux 6.9 on, and before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Underlay:
+    """Open sockets; ``max_segments`` 1 means no UDP_SEGMENT; ``degraded`` says what is missing and why."""
+
+    sockets: tuple[socket.socket, ...]
+    max_segments: int
+    gro: bool
+    degraded: tuple[str, ...]
+
+    @property
+    def fds(self) -> tuple[int, ...]:
+        """The descriptor of each socket, non-blocking."""
+        return tuple(each.fileno() for each in self.sockets)
+
+    def close(self) -> None:
+        """Close all sockets; safe to call twice."""
+        for each in self.sockets:
+            each.close()
+
+
+def open_underlay(address: IPv4Address, port: int, queues: int = 1, *, buffer_bytes: int = BUFFER_BYTES) -> Underlay:
+    """Bind so many sockets to ``address`` and ``port``.
+
+    Raises ResourceBusy (the port is taken; says by whom), InterfaceError (the address is not ours), PlatformError.
+    """
+    sockets: list[socket.socket] = []
+    try:
+        for _ in range(queues):
+            sockets.append(socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC))
+            _bind(sockets[-1], address, port, shared=queues > 1)
+        said = {line: None for each in sockets for line in _tune(each, buffer_bytes)}
+        gro = all(_has_gro(each) for each in sockets)
+        max_segments = probe_segments()
+    except BaseException:
+        for each in sockets:
+            each.close()
+        raise
+    if not gro:
+        said["UDP_GRO: not in this kernel (Linux 5.0 and newer have it); each datagram costs a system call"] = None
+    if max_segments == 1:
+        said["UDP_SEGMENT: not in this kernel (Linux 4.18 and newer have it); each datagram costs a system call"] = None
+    return Underlay(tuple(sockets), max_segments, gro, tuple(said))
+
+
+def _bind(underlay: socket.socket, address: IPv4Address, port: int, *, shared: bool) -> None:
+    if shared:
+        underlay.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    try:
+        underlay.bind((str(address), port))
+    except OSError as exc:
+        if exc.errno == errno.EADDRINUSE:
+            raise ResourceBusy(
+                f"UDP port {port} on {address} is in use by {port_holder(port)}: stop it (two overlay daemons cannot share a port)"
+            ) from exc
+        if exc.errno == errno.EADDRNOTAVAIL:
+            raise InterfaceError(f"{address}: not an address of this machine, so UDP port {port} cannot be bound on it") from exc
+        if exc.errno in (errno.EACCES, errno.EPERM):
+            raise PlatformError(f"UDP port {port}: not permitted; ports below 1024 need CAP_NET_BIND_SERVICE") from exc
+        raise PlatformError(f"UDP port {port} on {address}: {exc.strerror}") from exc
+
+
+def _tune(underlay: socket.socket, buffer_bytes: int) -> list[str]:
+    """Options of every socket; returns what did not work as wanted."""
+    underlay.setsockopt(socket.IPPROTO_IP, socket.IP_RECVTOS, 1)
+    underlay.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_WANT)
+    said = []
+    for force, plain, sysctl in (
+        (SO_RCVBUFFORCE, socket.SO_RCVBUF, "net.core.rmem_max"),
+        (SO_SNDBUFFORCE, socket.SO_SNDBUF, "net.core.wmem_max"),
+    ):
+        try:
+            underlay.setsockopt(socket.SOL_SOCKET, force, buffer_bytes)
+        except PermissionError:
+            underlay.setsockopt(socket.SOL_SOCKET, plain, buffer_bytes)
+        granted = underlay.getsockopt(socket.SOL_SOCKET, plain) // 2
+        if granted < min(buffer_bytes, BUFFER_BYTES_ENOUGH):
+            said.append(
+                f"socket buffer of {granted} bytes only, so bursts may be lost: raise {sysctl} to {buffer_bytes} or run as root"
+            )
+    return said
+
+
+def _has_gro(underlay: socket.socket) -> bool:
+    with suppress(OSError):
+        underlay.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
+        return True
+    return False
+
+
+def probe_segments() -> int:
+    """How many datagrams one send may be cut into: tried on loopback; where loopback is down, by the kernel's release."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
+        try:
+            probe.getsockopt(socket.IPPROTO_UDP, UDP_SEGMENT)
+        except OSError:
+            return 1
+        try:
+            probe.bind(("127.0.0.1", 0))
+            segment = [(socket.IPPROTO_UDP, UDP_SEGMENT, (1).to_bytes(2, "little" if _little_endian() else "big"))]
+            probe.sendmsg([bytes(SEGMENTS_NEW)], segment, socket.MSG_DONTWAIT, probe.getsockname())
+        except OSError as exc:
+            if exc.errno == errno.EINVAL:
+                return SEGMENTS_OLD
+            return SEGMENTS_NEW if _release() >= (6, 9) else SEGMENTS_OLD
+    return SEGMENTS_NEW
+
+
+def _little_endian() -> bool:
+    return socket.htons(1) != 1
+
+
+def _release() -> tuple[int, int]:
+    found = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+def port_holder(port: int) -> str:
+    """Who has a UDP port of this namespace, for an error message: names and process ids as far as /proc shows them."""
+    inodes = set()
+    for line in Path("/proc/thread-self/net/udp").read_text(encoding="ascii").splitlines()[1:]:
+        fields = line.split()
+        if int(fields[1].rpartition(":")[2], 16) == port:
+            inodes.add(f"socket:[{fields[9]}]")
+    holders = sorted(_holders(inodes))
+    return ", ".join(holders) or "the kernel or a process that cannot be seen from here"
+
+
+def _holders(inodes: set[str]) -> set[str]:
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it may end, or be somebody else's, while we look
+            if any(_link(descriptor) in inodes for descriptor in (process / "fd").iterdir()):
+                found.add(f"{(process / 'comm').read_text(encoding='utf-8').strip()} (pid {process.name})")
+    return found
+
+
+def _link(descriptor: Path) -> str:
+    with suppress(OSError):
+        return str(descriptor.readlink())
+    return ""

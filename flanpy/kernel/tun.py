@@ -1,0 +1,218 @@
+"""Opens the queues of a TUN device with the offloads that this kernel has; says what it has to do without.
+
+    open /dev/net/tun -> TUNSETIFF (the name, exclusive) -> TUNSETVNETHDRSZ -> TUNSETOFFLOAD -> sysctls of the device -> probe
+
+The device is left down and without MTU and address: that is the business of the links. It goes away with its last descriptor.
+Nothing here knows packets, except for the one that the probe writes to find out whether the kernel takes merged ones.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import io
+import os
+import socket
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from flanpy.errors import PlatformError, ResourceBusy
+
+CLONE_DEVICE = "/dev/net/tun"
+
+TUNSETIFF = 0x400454CA
+TUNSETOFFLOAD = 0x400454D0
+TUNSETVNETHDRSZ = 0x400454D8
+SIOCSIFTXQLEN = 0x8943
+SIOCETHTOOL = 0x8946
+ETHTOOL_GDRVINFO = 3
+ETHTOOL_DRVINFO_BYTES = 196
+
+IFF_TUN = 0x0001
+IFF_MULTI_QUEUE = 0x0100
+IFF_NO_PI = 0x1000
+IFF_VNET_HDR = 0x4000
+IFF_TUN_EXCL = 0x8000
+
+TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6, TUN_F_TSO_ECN, TUN_F_USO4, TUN_F_USO6 = 0x01, 0x02, 0x04, 0x08, 0x20, 0x40
+"""Values of linux/if_tun.h; the USO pair came with Linux 6.2 and is missing in older headers."""
+
+VIRTIO_NEEDS_CSUM = 1
+VIRTIO_GSO_TCPV4 = 1
+VNET_HDR_BYTES = 10
+NAME_BYTES_MAX = 15
+TX_QUEUE_LENGTH = 1000
+"""Frames that may wait for a worker, per queue: twice the default, for bursts of small packets while a worker is elsewhere."""
+
+OFFLOADS: tuple[tuple[frozenset[str], int], ...] = (
+    (frozenset({"csum", "tso", "uso"}), TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN | TUN_F_USO4 | TUN_F_USO6),
+    (frozenset({"csum", "tso"}), TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN),
+    (frozenset({"csum"}), TUN_F_CSUM),
+    (frozenset(), 0),
+)
+"""What is asked for, best first: the kernel takes a set whole or says EINVAL."""
+
+SYSCTLS = (("ipv4/conf/{}/accept_local", "1"), ("ipv6/conf/{}/addr_gen_mode", "1"))
+"""Settings of the device. accept_local: our ICMP errors enter through it with its own address as their source, which Linux takes
+for a martian otherwise. addr_gen_mode 1: no link-local address, hence no router solicitations into the overlay."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tun:
+    """An open TUN device; ``features`` are of ``csum``, ``tso``, ``uso``, ``coalesce``; ``degraded`` says what is missing and why."""
+
+    name: str
+    files: tuple[io.FileIO, ...]
+    features: frozenset[str]
+    degraded: tuple[str, ...]
+
+    @property
+    def fds(self) -> tuple[int, ...]:
+        """The descriptor of each queue, non-blocking."""
+        return tuple(file.fileno() for file in self.files)
+
+    def close(self) -> None:
+        """Close all queues; with the last one the kernel removes the device. Safe to call twice."""
+        for file in self.files:
+            file.close()
+
+
+def open_tun(name: str, queues: int = 1) -> Tun:
+    """Create the device ``name`` with so many queues, down and without address.
+
+    Raises ResourceBusy when the name is taken, PlatformError when the machine does not let us have a TUN device.
+    """
+    if not 1 <= len(name.encode()) <= NAME_BYTES_MAX or "/" in name or name in {".", ".."} or any(c.isspace() for c in name):
+        raise PlatformError(f"TUN device {name!r}: not a device name (1 to {NAME_BYTES_MAX} bytes, no slash, no space)")
+    files: list[io.FileIO] = []
+    try:
+        for number in range(queues):
+            files.append(_open_clone())
+            _attach(files[-1].fileno(), name, exclusive=number == 0)
+        features = _enable_offloads([file.fileno() for file in files])
+        degraded = _without(name, features) + _configure(name)
+        if "tso" in features and takes_merged_packets(files[0].fileno()):
+            features |= {"coalesce"}
+        elif "tso" in features:
+            degraded += (f"{name}: this kernel refuses merged packets ({os.uname().release}); each is written by itself",)
+    except BaseException:
+        for file in files:
+            file.close()
+        raise
+    return Tun(name=name, files=tuple(files), features=features, degraded=degraded)
+
+
+def _open_clone() -> io.FileIO:
+    try:
+        descriptor = os.open(CLONE_DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError as exc:
+        raise PlatformError(
+            f"{CLONE_DEVICE} is not there: load the module with `modprobe tun` (CONFIG_TUN), or in a container pass the device in"
+        ) from exc
+    except PermissionError as exc:
+        raise PlatformError(f"{CLONE_DEVICE}: permission denied; run as root or give this user access to the device") from exc
+    except OSError as exc:
+        raise PlatformError(f"{CLONE_DEVICE}: {exc.strerror}; the kernel needs CONFIG_TUN (`modprobe tun`)") from exc
+    return io.FileIO(descriptor, "r+b", closefd=True)
+
+
+def _attach(descriptor: int, name: str, *, exclusive: bool) -> None:
+    flags = IFF_TUN | IFF_NO_PI | IFF_VNET_HDR | IFF_MULTI_QUEUE | (IFF_TUN_EXCL if exclusive else 0)
+    try:
+        fcntl.ioctl(descriptor, TUNSETIFF, struct.pack("16sH22x", name.encode(), flags))
+        fcntl.ioctl(descriptor, TUNSETVNETHDRSZ, struct.pack("i", VNET_HDR_BYTES))
+    except OSError as exc:
+        if exc.errno == errno.EPERM:
+            raise PlatformError(f"TUN device {name}: not permitted; run as root or with CAP_NET_ADMIN") from exc
+        if exc.errno in (errno.EBUSY, errno.EEXIST):
+            raise ResourceBusy(_taken(name)) from exc
+        raise PlatformError(f"TUN device {name}: {exc.strerror} (multi-queue TUN needs Linux 3.8)") from exc
+
+
+def _taken(name: str) -> str:
+    """Who has the name, as far as the kernel tells: a TUN device has a holder, another one an owner to ask."""
+    driver = _driver(name)
+    if driver == "tun":
+        return f"TUN device {name} exists already: stop the agent or flanneld that holds it, or remove it with `ip link delete {name}`"
+    kind = f"of driver {driver}" if driver else "of another kind"
+    return f"device {name} exists already and is no TUN device but one {kind}: rename or remove it, or choose another device name"
+
+
+def _driver(name: str) -> str | None:
+    """The driver of a network device of this namespace (ethtool's drvinfo), or None."""
+    info = ctypes.create_string_buffer(ETHTOOL_DRVINFO_BYTES)
+    struct.pack_into("I", info, 0, ETHTOOL_GDRVINFO)
+    with _control_socket() as control:
+        try:
+            fcntl.ioctl(control, SIOCETHTOOL, struct.pack("16sP16x", name.encode(), ctypes.addressof(info)))
+        except OSError:
+            return None
+    return info.raw[4:36].split(b"\0", 1)[0].decode("ascii", "replace") or None
+
+
+def _control_socket() -> socket.socket:
+    return socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+
+
+def _enable_offloads(descriptors: list[int]) -> frozenset[str]:
+    """Turn on the best set that the kernel takes. The device has one set for all queues."""
+    for features, bits in OFFLOADS:
+        try:
+            fcntl.ioctl(descriptors[0], TUNSETOFFLOAD, bits)
+        except OSError as exc:
+            if exc.errno != errno.EINVAL:
+                raise PlatformError(f"TUN offloads {sorted(features)}: {exc.strerror}") from exc
+        else:
+            return features
+    raise PlatformError("TUN offloads: this kernel refuses to set any, even none (TUNSETOFFLOAD)")
+
+
+def _without(name: str, features: frozenset[str]) -> tuple[str, ...]:
+    """What is said about offloads that this kernel lacks."""
+    if "tso" not in features:
+        return (f"{name}: no TCP superpackets on TUN here (TUNSETOFFLOAD refuses TSO); every packet costs a system call",)
+    if "uso" not in features:
+        return (f"{name}: no UDP superpackets on TUN here (TUNSETOFFLOAD takes USO from Linux 6.2 on); TCP is not concerned",)
+    return ()
+
+
+def _configure(name: str) -> tuple[str, ...]:
+    """Set the queue length and the sysctls of the device; what cannot be set is said, and the device works without."""
+    said = []
+    with _control_socket() as control:
+        try:
+            fcntl.ioctl(control, SIOCSIFTXQLEN, struct.pack("16si20x", name.encode(), TX_QUEUE_LENGTH))
+        except OSError as exc:
+            said.append(f"{name}: queue length stays at the kernel's default ({exc.strerror})")
+    for pattern, value in SYSCTLS:
+        path = Path("/proc/sys/net") / pattern.format(name)
+        try:
+            path.write_text(value, encoding="ascii")
+        except FileNotFoundError:
+            if pattern.startswith("ipv4"):
+                said.append(f"{path}: not there (is /proc mounted?); senders on this node may not get our ICMP errors")
+        except OSError as exc:
+            said.append(f"{path}: cannot be set to {value} ({exc.strerror}); senders on this node may not get our ICMP errors")
+    return tuple(said)
+
+
+def takes_merged_packets(descriptor: int) -> bool:
+    """Whether a merged TCP packet passes the kernel's checks (those of 6.1.103, 6.6.44 and 6.10.3 refuse good ones).
+
+    The device must be down still: a packet that passes then meets EIO behind the checks and goes nowhere; a refused one meets EINVAL.
+    Two segments of 100 bytes: their total is no multiple of the segment size, which is what the broken kernels trip over.
+    """
+    segment_bytes, segments, headers = 100, 2, 40
+    total = headers + segment_bytes * segments
+    virtio = struct.pack("<BBHHHH", VIRTIO_NEEDS_CSUM, VIRTIO_GSO_TCPV4, headers, segment_bytes, 20, 16)
+    ip = struct.pack(
+        ">BBHHHBBH4s4s", 0x45, 0, total, 1, 0x4000, 64, socket.IPPROTO_TCP, 0, bytes([192, 0, 2, 1]), bytes([192, 0, 2, 2])
+    )
+    tcp = struct.pack(">HHIIBBHHH", 1, 1, 1, 1, 0x50, 0x10, 64, 0, 0)
+    try:
+        os.write(descriptor, virtio + ip + tcp + bytes(segment_bytes * segments))
+    except OSError as exc:
+        return exc.errno != errno.EINVAL
+    return True
