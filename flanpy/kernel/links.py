@@ -1,0 +1,151 @@
+"""The tunnel device as it should be: MTU, queue length, addresses, up. Changes only what differs, so calling it again is free.
+
+The device itself is opened by ``kernel.tun`` and lives as long as its descriptors; nothing is created here. A device of that
+name that is no TUN device belongs to somebody else and is left alone.
+"""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+from ipaddress import IPv6Interface
+
+from pyroute2.netlink.exceptions import NetlinkError
+
+from flanpy.errors import PlatformError, ResourceBusy
+from flanpy.kernel.devices import (
+    IFA_F_NODAD,
+    IFA_F_NOPREFIXROUTE,
+    SCOPE_GLOBAL,
+    Device,
+    list_addresses,
+    list_devices,
+)
+from flanpy.kernel.netlink import Kernel, explained
+from flanpy.model import Interface, Tunnel
+
+TXQUEUELEN = 1000
+"""Packets (superpackets count as one) that wait for a worker, for each queue; beyond them the kernel drops."""
+
+_ADDR_GEN_MODE_NONE = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Ensured:
+    """The device's index, and what was changed, in words for the log; nothing when all was as wanted."""
+
+    index: int
+    changed: tuple[str, ...]
+
+
+def find_device(kernel: Kernel, name: str) -> Device | None:
+    """The device of this name, or None."""
+    return next((device for device in list_devices(kernel) if device.name == name), None)
+
+
+def ensure_tunnel(kernel: Kernel, tunnel: Tunnel) -> Ensured:
+    """Make the tunnel device what ``tunnel`` says. Addresses of an earlier run go, but never the last before the new one is there.
+
+    Raises PlatformError when the device is gone, ResourceBusy when its name belongs to another kind of device.
+    """
+    device = _own_device(kernel, tunnel.name, "tun")
+    if device is None:
+        raise PlatformError(f"{tunnel.name}: the tunnel device is not there; it must be opened before it is configured")
+    with explained(f"configure {tunnel.name}"):
+        changed = [*_ensure_link(kernel, device, tunnel), *_ensure_addresses(kernel, device.index, tunnel.addresses)]
+        if not device.is_up:
+            kernel.ip.link("set", index=device.index, state="up")
+            changed.append("set up")
+    return Ensured(device.index, tuple(changed))
+
+
+def remove_link(kernel: Kernel, name: str, kind: str = "tun") -> bool:
+    """Delete a device; whether it was there. Raises ResourceBusy when the name belongs to another kind of device."""
+    device = _own_device(kernel, name, kind)
+    if device is None:
+        return False
+    with explained(f"remove {name}"):
+        try:
+            kernel.ip.link("del", index=device.index)
+        except NetlinkError as error:
+            if error.code != errno.ENODEV:
+                raise
+            return False
+    return True
+
+
+def _own_device(kernel: Kernel, name: str, kind: str) -> Device | None:
+    device = find_device(kernel, name)
+    if device is not None and device.kind != kind:
+        there = device.kind or "hardware"
+        raise ResourceBusy(f"{name}: a {there} device has this name, not a {kind} device of ours; remove or rename it")
+    return device
+
+
+def _ensure_link(kernel: Kernel, device: Device, tunnel: Tunnel) -> list[str]:
+    changed = []
+    if not device.is_up:
+        _without_link_local(kernel, device.index)
+    if device.mtu_bytes != tunnel.mtu_bytes:
+        kernel.ip.link("set", index=device.index, mtu=tunnel.mtu_bytes)
+        changed.append(f"MTU {device.mtu_bytes} -> {tunnel.mtu_bytes}")
+    if device.txqueuelen != TXQUEUELEN:
+        kernel.ip.link("set", index=device.index, txqlen=TXQUEUELEN)
+        changed.append(f"txqueuelen {device.txqueuelen} -> {TXQUEUELEN}")
+    return changed
+
+
+def _without_link_local(kernel: Kernel, index: int) -> None:
+    """No IPv6 link-local address and no router solicitations on the tunnel, unless this kernel has no IPv6 or cannot tell."""
+    none = {"attrs": [("AF_INET6", {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", _ADDR_GEN_MODE_NONE)]})]}
+    try:
+        kernel.ip.link("set", index=index, IFLA_AF_SPEC=none)
+    except NetlinkError as error:
+        if error.code not in (errno.EAFNOSUPPORT, errno.EOPNOTSUPP, errno.EINVAL):
+            raise
+
+
+def _ensure_addresses(kernel: Kernel, index: int, wanted: tuple[Interface, ...]) -> list[str]:
+    """Exactly these addresses. New ones come first: a device that loses its last IPv4 address loses its routes.
+
+    Twice, because taking away an address can take away those in the same subnet with it (promote_secondaries off).
+    """
+    changed = _add_missing(kernel, index, wanted)
+    removed = _remove_stale(kernel, index, wanted)
+    return [*changed, *removed, *(_add_missing(kernel, index, wanted) if removed else [])]
+
+
+def _add_missing(kernel: Kernel, index: int, wanted: tuple[Interface, ...]) -> list[str]:
+    there = {
+        (address.interface, address.flags & IFA_F_NOPREFIXROUTE) for address in list_addresses(kernel) if address.index == index
+    }
+    missing = [interface for interface in wanted if (interface, _flags(interface) & IFA_F_NOPREFIXROUTE) not in there]
+    for interface in missing:
+        kernel.ip.addr(
+            "replace",
+            index=index,
+            address=str(interface.ip),
+            prefixlen=interface.network.prefixlen,
+            scope=SCOPE_GLOBAL,
+            flags=_flags(interface),
+        )
+    return [f"address {interface} added" for interface in missing]
+
+
+def _flags(interface: Interface) -> int:
+    """No route by the prefix length: the routes are ours to write. No duplicate detection where there are no neighbours."""
+    flags = IFA_F_NOPREFIXROUTE if interface.network.prefixlen < interface.max_prefixlen else 0
+    return flags | IFA_F_NODAD | IFA_F_NOPREFIXROUTE if isinstance(interface, IPv6Interface) else flags
+
+
+def _remove_stale(kernel: Kernel, index: int, wanted: tuple[Interface, ...]) -> list[str]:
+    stale = [
+        address.interface for address in list_addresses(kernel) if address.index == index and address.interface not in wanted
+    ]
+    for interface in stale:
+        try:
+            kernel.ip.addr("del", index=index, address=str(interface.ip), prefixlen=interface.network.prefixlen)
+        except NetlinkError as error:
+            if error.code != errno.EADDRNOTAVAIL:
+                raise
+    return [f"address {interface} removed" for interface in stale]
