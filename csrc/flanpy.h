@@ -72,11 +72,14 @@ struct fp_route4 {
  */
 struct fp_table;
 
+/* Put routes into the order that fp_table_build wants: ascending by prefix, then by prefix_len. In place. */
+void fp_routes_sort(struct fp_route4 *routes, size_t n_routes);
+
 /* Bytes that fp_table_build will need for these routes, or 0 when they are invalid (see fp_table_build). */
 size_t fp_table_bytes(const struct fp_route4 *routes, size_t n_routes, size_t n_hops);
 
 /*
- * Build into `memory`. 0, or -EINVAL: prefix_len > 32, host bits set, hop index out of range, the same prefix twice;
+ * Build into `memory`. 0, or -EINVAL: prefix_len > 32, host bits set, hop index out of range, the same prefix twice, not sorted;
  * -ENOSPC: `bytes` is smaller than fp_table_bytes; -EFAULT: memory not aligned to 64.
  */
 int fp_table_build(void *memory, size_t bytes, uint64_t generation, const struct fp_route4 *routes, size_t n_routes,
@@ -89,6 +92,7 @@ int fp_table_check(const void *memory, size_t bytes);
 uint32_t fp_table_lookup4(const struct fp_table *table, uint32_t destination);
 const struct fp_hop *fp_table_hop(const struct fp_table *table, uint32_t hop); /* NULL when out of range */
 uint64_t fp_table_generation(const struct fp_table *table);
+size_t fp_table_size(const struct fp_table *table); /* bytes of the whole blob, as fp_table_bytes said */
 /* Whether any hop has this address: tells "unknown peer" from "spoofed". O(log n). */
 bool fp_table_knows_address(const struct fp_table *table, const struct fp_address *address);
 
@@ -130,8 +134,11 @@ struct fp_encap *fp_encap_init(void *memory, uint32_t max_segments);
  * Any other verdict: dropped and counted; fp_icmp_error can answer it (the IP header in the frame is still as it arrived).
  * FP_ENCAPSULATED is counted by the worker when the send went well (FP_DROP_SEND otherwise), everything else here.
  * Packets of one inner flow leave in the order in which they came.
+ * A packet larger than mtu_bytes is fragmented (RFC 791) when it may be; with DF, and as a superpacket whose segments are larger,
+ * it is FP_DROP_TOO_BIG. More than 2000 packets from one frame (gso_size of a few bytes) are FP_DROP_BAD_OFFLOAD.
  */
 enum fp_verdict fp_encap_frame(struct fp_encap *encap, const struct fp_context *context, uint8_t *frame, size_t bytes);
+/* What to send, in this order. The runs are finished then: they take nothing more (FP_FULL) until fp_encap_reset. */
 size_t fp_encap_sends(struct fp_encap *encap, const struct fp_send **sends);
 void fp_encap_reset(struct fp_encap *encap);
 

@@ -13,7 +13,7 @@
     X(ENCAPSULATED, "encapsulated", "sent to a peer")                                                                         \
     X(DECAPSULATED, "decapsulated", "delivered to this node")                                                                 \
     X(DROP_TRUNCATED, "drop_truncated", "shorter than its header or than its own total length says")                          \
-    X(DROP_BAD_HEADER, "drop_bad_header", "not IPv4, or a header length that cannot be")                                      \
+    X(DROP_BAD_HEADER, "drop_bad_header", "not IPv4, a header length that cannot be, or a wrong header checksum")             \
     X(DROP_BAD_OFFLOAD, "drop_bad_offload", "offload fields that contradict the packet (gso_size 0, wrong type)")             \
     X(DROP_NO_ROUTE, "drop_no_route", "no peer has the destination; answered with ICMP net unreachable")                      \
     X(DROP_TTL, "drop_ttl", "time to live used up; answered with ICMP time exceeded")                                         \

@@ -1,0 +1,138 @@
+/*
+ * decap.c: one received train becomes writes to the TUN device. Decides and counts; merging is coalesce.c's.
+ *
+ *   train -> split by segment size -> header check -> source and destination -> TTL, ECN -> coalesce
+ *
+ * Packets are changed where they lie (TTL, ECN) and stay there until reset, for the writes point at them. A packet that is not
+ * delivered stays as it arrived.
+ */
+#include "coalesce.h"
+
+enum { EXPIRED_MAX = 16 };
+
+struct fp_decap {
+    struct fp_coalesce coalesce;
+    uint32_t expired_count;
+    struct iovec expired[EXPIRED_MAX];
+};
+
+/* What is the same for all packets of a train, and the addresses that were found good last: most trains are one flow. */
+struct train {
+    const struct fp_context *context;
+    const struct fp_address *sender;
+    unsigned outer_ecn;
+    bool known; /* `source` and `destination` have been checked */
+    uint32_t source;
+    uint32_t destination;
+};
+
+size_t fp_decap_bytes(void)
+{
+    return sizeof(struct fp_decap);
+}
+
+struct fp_decap *fp_decap_init(void *memory)
+{
+    struct fp_decap *decap = memory;
+    fp_coalesce_init(&decap->coalesce);
+    decap->expired_count = 0;
+    return decap;
+}
+
+void fp_decap_reset(struct fp_decap *decap)
+{
+    fp_coalesce_reset(&decap->coalesce);
+    decap->expired_count = 0;
+}
+
+size_t fp_decap_writes(struct fp_decap *decap, const struct fp_write **writes)
+{
+    fp_coalesce_finish(&decap->coalesce);
+    *writes = decap->coalesce.writes;
+    return decap->coalesce.count;
+}
+
+size_t fp_decap_expired(struct fp_decap *decap, const struct iovec **packets)
+{
+    *packets = decap->expired;
+    return decap->expired_count;
+}
+
+static enum fp_verdict check_source(const struct train *train, uint32_t source)
+{
+    const struct fp_table *table = train->context->table;
+    const struct fp_hop *owner = fp_table_hop(table, fp_table_lookup4(table, source)); /* NULL: nobody, or ourselves */
+    if (FP_LIKELY(owner != NULL && memcmp(&owner->address, train->sender, sizeof owner->address) == 0))
+        return FP_DECAPSULATED;
+    return fp_table_knows_address(table, train->sender) ? FP_DROP_SPOOFED : FP_DROP_UNKNOWN_PEER;
+}
+
+static enum fp_verdict check_addresses(struct train *train, const struct fp_ip *ip)
+{
+    if (FP_LIKELY(train->known && ip->source == train->source && ip->destination == train->destination))
+        return FP_DECAPSULATED;
+    if (train->context->options & FP_OPT_SOURCE_CHECK) {
+        enum fp_verdict verdict = check_source(train, ip->source);
+        if (verdict != FP_DECAPSULATED)
+            return verdict;
+    }
+    if (fp_table_lookup4(train->context->table, ip->destination) != FP_HOP_LOCAL)
+        return FP_DROP_NOT_LOCAL;
+    train->known = true;
+    train->source = ip->source;
+    train->destination = ip->destination;
+    return FP_DECAPSULATED;
+}
+
+static void remember_expired(struct fp_decap *decap, uint8_t *packet, const struct fp_ip *ip)
+{
+    /* A bounded list: a flood of dying packets costs no more than a few answers. */
+    if (decap->expired_count < EXPIRED_MAX)
+        decap->expired[decap->expired_count++] = (struct iovec){packet, ip->total_bytes};
+}
+
+static enum fp_verdict deliver(struct fp_decap *decap, const struct train *train, uint8_t *packet, struct fp_ip *ip)
+{
+    int ecn = fp_ecn_combine(ip->tos & 3, train->outer_ecn);
+    if (FP_UNLIKELY(ecn < 0))
+        return FP_DROP_ECN;
+    if (FP_UNLIKELY(ip->ttl <= 1)) {
+        remember_expired(decap, packet, ip);
+        return FP_DROP_TTL;
+    }
+    if (FP_UNLIKELY((unsigned)ecn != (ip->tos & 3u)))
+        fp_ip_set_tos(packet, (uint8_t)((ip->tos & ~3u) | (unsigned)ecn));
+    fp_ip_decrement_ttl(packet);
+    fp_coalesce_packet(&decap->coalesce, train->context->options, packet, ip);
+    return FP_DECAPSULATED;
+}
+
+static void take_datagram(struct fp_decap *decap, struct train *train, uint8_t *packet, size_t bytes)
+{
+    struct fp_ip ip = {.total_bytes = 0};
+    enum fp_verdict verdict = fp_ip_check(packet, bytes, &ip);
+    if (FP_LIKELY(verdict == FP_ENCAPSULATED))
+        verdict = check_addresses(train, &ip);
+    if (FP_LIKELY(verdict == FP_DECAPSULATED))
+        verdict = deliver(decap, train, packet, &ip);
+    if (FP_UNLIKELY(verdict != FP_DECAPSULATED))
+        fp_count_verdict(train->context->counters, verdict, 1, ip.total_bytes != 0 ? ip.total_bytes : bytes);
+}
+
+size_t fp_decap_train(struct fp_decap *decap, const struct fp_context *context, const struct fp_address *sender,
+                      uint8_t outer_tos, uint8_t *train, size_t bytes, size_t segment_bytes)
+{
+    struct train state = {.context = context, .sender = sender, .outer_ecn = outer_tos & 3u, .known = false};
+    size_t taken = 0;
+    if (segment_bytes == 0 || segment_bytes > bytes)
+        segment_bytes = bytes;
+    /* Each step takes a datagram, the last one what is left; one of no bytes at all is a packet too, a broken one. */
+    do {
+        if (!fp_coalesce_has_room(&decap->coalesce))
+            return taken;
+        size_t datagram = bytes - taken < segment_bytes ? bytes - taken : segment_bytes;
+        take_datagram(decap, &state, train + taken, datagram);
+        taken += datagram;
+    } while (taken < bytes);
+    return taken;
+}

@@ -1,0 +1,147 @@
+/*
+ * table.c: look up in a longest-prefix-match blob, and check a blob that somebody else mapped. Builds nothing.
+ *
+ * A lookup is bounded by three steps and has no loop. It trusts the blob: whoever maps one calls fp_table_check once, on memory that
+ * nobody can write any more.
+ */
+#include "table.h"
+
+#include <errno.h>
+
+uint32_t fp_table_lookup4(const struct fp_table *table, uint32_t destination)
+{
+    uint32_t value = table->root[destination >> 16];
+    if (!fp_table_is_node(value))
+        return value;
+    const struct fp_table_node *nodes = fp_table_nodes(table);
+    value = fp_table_node_value(table, &nodes[value & ~FP_TABLE_TAG_MASK], (destination >> 8) & 0xff);
+    if (!fp_table_is_node(value))
+        return value;
+    return fp_table_node_value(table, &nodes[value & ~FP_TABLE_TAG_MASK], destination & 0xff);
+}
+
+const struct fp_hop *fp_table_hop(const struct fp_table *table, uint32_t hop)
+{
+    return hop < table->hops ? &fp_table_hops(table)[hop] : NULL;
+}
+
+uint64_t fp_table_generation(const struct fp_table *table)
+{
+    return table->generation;
+}
+
+size_t fp_table_size(const struct fp_table *table)
+{
+    return table->bytes;
+}
+
+bool fp_table_knows_address(const struct fp_table *table, const struct fp_address *address)
+{
+    const uint32_t *order = fp_table_by_address(table);
+    const struct fp_hop *hops = fp_table_hops(table);
+    /* Halves each time: at most 24 steps for FP_TABLE_HOPS_MAX. */
+    for (uint32_t low = 0, high = table->hops; low < high;) {
+        uint32_t middle = low + (high - low) / 2;
+        int compared = memcmp(&hops[order[middle]].address, address, sizeof *address);
+        if (compared == 0)
+            return true;
+        if (compared < 0)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return false;
+}
+
+/* ------------------------------------------------------------------------------------------------------------- check */
+
+static bool is_leaf(const struct fp_table *table, uint32_t value)
+{
+    return value == FP_HOP_NONE || value == FP_HOP_LOCAL || value < table->hops;
+}
+
+/* Does the area lie behind the root, in the blob, on its alignment? `count` is below 2^32 and `each` small: no overflow. */
+static bool area_fits(const struct fp_table *table, uint64_t at, uint64_t count, uint64_t each, uint64_t align)
+{
+    return at % align == 0 && at >= sizeof *table && at <= table->bytes && count * each <= table->bytes - at;
+}
+
+static bool header_fits(const struct fp_table *table, size_t bytes)
+{
+    uint64_t nodes = (uint64_t)table->upper_nodes + table->lower_nodes;
+    return table->magic == FP_TABLE_MAGIC && table->bytes == bytes && table->hops <= FP_TABLE_HOPS_MAX &&
+           nodes < FP_TABLE_TAG_NODE >> 1 && area_fits(table, table->nodes_at, nodes, sizeof(struct fp_table_node), FP_TABLE_ALIGN) &&
+           area_fits(table, table->values_at, table->values, 4, 4) &&
+           area_fits(table, table->hops_at, table->hops, sizeof(struct fp_hop), 8) &&
+           area_fits(table, table->by_address_at, table->hops, 4, 4);
+}
+
+/* Upper nodes may name lower nodes, lower nodes nothing but leaves: so a lookup ends, and a check is linear. */
+static bool value_fits(const struct fp_table *table, uint32_t value, bool upper)
+{
+    if (!fp_table_is_node(value))
+        return is_leaf(table, value);
+    uint32_t node = value & ~FP_TABLE_TAG_MASK;
+    return upper && node >= table->upper_nodes && node - table->upper_nodes < table->lower_nodes;
+}
+
+static bool node_fits(const struct fp_table *table, const struct fp_table_node *node, bool upper)
+{
+    uint32_t count = 0;
+    for (uint32_t word = 0; word < 4; word++) {
+        /* A wrong count before a word would read values beside the node's own. */
+        if (node->before[word] != count)
+            return false;
+        count += fp_table_bits(node->begins[word]);
+    }
+    /* Without a first run, the entries before the first bit would have rank -1. */
+    if ((node->begins[0] & 1) == 0)
+        return false;
+    /* All values of the node lie inside the blob, behind the root. */
+    uint64_t first = node->values_at;
+    if (first * 4 < sizeof *table || (first + count) * 4 > table->bytes)
+        return false;
+    const uint32_t *values = (const uint32_t *)(const void *)table + first;
+    for (uint32_t i = 0; i < count; i++) {
+        if (!value_fits(table, values[i], upper))
+            return false;
+    }
+    return true;
+}
+
+static bool root_fits(const struct fp_table *table)
+{
+    for (size_t i = 0; i < FP_TABLE_ROOT; i++) {
+        uint32_t value = table->root[i];
+        if (fp_table_is_node(value) ? (value & ~FP_TABLE_TAG_MASK) >= table->upper_nodes : !is_leaf(table, value))
+            return false;
+    }
+    return true;
+}
+
+static bool addresses_fit(const struct fp_table *table)
+{
+    const uint32_t *order = fp_table_by_address(table);
+    const struct fp_hop *hops = fp_table_hops(table);
+    for (uint32_t i = 0; i < table->hops; i++) {
+        if (order[i] >= table->hops)
+            return false;
+        /* Out of order, the binary search would miss a peer and call its packets foreign. */
+        if (i > 0 && memcmp(&hops[order[i - 1]].address, &hops[order[i]].address, sizeof hops->address) > 0)
+            return false;
+    }
+    return true;
+}
+
+int fp_table_check(const void *memory, size_t bytes)
+{
+    const struct fp_table *table = memory;
+    if (memory == NULL || (uintptr_t)memory % FP_TABLE_ALIGN != 0 || bytes < sizeof *table || !header_fits(table, bytes))
+        return -EINVAL;
+    const struct fp_table_node *nodes = fp_table_nodes(table);
+    for (uint32_t i = 0; i < table->upper_nodes + table->lower_nodes; i++) {
+        if (!node_fits(table, &nodes[i], i < table->upper_nodes))
+            return -EINVAL;
+    }
+    return root_fits(table) && addresses_fit(table) ? 0 : -EINVAL;
+}

@@ -1,0 +1,93 @@
+/*
+ * table.h: the layout of the longest-prefix-match blob, shared by table.c (look up, check) and table_build.c.
+ *
+ *   | header | root: 65,536 values | nodes, 64 bytes each | values of big nodes | hops | hops by address |
+ *
+ * The root is indexed by the upper 16 bits of the address, a node of level 1 by the next 8, a node of level 2 by the last 8.
+ * A node stands for 256 entries, stored as runs of equal values: a bit for each entry that begins a run, so the number of
+ * bits up to an entry gives the place of its value. Up to six values lie in the node itself, so that a lookup usually touches
+ * one cache line below the root; more lie in the area of values.
+ *
+ * A value is a hop, FP_HOP_NONE or FP_HOP_LOCAL (what a lookup returns), or TAG_NODE with a node's number. All places are
+ * offsets from the start of the blob, in units of 4 bytes; the machine's own byte order.
+ */
+#ifndef FLANPY_TABLE_H
+#define FLANPY_TABLE_H
+
+#include "wire.h"
+
+enum {
+    FP_TABLE_ROOT = 65536,
+    FP_TABLE_INLINE = 6, /* values that fit into a node */
+    FP_TABLE_ALIGN = 64,
+};
+
+#define FP_TABLE_MAGIC 0x31656c6261746c66ull /* "fltable1"; reads differently on a machine of the other byte order */
+#define FP_TABLE_TAG_MASK 0xc0000000u
+#define FP_TABLE_TAG_NODE 0x80000000u
+#define FP_TABLE_HOPS_MAX 0x00ffffffu /* keeps hop numbers clear of the tags and sizes clear of overflow */
+
+struct fp_table {
+    uint64_t magic;
+    uint64_t bytes; /* of the whole blob */
+    uint64_t generation;
+    uint32_t upper_nodes; /* level 1: the first ones; their values may name lower nodes */
+    uint32_t lower_nodes; /* level 2: hold no further nodes */
+    uint32_t values;      /* in the area of values */
+    uint32_t hops;
+    uint64_t nodes_at; /* byte offsets */
+    uint64_t values_at;
+    uint64_t hops_at;
+    uint64_t by_address_at; /* u32 for each hop: hop numbers, ascending by address */
+    uint8_t reserved[128 - 72];
+    uint32_t root[FP_TABLE_ROOT];
+};
+static_assert(offsetof(struct fp_table, root) == 128, "the root begins on a cache line");
+
+struct fp_table_node {
+    uint64_t begins[4]; /* bit i: entry i begins a run; entry 0 always does */
+    uint8_t before[4];  /* bits set in the words before this one, so that a rank needs one word only */
+    uint32_t values_at; /* of the first value, in units of 4 bytes from the start of the blob */
+    uint32_t inline_values[FP_TABLE_INLINE];
+};
+static_assert(sizeof(struct fp_table_node) == 64, "a node is one cache line");
+static_assert(sizeof(struct fp_hop) == 24, "hops are part of the blob");
+
+FP_INLINE bool fp_table_is_node(uint32_t value)
+{
+    return (value & FP_TABLE_TAG_MASK) == FP_TABLE_TAG_NODE;
+}
+
+FP_INLINE const struct fp_table_node *fp_table_nodes(const struct fp_table *table)
+{
+    return (const struct fp_table_node *)(const void *)((const uint8_t *)table + table->nodes_at);
+}
+
+FP_INLINE const struct fp_hop *fp_table_hops(const struct fp_table *table)
+{
+    return (const struct fp_hop *)(const void *)((const uint8_t *)table + table->hops_at);
+}
+
+FP_INLINE const uint32_t *fp_table_by_address(const struct fp_table *table)
+{
+    return (const uint32_t *)(const void *)((const uint8_t *)table + table->by_address_at);
+}
+
+/* Bits set, without asking for an instruction that old CPUs lack and without a call into the compiler's library. */
+FP_INLINE uint32_t fp_table_bits(uint64_t word)
+{
+    word -= (word >> 1) & 0x5555555555555555ull;
+    word = (word & 0x3333333333333333ull) + ((word >> 2) & 0x3333333333333333ull);
+    word = (word + (word >> 4)) & 0x0f0f0f0f0f0f0f0full;
+    return (uint32_t)((word * 0x0101010101010101ull) >> 56);
+}
+
+FP_INLINE uint32_t fp_table_node_value(const struct fp_table *table, const struct fp_table_node *node, uint32_t entry)
+{
+    uint32_t word = entry >> 6;
+    uint64_t up_to = node->begins[word] << (63 - (entry & 63));
+    uint32_t rank = node->before[word] + fp_table_bits(up_to) - 1;
+    return ((const uint32_t *)(const void *)table)[node->values_at + rank];
+}
+
+#endif
