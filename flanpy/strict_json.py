@@ -113,4 +113,3 @@ def _encodable(text: str) -> str:
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise JsonError("a string holds a lone surrogate (\\ud800 to \\udfff)")
     return text
-

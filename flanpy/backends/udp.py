@@ -1,8 +1,8 @@
 """flannel's udp backend: what should be true on this machine, from the own lease and the view of the others; no I/O.
 
-    device   TUN, MTU = underlay - 28 (outer IPv4 and UDP header), address = first address of the own subnet, /32
-    route    the whole Network through the device; which peer has what is the datapath's business
-    table    subnet of each peer -> its PublicIP and Port; inner packets from the underlay are accepted for our subnet only
+device   TUN, MTU = underlay - 28 (outer IPv4 and UDP header), address = first address of the own subnet, /32
+route    the whole Network through the device; which peer has what is the datapath's business
+table    subnet of each peer -> its PublicIP and Port; inner packets from the underlay are accepted for our subnet only
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ def mtu_bytes(uplink: Uplink) -> int:
     """The largest inner packet; raises InterfaceError when the underlay is too small for any."""
     mtu = uplink.mtu_bytes - OVERHEAD_BYTES
     if mtu < MTU_MIN_BYTES:
-        raise InterfaceError(f"{uplink.name}: MTU {uplink.mtu_bytes} is too small for udp (at least {MTU_MIN_BYTES + OVERHEAD_BYTES})")
+        raise InterfaceError(
+            f"{uplink.name}: MTU {uplink.mtu_bytes} is too small for udp (at least {MTU_MIN_BYTES + OVERHEAD_BYTES})"
+        )
     return mtu
 
 

@@ -54,14 +54,18 @@ def fits(config: NetworkConfig, subnets: Subnets) -> bool:
 def is_free(subnets: Subnets, taken: Collection[Range]) -> bool:
     """Whether nobody holds these subnets, a part of them, or a range that contains them."""
     return all(
-        not _overlaps(_span(subnet), _spans(taken, subnet.version)) for subnet in (subnets.ipv4, subnets.ipv6) if subnet is not None
+        not _overlaps(_span(subnet), _spans(taken, subnet.version))
+        for subnet in (subnets.ipv4, subnets.ipv6)
+        if subnet is not None
     )
 
 
 def _within(subnet: Range | None, low: Range | None, high: Range | None) -> bool:
     if subnet is None or low is None or high is None:
         return subnet is None and low is None
-    return subnet.prefixlen == low.prefixlen and int(low.network_address) <= int(subnet.network_address) <= int(high.network_address)
+    return subnet.prefixlen == low.prefixlen and int(low.network_address) <= int(subnet.network_address) <= int(
+        high.network_address
+    )
 
 
 def _choose(low: R | None, high: R | None, wanted: R | None, taken: list[Span], pick: Callable[[int], int], window: int) -> R:

@@ -173,7 +173,9 @@ def _flanpy_info(value: object) -> FlanpyInfo:
         raise CodecError(f"BackendData.flanpy: {_shown(value)} is not an object")
     node, features = value.get("node"), value.get("features")
     if not isinstance(node, str) or not NODE_ID.fullmatch(node):
-        raise CodecError(f"BackendData.flanpy.node: {_shown(node)} is not a node id (letters, digits, '.', '_', ':', '-'; at most 128)")
+        raise CodecError(
+            f"BackendData.flanpy.node: {_shown(node)} is not a node id (letters, digits, '.', '_', ':', '-'; at most 128)"
+        )
     features = () if features is None else features
     if not isinstance(features, tuple) or len(features) > _MAX_FEATURES:
         raise CodecError(f"BackendData.flanpy.features: not a list of at most {_MAX_FEATURES} names")

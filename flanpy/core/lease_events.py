@@ -214,7 +214,9 @@ class LeasingState:
     unsure: bool = False
     """A write has failed and may have been done all the same, so a record of ours need not be another's."""
     noticed: RecordChange | None = None
-    """The latest change of the key concerned that was seen while an effect was outstanding."""
+    """The latest change of the key concerned, not judged yet."""
+    relist: bool = False
+    """The leases are to be listed once nothing is outstanding."""
     contest: Lease | None = None
     """A lease with our node id that we have marked, as it stands since."""
     refusals: int = 0

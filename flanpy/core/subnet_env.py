@@ -1,11 +1,11 @@
 """The text of flannel's subnet.env: written last of all, it is the mark that the CNI plugin waits for; no I/O here.
 
-    FLANNEL_NETWORK=10.5.0.0/16
-    FLANNEL_SUBNET=10.5.72.1/24            first usable address of the subnet, with the subnet's length
-    FLANNEL_IPV6_NETWORK=fd00:5::/48       (if enabled)
-    FLANNEL_IPV6_SUBNET=fd00:5:0:7::1/64   (if enabled)
-    FLANNEL_MTU=1472
-    FLANNEL_IPMASQ=false
+FLANNEL_NETWORK=10.5.0.0/16
+FLANNEL_SUBNET=10.5.72.1/24            first usable address of the subnet, with the subnet's length
+FLANNEL_IPV6_NETWORK=fd00:5::/48       (if enabled)
+FLANNEL_IPV6_SUBNET=fd00:5:0:7::1/64   (if enabled)
+FLANNEL_MTU=1472
+FLANNEL_IPMASQ=false
 """
 
 from __future__ import annotations
@@ -38,7 +38,10 @@ def render_subnet_env(config: NetworkConfig, subnets: Subnets, mtu_bytes: int, i
     if subnets.ipv4 is not None:
         lines += [f"FLANNEL_NETWORK={config.network}", f"FLANNEL_SUBNET={subnets.ipv4[1]}/{subnets.ipv4.prefixlen}"]
     if subnets.ipv6 is not None:
-        lines += [f"FLANNEL_IPV6_NETWORK={config.ipv6_network}", f"FLANNEL_IPV6_SUBNET={subnets.ipv6[1]}/{subnets.ipv6.prefixlen}"]
+        lines += [
+            f"FLANNEL_IPV6_NETWORK={config.ipv6_network}",
+            f"FLANNEL_IPV6_SUBNET={subnets.ipv6[1]}/{subnets.ipv6.prefixlen}",
+        ]
     lines += [f"FLANNEL_MTU={mtu_bytes}", f"FLANNEL_IPMASQ={str(ip_masq).lower()}"]
     return "\n".join(lines) + "\n"
 
