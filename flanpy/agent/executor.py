@@ -11,6 +11,7 @@ from queue import SimpleQueue
 
 from flanpy.agent.events import ConfigRead, EventQueue, LeaseOutcome, StoreFailed
 from flanpy.core import leasing
+from flanpy.core.lease_events import StoreEffect
 from flanpy.errors import StoreDenied, StoreError
 from flanpy.stores import Store
 
@@ -23,7 +24,7 @@ class ReadConfig:
     """Read the network config anew."""
 
 
-Job = ReadConfig | leasing.List | leasing.Create | leasing.Replace | leasing.Delete
+Job = ReadConfig | StoreEffect
 
 
 class Executor:

@@ -16,7 +16,7 @@ ROOT = "flanpy"
 """The logger that everything here hangs on."""
 
 
-def event(name: str, **fields: Any) -> dict[str, Any]:
+def event(name: str, /, **fields: Any) -> dict[str, Any]:
     """The ``extra`` of a log call: the event's stable name and its fields."""
     return {"event": name, "fields": fields}
 

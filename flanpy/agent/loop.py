@@ -35,6 +35,7 @@ from flanpy.agent.report import answer
 from flanpy.config.network import parse_network_config
 from flanpy.config.options import AgentOptions
 from flanpy.core import leasing, membership
+from flanpy.core.lease_events import LeasingState, Pending
 from flanpy.errors import ConfigError, FlanpyError
 from flanpy.model import NetworkConfig, Uplink
 
@@ -49,6 +50,9 @@ CONFIG_RETRY_S = (0.5, 10.0)
 CONFIG_REREAD_S = 60.0
 """How often a good network config is read again, to notice a change."""
 CONVERGE_RETRY_S = (0.2, 10.0)
+"""Least and most wait before a pass that had problems is tried again."""
+RELEASE_S = 3.0
+"""How long the end of the process may wait for etcd to take the lease back."""
 
 
 @dataclass(slots=True)
@@ -60,7 +64,7 @@ class State:
     config_problem: str | None = "the network config has not been read yet"
     config_wait_s: float = CONFIG_RETRY_S[0]
     members: membership.Membership | None = None
-    lease: leasing.LeasingState | None = None
+    lease: LeasingState | None = None
     store_problem: str | None = None
     store_denied: bool = False
     last_store_word_s: float | None = None
@@ -127,7 +131,7 @@ class Loop:
                 self._on_config(text)
             case SubnetsListed(records):
                 self._store_answers()
-                self._set_members(membership.from_records(records, self._state.members or membership.EMPTY))
+                self._set_members(membership.from_records(records, self._state.members))
                 self._feed(leasing.Listed(records))
             case SubnetsChanged(changes):
                 self._store_answers()
@@ -242,6 +246,19 @@ class Loop:
                 log.log(logging.getLevelName(effect.level.upper()), "%s", effect.message, extra=event(effect.event))
             else:
                 self._executor.submit(effect)
+
+    def release(self) -> None:
+        """Give the lease back; waits a bounded time for etcd, for the process is about to end."""
+        deadline_s = time.monotonic() + RELEASE_S
+        self._feed(leasing.Release())
+        while self._state.lease is not None and isinstance(self._state.lease.phase, Pending):
+            try:
+                item = self._events.get(timeout=deadline_s - time.monotonic())
+            except (queue.Empty, ValueError):
+                log.warning("the lease was not given back: etcd has not answered", extra=event("release_failed"))
+                return
+            if isinstance(item, LeaseOutcome):
+                self._feed(item.event)
 
     # ------------------------------------------------------------------------------------------------ timers
 

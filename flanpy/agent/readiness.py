@@ -11,7 +11,7 @@ from pathlib import Path
 from flanpy.agent.files import write_atomically
 from flanpy.agent.logs import event
 from flanpy.agent.notify import notify
-from flanpy.core.subnet_env import SubnetEnv, render_subnet_env
+from flanpy.core.subnet_env import render_subnet_env
 from flanpy.model import NetworkConfig, Subnets
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ class Readiness:
 
     def reached(self, config: NetworkConfig, subnets: Subnets, mtu_bytes: int) -> None:
         """The machine is as desired: write subnet.env if it differs, and tell the service manager the first time."""
-        text = render_subnet_env(SubnetEnv(config.network, config.ipv6_network, subnets, mtu_bytes, self._ip_masq))
+        text = render_subnet_env(config, subnets, mtu_bytes, self._ip_masq)
         if text == self._written and self._path.exists():
             return
         try:
@@ -43,9 +43,9 @@ class Readiness:
             return
         self._written, self.problem = text, None
         log.info(
-            "ready: subnet %s, %s written", subnet, self._path, extra=event("ready", subnet=str(subnet), file=str(self._path))
+            "ready: subnet %s, %s written", subnets, self._path, extra=event("ready", subnet=str(subnets), file=str(self._path))
         )
-        notify(READY="1", STATUS=f"subnet {subnet}")
+        notify(READY="1", STATUS=f"subnet {subnets}")
 
     def _failed(self, problem: str) -> None:
         if problem != self.problem:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from ipaddress import IPv4Address
+from pathlib import Path
 from queue import SimpleQueue
 from types import FrameType
 
@@ -77,9 +78,9 @@ def _run_loop(options: AgentOptions, uplink: Uplink, kernel: Kernel, events: Eve
         EtcdOptions(
             endpoints=options.etcd_endpoints,
             prefix=options.etcd_prefix,
-            cafile=options.etcd_cafile,
-            certfile=options.etcd_certfile,
-            keyfile=options.etcd_keyfile,
+            cafile=_file(options.etcd_cafile),
+            certfile=_file(options.etcd_certfile),
+            keyfile=_file(options.etcd_keyfile),
             username=options.etcd_username,
             password=options.etcd_password,
         )
@@ -105,8 +106,12 @@ def _run_loop(options: AgentOptions, uplink: Uplink, kernel: Kernel, events: Eve
     stopped_by = loop.run()
     notify(STOPPING="1")
     if options.release_on_exit:
-        loop.release(store)
+        loop.release()
     return stopped_by
+
+
+def _file(name: str) -> Path | None:
+    return Path(name) if name else None
 
 
 @contextlib.contextmanager
@@ -145,7 +150,7 @@ def _say_findings(options: AgentOptions) -> None:
 
 def _start_etcd(options: AgentOptions, stack: ExitStack) -> AgentOptions:
     url = f"http://{options.embedded_etcd}"
-    server = stack.enter_context(EtcdServer(EtcdServerSettings(options.state_dir / "etcd", url)))
+    server = stack.enter_context(EtcdServer(EtcdServerSettings(options.state_dir / "etcd", options.state_dir / "etcd.log", url)))
     log.info("embedded etcd at %s", url, extra=event("embedded_etcd", url=url))
     del server
     return replace(options, etcd_endpoints=(url,))
