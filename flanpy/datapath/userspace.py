@@ -1,0 +1,154 @@
+"""The userspace datapath: C threads between a TUN device and UDP sockets; this class starts, feeds, reads and stops them.
+
+ForwardTable --core.build_table--> flat blob --publish--> workers (csrc/worker.c)        no Python runs where packets do
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from flanpy.datapath import DatapathSettings, DatapathStats, VerdictCount
+from flanpy.datapath.core import VERDICTS, WORK_COUNTERS, build_table, ffi, lib
+from flanpy.datapath.sockets import Underlay
+from flanpy.errors import DatapathError
+from flanpy.model import ForwardTable
+
+FEATURES = frozenset({"ecn"})
+"""What our receiver can take: ECN marks are combined as RFC 6040 says. No superpackets: every datagram must be a finished packet."""
+
+
+class TunQueues(Protocol):
+    """What is needed of an open TUN device (``kernel.tun.Tun``)."""
+
+    @property
+    def fds(self) -> tuple[int, ...]:
+        """One non-blocking descriptor for each queue."""
+
+    @property
+    def features(self) -> frozenset[str]:
+        """Of ``csum``, ``tso``, ``uso``, ``coalesce``."""
+
+    @property
+    def degraded(self) -> tuple[str, ...]:
+        """What the device has to do without."""
+
+    def close(self) -> None:
+        """Give the device up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """What hardly anybody changes. ICMP errors are limited for each worker; two threads a queue split the directions."""
+
+    icmp_per_second: int = 100
+    threads_per_queue: int = 1
+
+
+class UserspaceDatapath:
+    """A running userspace datapath. It owns the TUN queues and sockets that it is given and closes them, also when it cannot start."""
+
+    kind = "userspace"
+
+    def __init__(self, settings: DatapathSettings, tun: TunQueues, underlay: Underlay, tuning: Tuning | None = None) -> None:
+        self.features = FEATURES
+        self.degraded = tun.degraded + underlay.degraded
+        self._settings = settings
+        self._tun = tun
+        self._underlay = underlay
+        self._lock = threading.Lock()
+        self._handle: Any = None
+        try:
+            self._handle = _start(settings, tun, underlay, tuning or Tuning())
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def publish(self, table: ForwardTable) -> None:
+        """Forward by this table from now on; returns when every worker has it."""
+        blob = build_table(table)
+        with self._lock:
+            error = lib.fp_datapath_publish(self._running(), blob.memory, blob.size)
+        if error:
+            raise DatapathError(f"{self._settings.device}: table {table.generation} was not taken up: {os.strerror(-error)}")
+
+    def stats(self) -> DatapathStats:
+        """Counters of all queues together."""
+        pages = self._pages()
+        verdicts = {
+            name: VerdictCount(
+                sum(page.verdicts.by[number].packets for page in pages), sum(page.verdicts.by[number].bytes for page in pages)
+            )
+            for number, name in enumerate(VERDICTS)
+        }
+        counters = {name: sum(page.work[number] for page in pages) for number, name in enumerate(WORK_COUNTERS)}
+        return DatapathStats(generation=min(page.generation for page in pages), verdicts=verdicts, counters=counters)
+
+    def check(self) -> None:
+        """Raise DatapathError when a worker cannot work any more."""
+        for queue, page in enumerate(self._pages()):
+            if page.failed:
+                raise DatapathError(
+                    f"{self._settings.device}: worker {queue} has stopped: {os.strerror(page.failed)} (has the TUN device been removed?)"
+                )
+
+    def close(self) -> None:
+        """Stop the workers and close TUN queues and sockets; safe to call twice."""
+        with self._lock:
+            handle, self._handle = self._handle, None
+            if handle is not None:
+                lib.fp_datapath_stop(handle)
+            self._tun.close()
+            self._underlay.close()
+
+    def _running(self) -> Any:
+        if self._handle is None:
+            raise DatapathError(f"{self._settings.device}: the datapath is closed")
+        return self._handle
+
+    def _pages(self) -> list[Any]:
+        pages = [ffi.new("struct fp_stats *") for _ in range(self._settings.queues)]
+        with self._lock:
+            handle = self._running()
+            for queue, page in enumerate(pages):
+                lib.fp_datapath_stats(handle, queue, page)
+        return pages
+
+
+def _start(settings: DatapathSettings, tun: TunQueues, underlay: Underlay, tuning: Tuning) -> Any:
+    if not len(tun.fds) == len(underlay.fds) == settings.queues:
+        raise DatapathError(
+            f"{settings.device}: {settings.queues} queues need as many of TUN ({len(tun.fds)}) and UDP ({len(underlay.fds)})"
+        )
+    queues = ffi.new("struct fp_queue[]", list(zip(tun.fds, underlay.fds, strict=True)))
+    options = (
+        (lib.FP_OPT_SOURCE_CHECK if settings.source_check else 0)
+        | (lib.FP_OPT_USO if "uso" in tun.features else 0)
+        | (0 if "coalesce" in tun.features else lib.FP_OPT_NO_COALESCE)
+    )
+    native = ffi.new(
+        "struct fp_settings *",
+        {
+            "mtu_bytes": settings.mtu_bytes,
+            "options": options,
+            "tunnel_address": int(settings.tunnel_address),
+            "max_segments": underlay.max_segments,
+            "spin_us": settings.spin_us,
+            "icmp_per_second": tuning.icmp_per_second,
+            "threads_per_queue": tuning.threads_per_queue,
+        },
+    )
+    out = ffi.new("struct fp_datapath **")
+    error = lib.fp_datapath_start(queues, settings.queues, native, out)
+    if error:
+        raise DatapathError(f"{settings.device}: the workers cannot start: {os.strerror(-error)}")
+    return out[0]
