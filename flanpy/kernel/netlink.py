@@ -131,6 +131,8 @@ class Kernel:
                 torn = torn or bool(received.flags & DUMP_INTERRUPTED)
                 if received.kind == NLMSG_ERROR:
                     code, text = error_of(received)
+                    if code == errno.ENOENT:  # a routing table that was never written to
+                        return
                     raise platform_error("read a table of the kernel", code, text)
                 if received.kind == NLMSG_DONE:
                     if torn:

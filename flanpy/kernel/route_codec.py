@@ -73,6 +73,11 @@ def protocol_of(body: memoryview) -> int:
     return int(body[5]) if len(body) >= _RTMSG.size else -1
 
 
+def is_default(body: memoryview) -> bool:
+    """Whether a route message is about everything (prefix length 0)."""
+    return len(body) >= _RTMSG.size and body[1] == 0
+
+
 def parse(body: memoryview, names: Mapping[int, str]) -> Route | None:
     """The route of a message; None when it is malformed, has a type of service, or its device is no longer in ``names``.
 

@@ -24,11 +24,13 @@ from flanpy.kernel.devices import device_names
 from flanpy.kernel.messages import APPEND, CREATE, EXCLUSIVE, REPLACE
 from flanpy.kernel.netlink import DumpInterrupted, Kernel, explained, explained_errno
 from flanpy.kernel.route_codec import (
+    MAIN_TABLE,
     RTM_DELROUTE,
     RTM_GETROUTE,
     RTM_NEWROUTE,
     delete_body,
     dump_body,
+    is_default,
     new_body,
     parse,
     protocol_of,
@@ -60,6 +62,16 @@ def list_routes(kernel: Kernel, protocol: int = ROUTE_PROTOCOL) -> frozenset[Rou
     """
     names = device_names(kernel)
     return frozenset(route for family in (AF_INET, AF_INET6) for route in _read(kernel, names, family, protocol=protocol))
+
+
+def default_routes(kernel: Kernel) -> tuple[Route, ...]:
+    """The IPv4 default routes of the main table, whoever made them; a default that refuses (unreachable) is none."""
+    names = device_names(kernel)
+    with explained("list the default routes"):
+        found = [
+            parse(body, names) for _, body in kernel.dump(RTM_GETROUTE, dump_body(AF_INET, table=MAIN_TABLE)) if is_default(body)
+        ]
+    return tuple(route for route in found if route is not None and route.device)
 
 
 def apply(kernel: Kernel, difference: Difference[Route]) -> Applied:
