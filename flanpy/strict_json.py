@@ -39,11 +39,20 @@ class JsonObject:
         return next((value for key, value in self.members if key.casefold() == wanted), None)
 
 
-def parse_json(text: str | bytes) -> object:
-    """The value that ``text`` holds; raises JsonError."""
+def parse_json(text: str | bytes, *, judge: bool = True) -> object:
+    """The value that ``text`` holds; raises JsonError.
+
+    With ``judge=False`` keys that are given twice stay in their object and NaN and Infinity become JsonNumber: for a caller that
+    tells about all of them, with the place of each.
+    """
     try:
         decoded = text if isinstance(text, str) else text.decode("utf-8")
-        value = json.loads(decoded, object_pairs_hook=_object, parse_float=JsonNumber, parse_constant=_refuse_constant)
+        value = json.loads(
+            decoded,
+            object_pairs_hook=_object if judge else _any_object,
+            parse_float=JsonNumber,
+            parse_constant=_refuse_constant if judge else JsonNumber,
+        )
         return _checked(value, MAX_DEPTH)
     except UnicodeDecodeError as exc:
         raise JsonError(f"not UTF-8 at byte {exc.start}") from exc
@@ -87,6 +96,10 @@ def _object(pairs: list[tuple[str, object]]) -> JsonObject:
         if key.casefold() in seen:
             raise JsonError(f"{key}: given twice")
         seen.add(key.casefold())
+    return JsonObject(tuple(pairs))
+
+
+def _any_object(pairs: list[tuple[str, object]]) -> JsonObject:
     return JsonObject(tuple(pairs))
 
 
