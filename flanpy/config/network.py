@@ -64,8 +64,8 @@ def parse_network_config(text: str | bytes) -> NetworkConfig:
     problems: list[str] = []
     read = read_fields("", _root(text), _FIELDS, problems)
     backend = read_backend(read["Backend"], problems)
-    ipv4 = _ranges(_IPV4, read, problems) if read["EnableIPv4"] else _Ranges[IPv4Network]()
-    ipv6 = _ranges(_IPV6, read, problems) if read["EnableIPv6"] else _Ranges[IPv6Network]()
+    ipv4: _Ranges[IPv4Network] = _ranges(_IPV4, read, problems) if read["EnableIPv4"] else _Ranges()
+    ipv6: _Ranges[IPv6Network] = _ranges(_IPV6, read, problems) if read["EnableIPv6"] else _Ranges()
     if not read["EnableIPv4"] and not read["EnableIPv6"]:
         problems.append("EnableIPv4: false, and EnableIPv6 is not true: at least one of them is needed")
     if problems:
