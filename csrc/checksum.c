@@ -1,5 +1,5 @@
 /*
- * checksum.c: ones' complement sums (RFC 1071), scalar and vector, plain and fused with a copy.
+ * checksum.c: ones' complement sums (RFC 1071), portable and by wide vectors, plain and fused with a copy.
  *
  * The sum is taken over words in the machine's own byte order: ones' complement addition commutes with a byte swap, so
  * folding and storing without a swap gives the right bytes (RFC 1071, 2(B)). The accumulator is 64 bits wide with an
@@ -15,7 +15,7 @@ FP_INLINE uint64_t fp_sum_add(uint64_t sum, uint64_t value)
     return sum + (sum < value);
 }
 
-/* The scalar sum, and the tail of the vector ones: words of 8, 4, 2 and 1 byte. */
+/* The last 0..31 bytes: words of 8, then what is left of one. */
 FP_INLINE uint64_t fp_sum_words(uint8_t *to, const uint8_t *from, size_t bytes, uint64_t sum, const bool copy)
 {
     for (; bytes >= 8; bytes -= 8, from += 8) {
@@ -37,6 +37,30 @@ FP_INLINE uint64_t fp_sum_words(uint8_t *to, const uint8_t *from, size_t bytes, 
         sum = fp_sum_add(sum, fp_load64(last));
     }
     return sum;
+}
+
+/* Two 64-bit lanes; compilers make of it what every machine of a kind has (SSE2, NEON), or plain words. */
+typedef uint64_t fp_lanes __attribute__((vector_size(16)));
+
+/* Each lane takes 32-bit halves and cannot overflow before 2^32 additions. */
+FP_INLINE uint64_t fp_sum_scalar(uint8_t *to, const uint8_t *from, size_t bytes, uint64_t sum, const bool copy)
+{
+    fp_lanes low[2] = {{0, 0}, {0, 0}};
+    fp_lanes high[2] = {{0, 0}, {0, 0}};
+    for (; bytes >= 32; bytes -= 32, from += 32) {
+        fp_lanes words[2];
+        memcpy(words, from, sizeof words);
+        if (copy) {
+            memcpy(to, words, sizeof words);
+            to += 32;
+        }
+        for (int i = 0; i < 2; i++) {
+            low[i] += words[i] & 0xffffffff;
+            high[i] += words[i] >> 32;
+        }
+    }
+    fp_lanes all = (low[0] + low[1]) + (high[0] + high[1]);
+    return fp_sum_words(to, from, bytes, fp_sum_add(fp_sum_add(sum, all[0]), all[1]), copy);
 }
 
 #if defined(__x86_64__)
@@ -117,7 +141,7 @@ uint64_t fp_sum_on(enum fp_cpu_kind kind, const void *data, size_t bytes, uint64
         return sum_avx2(data, bytes, sum);
 #endif
     (void)kind;
-    return fp_sum_words(NULL, data, bytes, sum, false);
+    return fp_sum_scalar(NULL, data, bytes, sum, false);
 }
 
 uint64_t fp_copy_sum_on(enum fp_cpu_kind kind, void *restrict to, const void *restrict from, size_t bytes, uint64_t sum)
@@ -129,7 +153,7 @@ uint64_t fp_copy_sum_on(enum fp_cpu_kind kind, void *restrict to, const void *re
         return copy_sum_avx2(to, from, bytes, sum);
 #endif
     (void)kind;
-    return fp_sum_words(to, from, bytes, sum, true);
+    return fp_sum_scalar(to, from, bytes, sum, true);
 }
 
 uint64_t fp_sum(const void *data, size_t bytes, uint64_t sum)
