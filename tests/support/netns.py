@@ -8,14 +8,17 @@
 
 from __future__ import annotations
 
+import select
+import socket
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
 from flanpy.datapath import DatapathSettings, DatapathStats
-from flanpy.datapath.sockets import open_underlay
+from flanpy.datapath.sockets import SO_RCVBUFFORCE, open_underlay
 from flanpy.datapath.userspace import Tuning, UserspaceDatapath
 from flanpy.kernel.tun import open_tun
 from flanpy.model import ForwardTable, Hop, TableEntry
@@ -151,3 +154,33 @@ def overlay(
             made.a.datapath.publish(table(made.a, made.b))
             made.b.datapath.publish(table(made.b, made.a))
         yield made
+
+
+def eventually(condition: Callable[[], bool], *, within_s: float = 5.0) -> bool:
+    """Whether the condition comes true in time."""
+    deadline = time.monotonic() + within_s
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        select.select([], [], [], 0.005)
+    return True
+
+
+def udp_socket(where: Namespace, address: IPv4Address | None = None, port: int = 0) -> socket.socket:
+    """A UDP socket of this namespace, bound if an address is given; it gives up receiving after two seconds."""
+    with inside(where):
+        made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    made.settimeout(2)
+    if address is not None:
+        made.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 32 << 20)
+        made.bind((str(address), port))
+    return made
+
+
+def capture(where: Namespace, device: str) -> socket.socket:
+    """A packet socket that sees what comes in and goes out on a device, from now on."""
+    with inside(where):
+        made = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0800))
+    made.bind((device, 0x0800))
+    made.settimeout(2)
+    return made
