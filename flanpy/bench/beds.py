@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import flanpy
 from flanpy.bench import topology
@@ -21,6 +22,9 @@ from flanpy.bench.topology import Side
 from flanpy.errors import LabError
 from flanpy.lab.process import Entered
 from flanpy.lab.sandbox import Sandbox
+
+if TYPE_CHECKING:
+    from flanpy.bench.stations import Station
 
 READY_TIMEOUT_S = 15.0
 IMPORT_PATH = {"PYTHONPATH": str(Path(flanpy.__file__).parent.parent)}
@@ -39,12 +43,23 @@ class Bed:
     mtu_bytes: int
     processes: list[Entered] = field(default_factory=list)
     mode: str | None = None
+    stations: tuple[Station, Station] | None = None
+    """Senders and receivers of probes in pod a and pod b, once somebody has asked for them."""
+    trains: bool = True
+    magic: int = 0
+    """Number of the last train of probes, so that stragglers of an earlier one are told apart."""
 
     def set_mode(self, mode: str) -> None:
         """Switch the underlay, unless it is in this mode already."""
         if mode != self.mode:
             self.sandbox.script(topology.mode_script(self.setup, mode))
             self.mode = mode
+
+    def set_trains(self, on: bool) -> None:
+        """Let UDP trains leave pod a whole, or cut them there."""
+        if on != self.trains:
+            self.sandbox.script(topology.trains_script(self.setup, on))
+            self.trains = on
 
     def check(self) -> None:
         """Raise LabError when a process of the bed has ended."""

@@ -67,12 +67,19 @@ class Found:
 
 
 def highest_rate(
-    run: Callable[[float], Trial], *, start_pps: float, ceiling_pps: float, loss_limit: float, precision: float, most_trials: int
+    run: Callable[[float], Trial],
+    *,
+    start_pps: float,
+    ceiling_pps: float,
+    loss_limit: float,
+    precision: float,
+    most_trials: int,
+    growth: float = 2.0,
 ) -> Found:
     """Search the highest rate whose loss is at most ``loss_limit``; a rate counts only when a second trial confirms it.
 
-    Doubles (or halves) from ``start_pps`` until good and bad are bracketed, then bisects geometrically until the bracket is narrower
-    than ``precision`` (0.05: 5 %). A good rate that does not repeat is the new upper end: loss near the limit is
+    Grows (or shrinks) by ``growth`` from ``start_pps`` until good and bad are bracketed, then bisects geometrically until the
+    bracket is narrower than ``precision`` (0.05: 5 %). A good rate that does not repeat is the new upper end: loss near the limit is
     random, and one lucky trial must not decide. The rates compared are those really sent.
     """
     search = _Search(run, loss_limit, most_trials)
@@ -90,7 +97,7 @@ def highest_rate(
                 break
             asked = (good * bad) ** 0.5
         else:
-            asked = min(good * 2, ceiling_pps) if good else bad / 2
+            asked = min(good * growth, ceiling_pps) if good else bad / growth
         if asked < 1:
             break
     return Found(search.best, tuple(search.trials), generator_bound=False)

@@ -6,10 +6,12 @@ import importlib.util
 import os
 from collections.abc import Callable, Sequence
 
+from flanpy.bench.latency import latency_tasks
 from flanpy.bench.progress import show_progress
 from flanpy.bench.runner import Progress, Recorder, plan, run_beds
 from flanpy.bench.samples import Figure, Result, Settings
 from flanpy.bench.tasks import Task, tcp_tasks
+from flanpy.bench.udp import udp_tasks
 from flanpy.errors import UsageError
 from flanpy.lab.process import require_tool
 
@@ -49,6 +51,10 @@ def bed_tasks(settings: Settings, quick: bool) -> Sequence[Task]:
     tasks: list[Task] = []
     if "tcp" in settings.groups:
         tasks += tcp_tasks(settings, quick)
+    if "udp" in settings.groups:
+        tasks += udp_tasks(settings)
+    if "latency" in settings.groups:
+        tasks += latency_tasks(settings)
     return tasks
 
 

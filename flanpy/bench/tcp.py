@@ -7,6 +7,9 @@ slow start and, at the sender, what only stands in a buffer.
 from __future__ import annotations
 
 import json
+import math
+import signal
+import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +17,7 @@ from typing import Any
 from flanpy.bench import machine
 from flanpy.bench.beds import IPERF_PORT, Bed
 from flanpy.errors import LabError
+from flanpy.lab.process import Entered
 
 INTERVAL_S = 0.1
 WARM_UP_S = 0.5
@@ -99,3 +103,29 @@ def received_gigabytes(report: dict[str, Any]) -> float:
 def _retransmits(report: dict[str, Any]) -> int:
     sums = (report["end"].get(key, {}) for key in ("sum_sent", "sum_sent_bidir_reverse"))
     return sum(int(each.get("retransmits", 0)) for each in sums)
+
+
+def start_load(bed: Bed, seconds: float) -> Entered:
+    """One TCP stream from pod a to pod b in the background, for at most so long."""
+    argv = ["iperf3", "--client", str(bed.b.pod_address), "--port", str(IPERF_PORT), "--time", str(math.ceil(seconds))]
+    return bed.sandbox.popen(bed.a.pod, argv, stdout=subprocess.DEVNULL)
+
+
+def await_load(bed: Bed, load: Entered, warm_up_s: float) -> None:
+    """Let the stream get up to speed; LabError when it has ended."""
+    try:
+        load.wait(warm_up_s)
+    except subprocess.TimeoutExpired:
+        return
+    error = load.stderr.read() if load.stderr else ""
+    raise LabError(f"{bed.setup}: iperf3 ended before the load began: {error.strip()[-500:]}")
+
+
+def stop_load(load: Entered) -> None:
+    """End the stream, if it runs still; its server is ready for the next one when this returns."""
+    load.send_signal(signal.SIGINT)
+    try:
+        load.communicate(timeout=10)
+    except subprocess.TimeoutExpired:
+        load.kill()
+        load.communicate()

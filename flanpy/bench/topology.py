@@ -126,3 +126,8 @@ def tun_script(here: Side, mtu_bytes: int) -> str:
 def mode_script(setup: str, mode: str) -> str:
     """Switch both uplinks of a bed to a mode; features that this kernel does not let one change are passed over by ethtool."""
     return "\n".join(f"ip netns exec {side.host} ethtool -K {UPLINK} {MODE_FEATURES[mode]} >/dev/null" for side in sides(setup))
+
+
+def trains_script(setup: str, on: bool) -> str:
+    """Whether UDP trains leave the sending pod whole; cut in its own device, every packet goes its way alone from there on."""
+    return f"ip netns exec {sides(setup)[0].pod} ethtool -K eth0 tx-udp-segmentation {'on' if on else 'off'} >/dev/null"
