@@ -323,8 +323,18 @@ class Loop:
                 state.outcome.seconds * 1e3,
                 extra=event("converged", peers=len(plan.view.peers), generation=plan.desired.table.generation),
             )
+        self._announce(self._machine.features)
         if state.lease is not None and state.lease.held is not None:
             self._readiness.reached(config, state.lease.held.subnets, plan.settings.mtu_bytes)
+
+    def _announce(self, features: frozenset[str] | None) -> None:
+        """Let the lease say what the datapath that runs now can take, if it says something else."""
+        said = self._identity.attributes.flanpy
+        if features is None or said is None or said.features == features:
+            return
+        attributes = replace(self._identity.attributes, flanpy=replace(said, features=features))
+        self._identity = replace(self._identity, attributes=attributes)
+        self._feed(leasing.AttributesChanged(attributes))
 
     def _converge_failed(self, problems: tuple[str, ...]) -> None:
         state = self._state

@@ -121,6 +121,11 @@ class Machine:
         """Which datapath runs and why, or None when none does."""
         return self._running.choice if self._running else None
 
+    @property
+    def features(self) -> frozenset[str] | None:
+        """What the running datapath's receiver can take, for the lease; None when none runs."""
+        return self._running.datapath.features if self._running else None
+
     def stats(self) -> DatapathStats | None:
         """The datapath's counters, or None when none runs."""
         return self._running.datapath.stats() if self._running else None

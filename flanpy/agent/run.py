@@ -34,10 +34,10 @@ from flanpy.agent.watcher import Watcher
 from flanpy.config.options import AgentOptions
 from flanpy.core import leasing
 from flanpy.core.subnet_env import parse_subnet_env
-from flanpy.errors import ConfigError, InterfaceError
+from flanpy.errors import ConfigError, InterfaceError, PlatformError
 from flanpy.kernel.monitor import Monitor
 from flanpy.kernel.netlink import Kernel
-from flanpy.kernel.platform import findings
+from flanpy.kernel.platform import check_platform
 from flanpy.kernel.uplink import UplinkSelection, find_uplink
 from flanpy.model import FlanpyInfo, NodeAttributes, Subnets, Uplink
 from flanpy.stores.server import EtcdServer, EtcdServerSettings
@@ -93,7 +93,7 @@ def _run_loop(options: AgentOptions, uplink: Uplink, kernel: Kernel, events: Eve
     loop = Loop(options, uplink, _identity(options, uplink), machine, executor, readiness, events)
     control = ControlServer(options.run_dir, events)
     stack.callback(control.close)
-    monitor = Monitor(lambda what: events.put(KernelChanged(what)))
+    monitor = Monitor(lambda what: events.put(KernelChanged(what)), kernel.ports)
     stack.callback(monitor.close)
     if options.healthz_port:
         health = HealthServer(str(options.healthz_ip), options.healthz_port, events)
@@ -139,11 +139,12 @@ def _selection(options: AgentOptions) -> UplinkSelection:
 
 
 def _say_findings(options: AgentOptions) -> None:
-    for finding in findings():
-        level = logging.getLevelName(finding.level.upper())
-        log.log(
-            level, "%s; %s", finding.what, finding.cure, extra=event("platform_finding", what=finding.what, cure=finding.cure)
-        )
+    found = check_platform()
+    errors = [str(finding) for finding in found if finding.level == "error"]
+    if errors:
+        raise PlatformError("\n".join(errors))
+    for finding in found:
+        log.warning("%s", finding, extra=event("platform_finding", what=finding.what, cure=finding.cure))
     if options.ip_masq:
         log.warning("--ip-masq: no masquerade rules in this version", extra=event("unsupported_option", option="ip-masq"))
 
