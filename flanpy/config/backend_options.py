@@ -57,6 +57,12 @@ BACKEND_OPTIONS: Mapping[str, tuple[Field, ...]] = MappingProxyType(
 
 _TYPE = "Type"
 
+_ANY_OPTION = tuple(
+    Field(name, None, lambda value: value)
+    for name in dict.fromkeys([_TYPE, *(field.name for fields in BACKEND_OPTIONS.values() for field in fields)])
+)
+"""Every option of any backend, unchecked: for an object whose type is missing or unknown."""
+
 
 def read_backend(value: object, problems: list[str]) -> BackendConfig:
     """The ``Backend`` object; absent means udp. Adds a line to ``problems`` for each mistake."""
@@ -66,9 +72,10 @@ def read_backend(value: object, problems: list[str]) -> BackendConfig:
         problems.append(f'Backend: {shown(value)} is not an object such as {{"Type": "udp"}}')
         return BackendConfig("udp", _defaults("udp"))
     kind = _backend_type(value.get(_TYPE), problems)
-    fields = () if kind is None else BACKEND_OPTIONS[kind]
     if kind is None:
+        read_fields("Backend.", value, _ANY_OPTION, problems)
         return BackendConfig("udp", _defaults("udp"))
+    fields = BACKEND_OPTIONS[kind]
     options = read_fields("Backend.", value, (Field(_TYPE, kind, text), *fields), problems)
     del options[_TYPE]
     return BackendConfig(kind, MappingProxyType(options))
