@@ -9,6 +9,7 @@ process, because the kernel's parent-death signal follows the thread that starte
 
 from __future__ import annotations
 
+import errno
 import http.client
 import json
 import logging
@@ -30,6 +31,8 @@ STOP_TIMEOUT_S = 5.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 10.0
 """Pause before the first restart, doubled at each one up to the longest; back to the first after ``STEADY_S`` of life."""
 STEADY_S = 30.0
+PORT_PATIENCE_S = 2.0
+"""How long a taken client port is waited for: an etcd whose parent was killed needs a moment to be gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,13 +199,23 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 
 def _check_port_is_free(url: str) -> None:
-    """Raise ResourceBusy when somebody listens on the URL's port already; etcd itself would say it deep in its log."""
+    """Raise ResourceBusy when the URL cannot be listened on; etcd itself would say it deep in its log."""
     parts = urlsplit(url)
     host, port = parts.hostname or "127.0.0.1", parts.port or 2379
+    deadline = time.monotonic() + PORT_PATIENCE_S
+    while (problem := _bind_problem(host, port)) is not None:
+        if problem.errno != errno.EADDRINUSE or time.monotonic() > deadline:
+            cure = "stop what holds that port, or give another address and port of this machine"
+            raise ResourceBusy(f"etcd cannot listen on {url}: {problem.strerror}; {cure}") from problem
+        time.sleep(0.05)
+
+
+def _bind_problem(host: str, port: int) -> OSError | None:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         with socket.socket(family) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
     except OSError as exc:
-        raise ResourceBusy(f"etcd cannot listen on {url}: {exc.strerror}; stop what holds that port, or give another") from exc
+        return exc
+    return None

@@ -1,0 +1,227 @@
+"""A private real etcd for tests: a free loopback port, a directory of the test's own, gone when its block ends or its parent dies.
+
+    with private_etcd(tmp_path) as etcd:           etcd.kill() (-9)   etcd.pause() / etcd.resume()   etcd.start_again()
+        store = open_store(etcd.options())         etcd.admin("/v3/kv/compaction", revision=7)
+
+``Relay`` is a TCP relay in front of it that can lose an answer, or a request, that holds a given sequence of bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import signal
+import socket
+import ssl
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from flanpy.stores.etcd_options import EtcdOptions
+from flanpy.stores.server import EtcdServer, EtcdServerSettings, free_port
+
+DEADLINE_S = 15.0
+
+
+def until(condition: Callable[[], Any], what: str, limit_s: float = DEADLINE_S) -> Any:
+    """Poll until ``condition`` gives something true and return it; fail with ``what`` after the limit."""
+    deadline = time.monotonic() + limit_s
+    while not (result := condition()):
+        assert time.monotonic() < deadline, f"not within {limit_s:g} s: {what}"
+        time.sleep(0.01)
+    return result
+
+
+@dataclass(slots=True)
+class PrivateEtcd:
+    """One etcd member under test."""
+
+    settings: EtcdServerSettings
+    server: EtcdServer
+    token: str = ""
+    tls: ssl.SSLContext | None = field(default=None, repr=False)
+
+    @property
+    def url(self) -> str:
+        return self.settings.client_url
+
+    def options(self, prefix: str = "/test", **changes: Any) -> EtcdOptions:
+        """Options that reach this etcd below ``prefix``."""
+        return EtcdOptions(endpoints=(self.url,), prefix=prefix, **changes)
+
+    def kill(self) -> None:
+        """Kill it with -9 and wait for its end."""
+        os.kill(self.server.pid, signal.SIGKILL)
+        until(lambda: not self.server.is_healthy(), "etcd is dead")
+        self.server.stop()
+
+    def pause(self) -> None:
+        """Stop its process: the connections stay open, nothing answers."""
+        os.kill(self.server.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        os.kill(self.server.pid, signal.SIGCONT)
+
+    def start_again(self) -> None:
+        """Start it after ``kill`` on the same port and data."""
+        self.server = EtcdServer(self.settings)
+        self.server.start()
+
+    def admin(self, path: str, **body: Any) -> dict[str, Any]:
+        """Call etcd's JSON gateway; bytes are given base64 as it wants them."""
+        words = {name: base64.b64encode(word).decode() if isinstance(word, bytes) else word for name, word in body.items()}
+        request = urllib.request.Request(
+            self.url + path, json.dumps(words).encode(), {"Authorization": self.token} if self.token else {}
+        )
+        with urllib.request.urlopen(request, timeout=10, context=self.tls) as answer:
+            result: dict[str, Any] = json.loads(answer.read())
+        return result
+
+    def leases(self) -> set[int]:
+        """The ids of all living leases."""
+        return {int(lease["ID"]) for lease in self.admin("/v3/lease/leases").get("leases", [])}
+
+    def enable_auth(self, *granted: str) -> None:
+        """Users root and node (passwords: ``secret``); node may read and write below each of the ``granted`` prefixes."""
+        for user in ("root", "node"):
+            self.admin("/v3/auth/user/add", name=user, password="secret")
+            self.admin("/v3/auth/role/add", name=user)
+            self.admin("/v3/auth/user/grant", user=user, role=user)
+        for prefix in granted:
+            start = prefix.encode() + b"/"
+            permission = {"permType": "READWRITE"} | {
+                name: base64.b64encode(key).decode() for name, key in (("key", start), ("range_end", start[:-1] + b"0"))
+            }
+            self.admin("/v3/auth/role/grant", name="node", perm=permission)
+        self.admin("/v3/auth/enable")
+        self.token = self.admin("/v3/auth/authenticate", name="root", password="secret")["token"]
+
+
+@contextmanager
+def private_etcd(
+    directory: Path, *extra: str, url: str = "", tls: ssl.SSLContext | None = None, **changes: Any
+) -> Iterator[PrivateEtcd]:
+    """Start an etcd with further flags ``extra``; it is healthy inside the block and gone after it, whatever happened."""
+    port = free_port()
+    settings = EtcdServerSettings(
+        data_dir=directory / f"etcd-{port}",
+        log_path=directory / f"etcd-{port}.log",
+        client_url=url or f"http://127.0.0.1:{port}",
+        restart=False,
+        extra=("--bcrypt-cost=4", *extra),
+    )
+    etcd = PrivateEtcd(replace(settings, **changes), EtcdServer(replace(settings, **changes)), tls=tls)
+    try:
+        etcd.server.start()
+        yield etcd
+    finally:
+        etcd.server.stop()
+
+
+@contextmanager
+def three_members(directory: Path) -> Iterator[tuple[PrivateEtcd, ...]]:
+    """A cluster of three healthy members."""
+    peers = {name: f"http://127.0.0.1:{free_port()}" for name in ("a", "b", "c")}
+    cluster = ",".join(f"{name}={url}" for name, url in peers.items())
+    members = []
+    for name, peer_url in peers.items():
+        settings = EtcdServerSettings(
+            data_dir=directory / name,
+            log_path=directory / f"{name}.log",
+            client_url=f"http://127.0.0.1:{free_port()}",
+            name=name,
+            peer_url=peer_url,
+            initial_cluster=cluster,
+            restart=False,
+            extra=("--heartbeat-interval=50", "--election-timeout=300"),
+        )
+        members.append(PrivateEtcd(settings, EtcdServer(settings)))
+    try:
+        for member in members:
+            member.server.start(wait=False)
+        for member in members:
+            member.server.wait_healthy()
+        yield tuple(members)
+    finally:
+        for member in members:
+            member.server.stop()
+
+
+class Relay:
+    """Passes TCP connections on to ``port``, until bytes pass by that hold ``lose_answer_to`` or ``lose_request`` (once each).
+
+    The first lets the request through, waits for the server's answer, and cuts the connection instead of passing it on; the second
+    cuts it before the request has gone through. HTTP/2 data frames carry values in the clear, so a value works as the mark.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self.lose_answer_to = b""
+        self.lose_request = b""
+        self.cuts = 0
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._open: list[socket.socket] = [self._listener]
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def __enter__(self) -> Relay:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for end in self._open:
+            _cut(end)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            server = socket.create_connection(("127.0.0.1", self._port))
+            self._open += [client, server]
+            losing = threading.Event()
+            threading.Thread(target=self._requests, args=(client, server, losing), daemon=True).start()
+            threading.Thread(target=self._answers, args=(client, server, losing), daemon=True).start()
+
+    def _requests(self, client: socket.socket, server: socket.socket, losing: threading.Event) -> None:
+        for chunk in _chunks(client):
+            if self.lose_request and self.lose_request in chunk:
+                self.lose_request = b""
+                break
+            if self.lose_answer_to and self.lose_answer_to in chunk:
+                self.lose_answer_to = b""
+                losing.set()
+            server.sendall(chunk)
+        self._cut_both(client, server)
+
+    def _answers(self, client: socket.socket, server: socket.socket, losing: threading.Event) -> None:
+        for chunk in _chunks(server):
+            if losing.is_set() and len(chunk) > 40:  # shorter ones are window updates and pings
+                break
+            client.sendall(chunk)
+        self._cut_both(client, server)
+
+    def _cut_both(self, client: socket.socket, server: socket.socket) -> None:
+        self.cuts += 1
+        _cut(client)
+        _cut(server)
+
+
+def _chunks(end: socket.socket) -> Iterator[bytes]:
+    try:
+        while chunk := end.recv(65536):
+            yield chunk
+    except OSError:
+        return
+
+
+def _cut(end: socket.socket) -> None:
+    with suppress(OSError):  # not connected any more
+        end.shutdown(socket.SHUT_RDWR)
+    end.close()
