@@ -50,6 +50,7 @@ _BUFFER_BYTES = 8 << 20
 _DATAGRAM_BYTES = 65536
 _BURST_S = 0.01
 _BURST_EVENTS = 256
+_BURST_DATAGRAMS = 1024
 _DRAIN = 65536
 """Notifications thrown away at most after an overrun; more than any buffer holds."""
 
@@ -70,10 +71,18 @@ class Monitor:
     ) -> None:
         self._sink = sink
         self._netlink = _subscribe(own_ports, protocol, buffer_bytes)
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._wake = self._open_wake()
         self._view = _look()
         self._thread = threading.Thread(target=self._run, name="kernel-monitor", daemon=True)
         self._thread.start()
+
+    def _open_wake(self) -> int:
+        with explained("watch the kernel's devices and routes"):
+            try:
+                return os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            except OSError:
+                self._netlink.close()
+                raise
 
     def __enter__(self) -> Monitor:
         return self
@@ -82,7 +91,7 @@ class Monitor:
         self.close()
 
     def close(self) -> None:
-        """End the thread (unless it is the caller) and close the socket; safe to call twice."""
+        """End the thread as soon as ``sink`` has returned, and close the socket; safe to call twice, never from ``sink``."""
         if self._wake < 0:
             return
         os.eventfd_write(self._wake, 1)
@@ -108,24 +117,25 @@ class Monitor:
                 return
 
     def _burst(self, receiver: socket.socket) -> list[KernelEvent]:
-        """All that waits in the socket, reduced. Bounded: a flood that does not end is an overrun."""
+        """What waits in the socket, reduced; at most so many datagrams that ``close`` is not kept waiting by a flood."""
         events: dict[object, KernelEvent] = {}
         try:
-            while len(events) <= _BURST_EVENTS:
+            for _ in range(_BURST_DATAGRAMS):
                 for message in split(memoryview(receiver.recv(_DATAGRAM_BYTES, socket.MSG_DONTWAIT))):
                     for event in self._view.events(message):
                         events[subject(event)] = event
+                if len(events) > _BURST_EVENTS:
+                    return [self._overrun(f"more than {_BURST_EVENTS} changes at once", receiver)]
         except BlockingIOError:
-            return list(events.values())
+            pass
         except OSError as error:
             if error.errno != errno.ENOBUFS:
                 raise
             return [self._overrun("the kernel dropped notifications", receiver)]
-        return [self._overrun(f"more than {_BURST_EVENTS} changes at once", receiver)]
+        return list(events.values())
 
     def _overrun(self, reason: str, receiver: socket.socket) -> Overrun:
-        """Forget what was known, and what waits: whoever hears of an overrun looks at everything anew after it."""
-        self._view = _look()
+        """Drop what waits and look at everything anew, in this order: a change in between is then told again, not missed."""
         for _ in range(_DRAIN):
             try:
                 receiver.recv(_DATAGRAM_BYTES, socket.MSG_DONTWAIT)
@@ -134,6 +144,7 @@ class Monitor:
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     raise
+        self._view = _look()
         return Overrun(reason)
 
 

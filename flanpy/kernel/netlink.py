@@ -81,7 +81,10 @@ class Kernel:
         return frozenset((int(self.ip.asyncore.socket.getsockname()[0]), int(self._socket.getsockname()[0])))
 
     def execute(self, requests: Iterable[tuple[int, int, bytes]]) -> dict[int, Failure]:
-        """Send requests (type, flags, body) in order; the refused ones by their position. Memory is bounded by one batch."""
+        """Send requests (type, flags, body) in order; the refused ones by their position. Memory is bounded by one batch.
+
+        Raises PlatformError when we may not write at all, and OSError when the socket fails.
+        """
         remaining = iter(requests)
         failures: dict[int, Failure] = {}
         done = 0
@@ -111,6 +114,8 @@ class Kernel:
                 if received.kind != NLMSG_ERROR or not 0 <= position <= last:
                     continue
                 code, text = error_of(received)
+                if code == errno.EPERM:
+                    raise platform_error("write to the kernel's tables", code, text)
                 if code:
                     yield position, (code, text)
                 if position == last:

@@ -83,13 +83,15 @@ class View:
     """What is known of devices and addresses. Bounded by what the kernel has of them: what is gone is forgotten."""
 
     links: dict[int, LinkChanged] = field(default_factory=dict)
+    names: dict[int, str] = field(default_factory=dict)
     addresses: set[tuple[int, Interface]] = field(default_factory=set)
 
     @classmethod
     def of(cls, devices: Iterable[Device], addresses: Iterable[DeviceAddress]) -> View:
         """The view that a look at the whole gives."""
         links = {device.index: _link_changed(device, gone=False) for device in devices}
-        return cls(links, {(address.index, address.interface) for address in addresses})
+        names = {index: link.name for index, link in links.items()}
+        return cls(links, names, {(address.index, address.interface) for address in addresses})
 
     def events(self, message: Message) -> Iterator[KernelEvent]:
         """The news of one message, if there are any."""
@@ -99,8 +101,7 @@ class View:
             case kind if kind in (RTM_NEWADDR, RTM_DELADDR):
                 yield from self._address(message.body, gone=kind == RTM_DELADDR)
             case kind if kind in (RTM_NEWROUTE, RTM_DELROUTE):
-                names = {index: link.name for index, link in self.links.items()}
-                yield RouteChanged(parse(message.body, names), protocol_of(message.body), kind == RTM_DELROUTE)
+                yield RouteChanged(parse(message.body, self.names), protocol_of(message.body), kind == RTM_DELROUTE)
 
     def _link(self, body: memoryview, *, gone: bool) -> Iterator[LinkChanged]:
         device = parse_device(body)
@@ -110,8 +111,9 @@ class View:
         if self.links.get(event.index) == event:
             return
         self.links[event.index] = event
+        self.names[event.index] = event.name
         if gone:
-            del self.links[event.index]
+            del self.links[event.index], self.names[event.index]
             self.addresses = {(index, interface) for index, interface in self.addresses if index != event.index}
         yield event
 

@@ -115,7 +115,7 @@ def _by_name(host: _Host, selection: UplinkSelection, wanted: str) -> Uplink:
     try:
         ip = IPv4Address(wanted)
     except ValueError:
-        raise _Unfit(f"--iface {wanted}: there is no interface of this name") from None
+        raise _Unfit(f"--iface {wanted}: there is no interface of this name, and it is no IPv4 address") from None
     owner = next((address for address in host.addresses if address.ip == ip), None)
     if owner is None:
         raise _Unfit(f"--iface {wanted}: no interface has this address")
@@ -201,8 +201,7 @@ def _choose(addresses: list[DeviceAddress], device: Device, public_ip: IPv4Addre
     """The one address that peers can mean: the public one if it is here, else the only primary global one."""
     if not addresses:
         raise _Unfit(f"{device.name} has no IPv4 address: ip addr add ADDRESS/PREFIX dev {device.name}")
-    if any(address.ip == public_ip for address in addresses):
-        assert public_ip is not None
+    if public_ip is not None and any(address.ip == public_ip for address in addresses):
         return public_ip
     lasting = [address for address in addresses if not address.flags & (IFA_F_SECONDARY | IFA_F_DEPRECATED)] or addresses
     public = [address for address in lasting if address.scope == SCOPE_GLOBAL] or lasting
