@@ -58,6 +58,8 @@ def figure_table(result: Result, figure: Figure) -> Table:
 
 def ratio_table(result: Result, figure: Figure) -> Table | None:
     """A figure's ratios, ours to the others, or None when there is nothing to compare."""
+    if not figure.compared:
+        return None
     modes, present = result.modes_with(figure.key), result.setups_with(figure.key)
     rows = []
     for ours in (name for name in COMPARED if name in present):

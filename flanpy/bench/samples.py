@@ -43,6 +43,8 @@ class Figure:
     title: str
     unit: str
     higher_is_better: bool = True
+    compared: bool = True
+    """Whether ratios between setups mean something (those of retransmits do not)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,7 +48,7 @@ def tcp_task(streams: int, seconds: float, direction: str = "forward", congestio
     title += "" if congestion == "cubic" else f", {congestion}"
     figures = (
         Figure(key, title, "Gbit/s"),
-        Figure(f"{key}_retransmits", f"{title}: retransmits", "segments/GB", higher_is_better=False),
+        Figure(f"{key}_retransmits", f"{title}: retransmits", "segments/GB", higher_is_better=False, compared=False),
         Figure(f"{key}_cpu", f"{title}: CPU time of the whole machine", "s/GB", higher_is_better=False),
     )
 

@@ -1,0 +1,82 @@
+"""The userspace datapath as a process of a bed: TUN device, sockets, one published table, no etcd and no agent.
+
+Says ``ready`` when its threads run; the device's address, MTU and routes are the bed's to set. Each line on standard input is
+answered with the datapath's counters as a line of JSON; SIGTERM ends it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import select
+import sys
+from ipaddress import IPv4Address, IPv4Network
+
+from flanpy.bench.proxy_process import parse_route, stop_at_sigterm
+from flanpy.datapath import DatapathSettings
+from flanpy.datapath.sockets import open_underlay
+from flanpy.datapath.userspace import Tuning, UserspaceDatapath
+from flanpy.kernel.tun import open_tun
+from flanpy.model import ForwardTable, Hop, TableEntry
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line; the first route is this node's own subnet."""
+    parser = argparse.ArgumentParser(description="The userspace datapath with a fixed table.")
+    parser.add_argument("--device", default="flannel0")
+    parser.add_argument("--address", type=IPv4Address, required=True, help="underlay address to bind")
+    parser.add_argument("--port", type=int, default=8285)
+    parser.add_argument("--mtu", type=int, default=1472, help="largest inner packet")
+    parser.add_argument("--route", type=parse_route, action="append", required=True, metavar="NETWORK=ADDRESS:PORT")
+    parser.add_argument("--queues", type=int, default=1)
+    parser.add_argument("--threads-per-queue", type=int, default=Tuning().threads_per_queue)
+    parser.add_argument("--spin-us", type=int, default=None)
+    return parser.parse_args()
+
+
+def table_of(arguments: argparse.Namespace) -> ForwardTable:
+    """Every route but the first leads to a peer; the first is ours."""
+    local: IPv4Network = arguments.route[0].network
+    peers = [TableEntry(route.network, Hop(route.hop, route.port, ecn=True)) for route in arguments.route[1:]]
+    return ForwardTable(generation=1, entries=tuple(peers), local=(local,))
+
+
+def answer_until_stopped(datapath: UserspaceDatapath, stop: int) -> None:
+    """Counters for each line on standard input, until SIGTERM."""
+    inputs = [stop, sys.stdin.fileno()]
+    while True:
+        readable, _, _ = select.select(inputs, [], [])
+        if stop in readable:
+            return
+        if os.read(sys.stdin.fileno(), 4096):
+            print(json.dumps(dataclasses.asdict(datapath.stats())), flush=True)
+        else:
+            inputs.remove(sys.stdin.fileno())
+
+
+def main() -> None:
+    """Run until SIGTERM."""
+    arguments = parse_arguments()
+    stop = stop_at_sigterm()
+    settings = DatapathSettings(
+        device=arguments.device,
+        tunnel_address=arguments.route[0].network.network_address,
+        underlay_address=arguments.address,
+        port=arguments.port,
+        mtu_bytes=arguments.mtu,
+        queues=arguments.queues,
+    )
+    if arguments.spin_us is not None:
+        settings = dataclasses.replace(settings, spin_us=arguments.spin_us)
+    underlay = open_underlay(arguments.address, arguments.port, arguments.queues)
+    tun = open_tun(arguments.device, arguments.queues)
+    with UserspaceDatapath(settings, tun, underlay, Tuning(threads_per_queue=arguments.threads_per_queue)) as datapath:
+        datapath.publish(table_of(arguments))
+        print("ready", flush=True)
+        answer_until_stopped(datapath, stop)
+
+
+if __name__ == "__main__":
+    main()
