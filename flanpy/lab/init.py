@@ -5,7 +5,8 @@ flanpy. It starts nothing, opens no device and never touches the mounts of the m
 
     caller ── starts ──> launcher: unshare(user?, mount, network, PID), fork, "pid N", exit
                             └──> PID 1: mounts /proc /sys /run, brings lo up, "ready", reaps until
-                                 SIGTERM, SIGKILL, or the end of the lifeline (the caller has died)
+                                 SIGTERM, SIGKILL, or the end of the lifeline (the caller has died
+                                 before it said "detach" there)
 
 When it ends, the kernel kills every process of the PID namespace and frees all the namespaces with their devices and mounts.
 """
@@ -78,7 +79,7 @@ def bring_loopback_up() -> None:
 def reap_until_the_end(lifeline: int) -> None:
     """Collect every orphan of the namespace; return at SIGTERM or when the lifeline's other end is closed.
 
-    ``lifeline`` -1 means none: a detached sandbox lives until it is told to end.
+    A byte on the lifeline cuts it: from then on only SIGTERM and SIGKILL end the sandbox.
     """
     wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(wake_write)
@@ -86,11 +87,14 @@ def reap_until_the_end(lifeline: int) -> None:
         signal.signal(number, lambda *_: None)
     poller = select.poll()
     poller.register(wake_read, select.POLLIN)
-    if lifeline >= 0:
-        poller.register(lifeline, select.POLLIN)
+    poller.register(lifeline, select.POLLIN)
     while True:
         ready = {descriptor for descriptor, _ in poller.poll()}
-        if lifeline in ready or (wake_read in ready and signal.SIGTERM in os.read(wake_read, 4096)):
+        if lifeline in ready:
+            if not os.read(lifeline, 1):
+                return
+            poller.unregister(lifeline)
+        if wake_read in ready and signal.SIGTERM in os.read(wake_read, 4096):
             return
         with suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG)[0]:

@@ -1,8 +1,8 @@
 """A sandbox: namespaces of its own (network, mount, PID, and user where not started by root), held by one process.
 
 That process is PID 1 of the PID namespace (``init.py``). When it ends, for whatever reason, the kernel removes everything that
-was in it; so nothing here needs to clean up, and nothing outside is ever touched. An attached sandbox ends with its creator,
-also at kill -9 (the end of a pipe); a detached one lives on until ``close``.
+was in it; so nothing here needs to clean up, and nothing outside is ever touched. A sandbox ends with its creator, also at
+kill -9 (the end of a pipe), unless ``detach`` was called; then it lives on until ``close`` or until somebody kills PID 1.
 
 A *place* is the name of a network namespace inside (``/run/netns/NAME`` of the sandbox's private /run), or None for the
 sandbox's own. Commands get there by nsenter, which keeps a process of its own as parent outside: signals meant for the command
@@ -51,19 +51,18 @@ class Sandbox:
             raise LabError(f"process {pid}: the holder of the sandbox has ended") from error
 
     @classmethod
-    def create(cls, *, detached: bool = False, pass_fds: Sequence[int] = ()) -> Self:
+    def create(cls, *, pass_fds: Sequence[int] = ()) -> Self:
         """Start a new sandbox. ``pass_fds`` stay open in PID 1 for as long as it lives (a lock held by its life)."""
         require_tool("nsenter", "util-linux")
         report_read, report_write = os.pipe()
-        life_read, life_write = (-1, None) if detached else os.pipe()
-        inherited = [report_write, *pass_fds] + ([] if detached else [life_read])
+        life_read, life_write = os.pipe()
+        inherited = (report_write, life_read, *pass_fds)
         argv = [sys.executable, "-I", "-S", str(Path(__file__).with_name("init.py")), str(report_write), str(life_read)]
         try:
             launcher = subprocess.Popen(argv, pass_fds=inherited, stdin=subprocess.DEVNULL, cwd="/")
         finally:
             os.close(report_write)
-            if life_read >= 0:
-                os.close(life_read)
+            os.close(life_read)
         with os.fdopen(report_read, encoding="utf-8") as report:
             pid = _await_ready(report)
         launcher.wait()
@@ -90,6 +89,13 @@ class Sandbox:
         os.close(self._pidfd)
         self._pidfd = None
         if self._lifeline is not None:
+            os.close(self._lifeline)
+            self._lifeline = None
+
+    def detach(self) -> None:
+        """Let the sandbox live on when this process ends."""
+        if self._lifeline is not None:
+            os.write(self._lifeline, b"d")
             os.close(self._lifeline)
             self._lifeline = None
 

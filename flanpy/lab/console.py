@@ -1,0 +1,67 @@
+"""What ``lab exec`` and ``lab logs`` do with the caller's terminal: hand it to a command, or print a file that grows."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from flanpy.errors import LabError
+from flanpy.lab.cluster import IMPORT_PATH, Lab
+from flanpy.lab.process import Entered, environment
+
+FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+POLL_S = 0.2
+
+
+def execute(lab: Lab, place: str, argv: Sequence[str]) -> int:
+    """Run a command at a place with the caller's terminal; returns its exit status, 128 + N when signal N ended it.
+
+    Ctrl-C reaches the command from the terminal; other signals to us are passed on.
+    """
+    if place not in lab.sandbox.places():
+        raise LabError(f"{place}: no such host or pod in lab {lab.spec.name} (there are: {', '.join(lab.sandbox.places())})")
+    if shutil.which(argv[0], path=environment()["PATH"]) is None:
+        raise LabError(f"{argv[0]}: not found on this machine; a lab has the programs of the machine and no others")
+    on_host = place in {host.name for host in lab.plan.hosts}
+    extra = {**lab.agent_settings(place), **IMPORT_PATH} if on_host else dict(IMPORT_PATH)
+    process = lab.sandbox.popen(place, argv, env=extra, cwd=Path.cwd(), stdin=sys.stdin, stdout=sys.stdout, stderr=sys.stderr)
+    with _signals_passed_to(process):
+        status = process.wait()
+    return 128 - status if status < 0 else status
+
+
+@contextmanager
+def _signals_passed_to(process: Entered) -> Iterator[None]:
+    def forward(number: int, frame: FrameType | None) -> None:
+        process.send_signal(number)
+
+    before = {number: signal.signal(number, forward) for number in FORWARDED}
+    before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def print_log(path: Path, *, follow: bool, goes_on: Callable[[], bool]) -> None:
+    """Print a log; with ``follow`` go on until interrupted, or until ``goes_on`` says that nothing more can come."""
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise LabError(f"{path}: {os.strerror(error.errno or 0)}") from error
+    with file:
+        while True:
+            last = not follow or not goes_on()
+            sys.stdout.buffer.write(file.read())
+            sys.stdout.buffer.flush()
+            if last:
+                return
+            time.sleep(POLL_S)
