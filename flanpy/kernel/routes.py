@@ -213,6 +213,6 @@ def _conflict(there: list[Route]) -> str:
     proto = _PROTOCOLS.get(other.protocol, str(other.protocol))
     via = f" via {other.gateway}" if other.gateway is not None else ""
     return (
-        f"a route that is not ours there: {other.destination}{via} dev {other.device} proto {proto} metric {other.metric}; "
+        f"a route that is not ours is there: {other.destination}{via} dev {other.device} proto {proto} metric {other.metric}; "
         "remove it, or give the cluster another Network"
     )

@@ -86,3 +86,33 @@ def inside(where: Namespace) -> Iterator[None]:
             _setns(home)
     finally:
         os.close(home)
+
+
+@contextmanager
+def without_net_admin() -> Iterator[None]:
+    """The calling thread has no effective CAP_NET_ADMIN for the length of the block."""
+    before = _capabilities()
+    _set_capabilities((before[0] & ~_NET_ADMIN_BIT, *before[1:]))
+    try:
+        yield
+    finally:
+        _set_capabilities(before)
+
+
+_CAPABILITY_V3 = 0x20080522
+_NET_ADMIN_BIT = 1 << 12
+_Words = tuple[int, ...]
+
+
+def _capabilities() -> _Words:
+    """effective, permitted, inheritable of capabilities 0..31, then of 32..63 (capget(2))."""
+    header, data = (ctypes.c_uint32 * 2)(_CAPABILITY_V3, 0), (ctypes.c_uint32 * 6)()
+    if _libc.capget(header, data):
+        raise OSError(ctypes.get_errno(), "capget")
+    return tuple(data)
+
+
+def _set_capabilities(words: _Words) -> None:
+    header, data = (ctypes.c_uint32 * 2)(_CAPABILITY_V3, 0), (ctypes.c_uint32 * 6)(*words)
+    if _libc.capset(header, data):
+        raise OSError(ctypes.get_errno(), "capset")
