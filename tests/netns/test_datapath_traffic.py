@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from flanpy.datapath.userspace import Tuning
 from tests.support.namespaces import inside
 from tests.support.netns import MTU, Overlay, Side, counters, overlay, udp_socket
 
@@ -60,8 +61,6 @@ def test_tcp_content_arrives_unharmed_both_ways(underlay: str) -> None:
 
 
 def test_two_threads_a_queue_carry_the_same() -> None:
-    from flanpy.datapath.userspace import Tuning
-
     content = os.urandom(CONTENT_BYTES)
     with overlay(tuning=Tuning(threads_per_queue=2)) as made:
         assert send_and_digest(made.a, made.b, content) == hashlib.sha256(content).hexdigest()

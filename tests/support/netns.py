@@ -1,9 +1,9 @@
 """Two hosts with a pod each and a userspace datapath on both, for tests; everything is gone with the ``with`` block.
 
-     pod a 10.5.1.2                                                                  pod b 10.5.2.2
-        | veth, gateway 10.5.1.1                               veth, gateway 10.5.2.1 |
-     host a  flannel0 10.5.1.0/32  <- datapath ->                 flannel0 10.5.2.0/32  host b
-        | uplink 172.31.0.1/24 ------------------ veth, MTU 1500 ---------- 172.31.0.2/24 |
+pod a 10.5.1.2                                                                  pod b 10.5.2.2
+   | veth, gateway 10.5.1.1                               veth, gateway 10.5.2.1 |
+host a  flannel0 10.5.1.0/32  <- datapath ->                 flannel0 10.5.2.0/32  host b
+   | uplink 172.31.0.1/24 ------------------ veth, MTU 1500 ---------- 172.31.0.2/24 |
 """
 
 from __future__ import annotations
@@ -89,7 +89,9 @@ def counters(stats: DatapathStats) -> dict[str, int]:
 
 def _join(left: Namespace, right: Namespace, names: tuple[str, str], *, mtu: int = 1500) -> None:
     """A veth pair between two namespaces, both ends up."""
-    left.script(f"ip link add {names[0]} mtu {mtu} type veth peer name {names[1]} mtu {mtu} netns {right.path}; ip link set {names[0]} up")
+    left.script(
+        f"ip link add {names[0]} mtu {mtu} type veth peer name {names[1]} mtu {mtu} netns {right.path}; ip link set {names[0]} up"
+    )
     right.script(f"ip link set {names[1]} up")
 
 
@@ -98,7 +100,9 @@ def _wire(where: Namespace, device: str, *, gro: bool) -> None:
     where.script(f"ethtool -K {device} tso off gso off gro {'on' if gro else 'off'} >/dev/null")
 
 
-def _open(number: int, host: Namespace, *, queues: int, source_check: bool, spin_us: int, tuning: Tuning | None) -> UserspaceDatapath:
+def _open(
+    number: int, host: Namespace, *, queues: int, source_check: bool, spin_us: int, tuning: Tuning | None
+) -> UserspaceDatapath:
     settings = DatapathSettings(
         device="flannel0",
         tunnel_address=IPv4Address(f"10.5.{number}.0"),
@@ -112,7 +116,9 @@ def _open(number: int, host: Namespace, *, queues: int, source_check: bool, spin
     with inside(host):
         tun = open_tun(settings.device, queues)
         datapath = UserspaceDatapath(settings, tun, open_underlay(settings.underlay_address, PORT, queues), tuning)
-    host.script(f"ip link set flannel0 mtu {MTU} up; ip addr add {settings.tunnel_address}/32 dev flannel0; ip route add {CLUSTER} dev flannel0")
+    host.script(
+        f"ip link set flannel0 mtu {MTU} up; ip addr add {settings.tunnel_address}/32 dev flannel0; ip route add {CLUSTER} dev flannel0"
+    )
     return datapath
 
 

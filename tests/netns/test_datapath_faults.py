@@ -1,0 +1,295 @@
+"""What happens to the userspace datapath when something under it or beside it goes wrong."""
+
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+import pytest
+
+from flanpy.datapath import DatapathSettings
+from flanpy.datapath.sockets import open_underlay
+from flanpy.datapath.userspace import UserspaceDatapath
+from flanpy.errors import DatapathError, InterfaceError, PlatformError, ResourceBusy
+from flanpy.kernel.tun import open_tun
+from flanpy.model import ForwardTable, Hop, TableEntry
+from tests.support.namespaces import inside, namespace
+from tests.support.netns import PORT, Overlay, Side, counters, eventually, overlay, start, table, udp_socket
+
+FLOOD = """
+import socket, sys
+sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sender.setsockopt(socket.IPPROTO_UDP, 103, 1400)
+while True:
+    try:
+        sender.sendto(bytes(1400 * 40), (sys.argv[1], 9))
+    except OSError:
+        pass
+"""
+
+
+def has_failed(side: Side) -> bool:
+    with suppress(DatapathError):
+        side.datapath.check()
+        return False
+    return True
+
+
+def worker_ticks() -> int:
+    """Clock ticks that worker threads of this process have used so far."""
+    total = 0
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):
+            name, _, rest = (task / "stat").read_text(encoding="ascii").partition("(")[2].rpartition(")")
+            if name.startswith("flanpy-"):
+                total += sum(int(field) for field in rest.split()[11:13])
+    return total
+
+
+@contextmanager
+def flood(made: Overlay) -> Iterator[None]:
+    """Both pods send as fast as they can to each other."""
+    senders = [
+        start([sys.executable, "-c", FLOOD, str(target.pod_address)], source.pod)
+        for source, target in ((made.a, made.b), (made.b, made.a))
+    ]
+    try:
+        assert eventually(lambda: made.b.packets("decapsulated") > 20_000 and made.a.packets("decapsulated") > 20_000)
+        yield
+    finally:
+        for sender in senders:
+            sender.send_signal(signal.SIGKILL)
+            sender.communicate()
+
+
+def test_a_removed_device_is_noticed_and_uses_no_cpu() -> None:
+    with overlay() as made:
+        made.a.datapath.check()
+        made.a.host.script("ip link del flannel0")
+        assert eventually(lambda: has_failed(made.a), within_s=1)
+        with pytest.raises(DatapathError, match="flannel0: worker 0 has stopped: .*TUN device"):
+            made.a.datapath.check()
+        before = worker_ticks()
+        select.select([], [], [], 0.5)  # the time over which the use of CPU is taken
+        assert worker_ticks() - before <= 2
+        made.a.datapath.publish(table(made.a, made.b, generation=2))
+        assert made.a.datapath.stats().generation == 2
+
+
+def test_a_device_removed_under_flood_is_noticed() -> None:
+    with overlay() as made:
+        with flood(made):
+            made.a.host.script("ip link del flannel0")
+            assert eventually(lambda: has_failed(made.a), within_s=1)
+        made.b.datapath.check()
+
+
+def test_a_device_that_is_down_costs_packets_but_not_the_worker() -> None:
+    with overlay() as made:
+        made.b.host.script("ip link set flannel0 down")
+        made.a.pod.run("ping", "-c2", "-i0.05", "-W0.2", str(made.b.pod_address), check=False)
+        assert eventually(lambda: made.b.packets("drop_write") == 2)
+        made.b.host.script("ip link set flannel0 up; ip route replace 10.5.0.0/16 dev flannel0")
+        assert " 2 received" in made.a.pod.run("ping", "-c2", "-i0.05", "-W2", str(made.b.pod_address))
+
+
+def test_an_idle_datapath_sleeps() -> None:
+    with overlay() as made:
+        made.a.pod.run("ping", "-c1", "-W1", str(made.b.pod_address))
+        before = worker_ticks()
+        polls = made.a.datapath.stats().counters["polls"]
+        select.select([], [], [], 0.5)  # the time over which the use of CPU is taken
+        assert worker_ticks() - before <= 1
+        assert made.a.datapath.stats().counters["polls"] - polls < 50
+
+
+@pytest.mark.parametrize("queues", [1, 2])
+def test_it_stops_within_a_second_under_flood(queues: int) -> None:
+    with overlay(queues=queues) as made, flood(made):
+        for side in (made.a, made.b):
+            started = time.monotonic()
+            side.datapath.close()
+            assert time.monotonic() - started < 1
+            side.datapath.close()
+            with pytest.raises(DatapathError, match="closed"):
+                side.datapath.stats()
+
+
+def test_publishing_under_flood_is_taken_up_soon() -> None:
+    with overlay() as made, flood(made):
+        for generation in range(2, 12):
+            started = time.monotonic()
+            made.b.datapath.publish(table(made.b, made.a, generation=generation))
+            assert time.monotonic() - started < 0.5
+            assert made.b.datapath.stats().generation == generation
+
+
+def other_peers(variant: int) -> tuple[TableEntry, ...]:
+    """250 peers that are others in each variant."""
+    hop = Hop(IPv4Address("172.31.9.9"), PORT)
+    return tuple(TableEntry(IPv4Network(f"10.{16 + variant}.{i}.0/24"), hop) for i in range(250))
+
+
+def test_a_hundred_tables_a_second_lose_no_packet() -> None:
+    """Some 2,000 numbered probes a second cross, with their answers, while the table changes on both hosts."""
+    probes, done = 2500, threading.Event()
+    variants = [other_peers(variant) for variant in range(7)]
+    with overlay() as made, udp_socket(made.b.pod, made.b.pod_address) as receiver, udp_socket(made.a.pod) as sender:
+
+        def send() -> None:
+            for number in range(probes):
+                sender.sendto(number.to_bytes(4, "big"), receiver.getsockname())
+                select.select([], [], [], 0.0004)
+            done.set()
+
+        thread = threading.Thread(target=send)
+        thread.start()
+        generation, started = 1, time.monotonic()
+        while not done.is_set():
+            generation += 1
+            for side, peer in ((made.a, made.b), (made.b, made.a)):
+                plain = table(side, peer, generation=generation)
+                side.datapath.publish(replace(plain, entries=plain.entries + variants[generation % 7]))
+            select.select([], [], [], max(0.0, started + 0.01 * generation - time.monotonic()))
+        thread.join()
+        assert [int.from_bytes(receiver.recv(4), "big") for _ in range(probes)] == list(range(probes))
+        assert generation > 50
+        assert made.b.datapath.stats().counters["tables"] == generation
+        assert set(counters(made.a.datapath.stats())) == {"encapsulated"}
+
+
+def test_packets_wait_for_the_first_table() -> None:
+    with overlay(published=False) as made, udp_socket(made.b.pod, made.b.pod_address, 7) as receiver:
+        with udp_socket(made.a.pod) as sender:
+            sender.sendto(b"early", (str(made.b.pod_address), 7))
+        made.b.datapath.publish(table(made.b, made.a))
+        made.a.datapath.publish(table(made.a, made.b))
+        assert receiver.recv(100) == b"early"
+
+
+def test_a_table_of_65536_routes_is_published_fast_and_forwards() -> None:
+    with overlay() as made:
+        far = tuple(
+            TableEntry(IPv4Network((int(IPv4Address("11.0.0.0")) + (i << 8), 24)), Hop(IPv4Address(0xAC200000 + i), PORT))
+            for i in range(65_535)
+        )
+        plain = table(made.a, made.b, generation=2)
+        started = time.monotonic()
+        made.a.datapath.publish(ForwardTable(2, plain.entries + far, plain.local))
+        assert time.monotonic() - started < 1
+        assert " 1 received" in made.a.pod.run("ping", "-c1", "-W1", str(made.b.pod_address))
+
+
+def test_an_unreachable_peer_is_counted_and_harms_nobody() -> None:
+    with overlay() as made, udp_socket(made.a.pod) as sender:
+        nowhere = TableEntry(IPv4Network("10.5.7.0/24"), Hop(IPv4Address("203.0.113.9"), PORT))
+        plain = table(made.a, made.b, generation=2)
+        made.a.datapath.publish(replace(plain, entries=(*plain.entries, nowhere)))
+        for _ in range(5):
+            sender.sendto(b"x", ("10.5.7.1", 7))
+        assert eventually(lambda: made.a.packets("drop_send") == 5)
+        assert " 1 received" in made.a.pod.run("ping", "-c1", "-W1", str(made.b.pod_address))
+
+
+def test_a_firewall_on_the_underlay_is_counted_and_recovers() -> None:
+    with overlay() as made:
+        made.a.host.script(
+            "nft 'table ip t { chain o { type filter hook output priority 0; ip daddr 172.31.0.2 udp dport 8285 drop; }; }'"
+        )
+        made.a.pod.run("ping", "-c2", "-i0.05", "-W0.2", str(made.b.pod_address), check=False)
+        assert eventually(lambda: made.a.packets("drop_send") == 2)
+        made.a.host.script("nft delete table ip t")
+        assert " 1 received" in made.a.pod.run("ping", "-c1", "-W1", str(made.b.pod_address))
+
+
+def test_a_taken_port_is_named_with_its_holder() -> None:
+    with namespace() as where, udp_socket(where, IPv4Address("127.0.0.1"), PORT), inside(where):
+        with pytest.raises(ResourceBusy, match=rf"UDP port {PORT} on 127.0.0.1 is in use by .*\(pid {os.getpid()}\)"):
+            open_underlay(IPv4Address("127.0.0.1"), PORT)
+
+
+def test_an_address_that_is_not_ours_is_refused() -> None:
+    with namespace() as where, inside(where), pytest.raises(InterfaceError, match="192.0.2.1: not an address of this machine"):
+        open_underlay(IPv4Address("192.0.2.1"), PORT)
+
+
+def test_a_taken_device_name_says_what_holds_it() -> None:
+    with namespace() as where, inside(where):
+        held = open_tun("flannel0")
+        try:
+            with pytest.raises(ResourceBusy, match="TUN device flannel0 exists already"):
+                open_tun("flannel0")
+        finally:
+            held.close()
+        where.script("ip link add flannel0 type veth peer name other")
+        with pytest.raises(ResourceBusy, match="flannel0 exists already and is no TUN device but one of driver veth"):
+            open_tun("flannel0")
+
+
+@pytest.mark.parametrize("name", ["", "a name", "a/b", "sixteen-bytes-xx"])
+def test_what_is_no_device_name_is_refused(name: str) -> None:
+    with pytest.raises(PlatformError, match="not a device name"):
+        open_tun(name)
+
+
+def test_without_rights_the_cure_is_named() -> None:
+    """In a child that has given up its rights: neither device nor namespace is touched."""
+    program = (
+        "import os\n"
+        "from flanpy.kernel.tun import open_tun\n"
+        "from flanpy.errors import PlatformError\n"
+        "os.setuid(65534)\n"
+        "try: open_tun('flannel0')\n"
+        "except PlatformError as error: print(error)\n"
+    )
+    with namespace() as where:
+        said = start([sys.executable, "-c", program], where).communicate(timeout=20)[0]
+    assert "root" in said
+    assert "flannel0" in said or "/dev/net/tun" in said
+
+
+def test_closing_gives_up_device_port_and_threads() -> None:
+    with overlay() as made:
+        made.a.datapath.close()
+        assert "flannel0" not in made.a.host.run("ip", "-br", "link")
+        with inside(made.a.host):
+            open_underlay(made.a.underlay_address, PORT).close()
+
+
+def test_descriptors_and_threads_stay_flat() -> None:
+    def held() -> tuple[int, int]:
+        return len(list(Path("/proc/self/fd").iterdir())), len(list(Path("/proc/self/task").iterdir()))
+
+    with namespace() as where:
+        with inside(where):
+            where.run("true")
+            before = held()
+        for _ in range(20):
+            with inside(where), suppress(DatapathError, subprocess.SubprocessError):
+                tun = open_tun("flannel0", 2)
+                underlay = open_underlay(IPv4Address("127.0.0.1"), PORT, 2)
+                settings = DatapathSettings("flannel0", IPv4Address("10.5.1.0"), IPv4Address("127.0.0.1"), PORT, 1472, queues=2)
+                UserspaceDatapath(settings, tun, underlay).close()
+        with inside(where):
+            assert held() == before
+
+
+def test_a_socket_that_is_shared_needs_more_queues_than_one() -> None:
+    """One queue takes the port for itself, so that a second agent cannot join it unnoticed."""
+    with namespace() as where, inside(where):
+        first = open_underlay(IPv4Address("127.0.0.1"), PORT)
+        try:
+            assert first.sockets[0].getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT) == 0
+            with pytest.raises(ResourceBusy):
+                open_underlay(IPv4Address("127.0.0.1"), PORT, 2)
+        finally:
+            first.close()
