@@ -108,26 +108,26 @@ def _without_link_local(kernel: Kernel, index: int) -> None:
 def _ensure_addresses(kernel: Kernel, index: int, wanted: tuple[Interface, ...]) -> list[str]:
     """Exactly these addresses. New ones come first: a device that loses its last IPv4 address loses its routes.
 
-    Twice, because taking away an address can take away those in the same subnet with it (promote_secondaries off).
+    Added twice, because taking away an address can take away those in the same subnet with it (promote_secondaries off), and
+    because one that would make a route of its own has to go before it can come back without.
     """
     changed = _add_missing(kernel, index, wanted)
     removed = _remove_stale(kernel, index, wanted)
     return [*changed, *removed, *(_add_missing(kernel, index, wanted) if removed else [])]
 
 
+def _there(kernel: Kernel, index: int) -> dict[Interface, int]:
+    """The addresses of a device, with their flags."""
+    return {address.interface: address.flags for address in list_addresses(kernel) if address.index == index}
+
+
 def _add_missing(kernel: Kernel, index: int, wanted: tuple[Interface, ...]) -> list[str]:
-    there = {
-        (address.interface, address.flags & IFA_F_NOPREFIXROUTE) for address in list_addresses(kernel) if address.index == index
-    }
-    missing = [interface for interface in wanted if (interface, _flags(interface) & IFA_F_NOPREFIXROUTE) not in there]
+    there = _there(kernel, index)
+    missing = [interface for interface in wanted if interface not in there]
     for interface in missing:
+        prefix_len = interface.network.prefixlen
         kernel.ip.addr(
-            "replace",
-            index=index,
-            address=str(interface.ip),
-            prefixlen=interface.network.prefixlen,
-            scope=SCOPE_GLOBAL,
-            flags=_flags(interface),
+            "replace", index=index, address=str(interface.ip), prefixlen=prefix_len, scope=SCOPE_GLOBAL, flags=_flags(interface)
         )
     return [f"address {interface} added" for interface in missing]
 
@@ -140,7 +140,9 @@ def _flags(interface: Interface) -> int:
 
 def _remove_stale(kernel: Kernel, index: int, wanted: tuple[Interface, ...]) -> list[str]:
     stale = [
-        address.interface for address in list_addresses(kernel) if address.index == index and address.interface not in wanted
+        interface
+        for interface, flags in _there(kernel, index).items()
+        if interface not in wanted or (flags ^ _flags(interface)) & IFA_F_NOPREFIXROUTE
     ]
     for interface in stale:
         try:
