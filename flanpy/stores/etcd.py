@@ -18,12 +18,10 @@ import threading
 from types import TracebackType
 from typing import Any
 
-import grpc
-
 from flanpy.errors import Compacted, StoreError, StoreUnavailable
 from flanpy.model import Record, RecordSet
 from flanpy.stores.etcd_options import EtcdOptions, normalise_prefix
-from flanpy.stores.etcd_session import Session, rpc
+from flanpy.stores.etcd_session import Session, grpc, rpc
 from flanpy.stores.etcd_watch import EtcdWatch, KeySpace
 
 __all__ = ["EtcdOptions", "EtcdStore", "open_store"]

@@ -25,6 +25,8 @@ rpc: Any = etcd3.etcdrpc
 
 import grpc  # noqa: E402 - after the shim, which sets up what gRPC reads at its import
 
+__all__ = ["Link", "Session", "grpc", "is_certificate_trouble", "is_token_trouble", "rpc"]
+
 MAX_RECEIVE_BYTES = 32 << 20
 """Of one response: etcd's own limit of a request is 1.5 MiB, an operator may raise it."""
 
@@ -38,6 +40,8 @@ _OPTIONS = [
     ("grpc.max_reconnect_backoff_ms", 1000),  # the default of 120 s would keep us away from an etcd that has returned
     ("grpc.max_receive_message_length", MAX_RECEIVE_BYTES),
     ("grpc.enable_retries", 0),
+    ("grpc.enable_http_proxy", 0),  # etcd is on our own network, whatever http_proxy says
+    ("grpc.dns_min_time_between_resolutions_ms", 1000),
 ]
 
 _SYSTEM_AUTHORITIES = (Path("/etc/ssl/certs/ca-certificates.crt"), Path("/etc/pki/tls/certs/ca-bundle.crt"))
@@ -49,13 +53,13 @@ _TRY_LATER = {
     grpc.StatusCode.ABORTED,
     grpc.StatusCode.INTERNAL,
     grpc.StatusCode.UNKNOWN,
-    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.NOT_FOUND,  # of a lease: it was gone before it was used
     grpc.StatusCode.DATA_LOSS,
 }
 _UNANSWERED = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
 _TOKEN_TROUBLE = ("invalid auth token", "auth store's revision is too old", "revision in header is too old")
 _NEVER_SENT = ("failed to connect to all addresses", "DNS resolution failed", "Domain name not found")
-_CERTIFICATE_TROUBLE = ("CERTIFICATE", "certificate", "TLSV1_ALERT", "SSL_ERROR_SSL", "Peer name")
+_CERTIFICATE_TROUBLE = ("CERTIFICATE", "certificate", "TLSV1_ALERT", "SSL_ERROR_SSL", "verification check")
 
 
 class Link:
@@ -172,7 +176,7 @@ class Session:
         if code is grpc.StatusCode.UNAVAILABLE and is_certificate_trouble(error):
             hint = "check etcd-cafile, and that the certificate is valid and names this endpoint"
             return StoreDenied(self.explain(f"{doing}: TLS failed: {details}; {hint}"))
-        if code in _TRY_LATER:
+        if code in _TRY_LATER or "too many requests" in details:
             return StoreUnavailable(self.explain(f"{doing}: {details}; check that the members run and can be reached"))
         return StoreDenied(self.explain(f"{doing}: refused: {details}{self._denial_hint(details)}"))
 

@@ -4,6 +4,7 @@
     open       one stream with one watch on it, in fragments, with "hasleader" (a member cut off from its leader ends the stream)
     dog        a thread that asks for progress every ``progress_s`` and cancels a stream that was silent for ``silence_s`` while
                somebody waited on it; time that the user spends on a batch does not count
+               with a login it also reads the directory each time, because etcd checks a watch's permission only when it opens
     end        whatever ends the stream is an error, except our own ``cancel``
 
 The revision in an answer to a progress request is not used: servers before 3.4.25 send it ahead of events that are on their way.
@@ -18,11 +19,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import grpc
-
 from flanpy.errors import Compacted, StoreDenied, StoreError, StoreUnavailable
 from flanpy.model import Record, RecordChange
-from flanpy.stores.etcd_session import Session, is_token_trouble, rpc
+from flanpy.stores.etcd_session import Session, grpc, is_token_trouble, rpc
 
 _DENIED_WORDS = ("permission denied", "auth token", "user name is empty", "auth store")
 
@@ -60,6 +59,7 @@ class EtcdWatch:
         self._session = session
         self._keys = keys
         self._directory = directory
+        self._doing = f"watching {directory}"
         self._from_revision = from_revision
         self._on_end = on_end
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -68,7 +68,7 @@ class EtcdWatch:
         self._cancelled = False
         self._over = threading.Event()
         self._waiting_since = math.inf
-        self._silent = False
+        self._bite: StoreError | None = None
 
     def __iter__(self) -> Iterator[tuple[RecordChange, ...]]:
         try:
@@ -107,15 +107,20 @@ class EtcdWatch:
             call.cancel()
 
     def _probe(self) -> None:
+        """Raise what stands against watching at all."""
         if self._cancelled:
             return
+        revision = self._read_directory(started=self._adopt)
+        if revision + 1 < self._from_revision:
+            problem = f"the store is only at {revision}, it has lost its history"
+            raise Compacted(self._session.explain(f"{self._doing} from revision {self._from_revision}: {problem}"))
+
+    def _read_directory(self, **limits: Any) -> int:
+        """The store's revision, by a linearizable read of at most one key; raises as any call does."""
         start, end = self._keys.bounds(self._directory)
         request = rpc.RangeRequest(key=start, range_end=end, limit=1, keys_only=True)
-        doing = f"watching {self._directory}"
-        revision = self._session.call(lambda link: link.kv.Range, request, doing, started=self._adopt).header.revision
-        if revision + 1 < self._from_revision:
-            problem = f"{doing} from revision {self._from_revision}: the store is only at {revision}, it has lost its history"
-            raise Compacted(self._session.explain(problem))
+        revision: int = self._session.call(lambda link: link.kv.Range, request, self._doing, **limits).header.revision
+        return revision
 
     def _stream(self) -> Iterator[tuple[RecordChange, ...]]:
         if self._cancelled:
@@ -133,7 +138,7 @@ class EtcdWatch:
                 self._session.give_up_on(link, exc)
             raise
         if not self._cancelled:
-            raise StoreUnavailable(self._session.explain(f"watching {self._directory}: etcd ended the stream"))
+            raise StoreUnavailable(self._session.explain(f"{self._doing}: etcd ended the stream"))
 
     def _batches(self, call: Any) -> Iterator[tuple[RecordChange, ...]]:
         """One batch a response; the fragments of one response are put together first."""
@@ -160,14 +165,27 @@ class EtcdWatch:
         return RecordChange(item.mod_revision, self._keys.relative(item.key), record)
 
     def _guard(self, call: Any) -> None:
-        """The dog: ask for a sign of life, cancel a stream that gives none."""
+        """The dog: ask for a sign of life, cancel a stream that gives none or that we may not read any more."""
         limits = self._session.options
         while not self._over.wait(min(limits.progress_s, self._patience_s())):
             if self._patience_s() <= 0:
-                self._silent = True
+                silence = f"{self._doing}: no sign of life for {limits.silence_s:g} s"
+                self._bite = StoreUnavailable(self._session.explain(silence))
+            elif limits.username or limits.certfile:
+                self._bite = self._denial()
+            if self._bite is not None:
                 call.cancel()
                 return
             self._requests.put(rpc.WatchRequest(progress_request=rpc.WatchProgressRequest()))
+
+    def _denial(self) -> StoreError | None:
+        try:
+            self._read_directory(timeout_s=self._session.options.progress_s)
+        except StoreDenied as exc:
+            return exc
+        except StoreUnavailable:
+            return None  # the stream itself tells, in its own time
+        return None
 
     def _patience_s(self) -> float:
         return max(0.0, self._waiting_since + self._session.options.silence_s - time.monotonic())
@@ -177,7 +195,7 @@ class EtcdWatch:
         if not answer.canceled:
             return
         reason = answer.cancel_reason or "no reason given"
-        doing = f"watching {self._directory} from revision {self._from_revision}"
+        doing = f"{self._doing} from revision {self._from_revision}"
         if answer.compact_revision:
             raise Compacted(self._session.explain(f"{doing}: compacted up to revision {answer.compact_revision}"))
         if any(word in reason for word in _DENIED_WORDS):
@@ -185,9 +203,8 @@ class EtcdWatch:
         raise StoreUnavailable(self._session.explain(f"{doing}: cancelled by etcd: {reason}"))
 
     def _meaning(self, error: grpc.RpcError) -> StoreError:
-        doing, silence_s = f"watching {self._directory}", self._session.options.silence_s
-        if self._silent:
-            return StoreUnavailable(self._session.explain(f"{doing}: no sign of life for {silence_s:g} s"))
+        if self._bite is not None:
+            return self._bite
         if is_token_trouble(error):
-            return StoreUnavailable(self._session.explain(f"{doing}: the login has expired"))
-        return self._session.translate(error, doing, silence_s)
+            return StoreUnavailable(self._session.explain(f"{self._doing}: the login has expired"))
+        return self._session.translate(error, self._doing, self._session.options.silence_s)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
@@ -189,7 +190,7 @@ class MemoryStore:
     def __init__(self, server: MemoryServer | None = None, *, progress_s: float = 3.0) -> None:
         self.server = server or MemoryServer()
         self._progress_s = progress_s
-        self._watches: set[MemoryWatch] = set()
+        self._watches: weakref.WeakSet[MemoryWatch] = weakref.WeakSet()
         self._closed = False
 
     def __enter__(self) -> MemoryStore:

@@ -79,7 +79,8 @@ class PrivateEtcd:
         request = urllib.request.Request(
             self.url + path, json.dumps(words).encode(), {"Authorization": self.token} if self.token else {}
         )
-        with urllib.request.urlopen(request, timeout=10, context=self.tls) as answer:
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=self.tls))
+        with direct.open(request, timeout=10) as answer:
             result: dict[str, Any] = json.loads(answer.read())
         return result
 

@@ -1,0 +1,272 @@
+"""The etcd store while etcd dies, hangs, comes back, loses members, or loses an answer on the way."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from flanpy.errors import Compacted, StoreError, StoreUnavailable
+from flanpy.stores.etcd import EtcdOptions, EtcdStore, open_store
+from flanpy.stores.server import free_port
+from tests.support.etcd import PrivateEtcd, Relay, private_etcd, three_members, until
+
+KEY = "subnets/a"
+
+
+@pytest.fixture
+def mortal(directory: Path) -> Iterator[PrivateEtcd]:
+    """An etcd that the test may harm."""
+    with private_etcd(directory) as running:
+        yield running
+
+
+@pytest.fixture
+def relay(etcd: PrivateEtcd) -> Iterator[Relay]:
+    with Relay(urlsplit(etcd.url).port or 0) as relay:
+        yield relay
+
+
+def through(relay: Relay, name: str) -> EtcdStore:
+    return open_store(EtcdOptions((relay.url,), prefix=f"/relay/{name}"))
+
+
+def seconds_until_it_fails(store: EtcdStore, etcd_dies: object) -> tuple[StoreError, float, float]:
+    """The error that ends a watch, and the wall-clock and CPU seconds from its first sign of life on."""
+    batches = iter(store.watch("subnets/", store.list("subnets/").revision + 1))
+    next(batches)
+    assert callable(etcd_dies)
+    etcd_dies()
+    started, cpu = time.monotonic(), time.process_time()
+    with pytest.raises(StoreError) as caught:
+        list(batches)
+    return caught.value, time.monotonic() - started, time.process_time() - cpu
+
+
+def test_a_killed_etcd_ends_the_watch_at_once_and_after_its_return_list_and_watch_go_on(mortal: PrivateEtcd) -> None:
+    with open_store(mortal.options()) as store:
+        before = store.put(KEY, b"before")
+        error, seconds, _ = seconds_until_it_fails(store, mortal.kill)
+        assert isinstance(error, StoreUnavailable)
+        assert mortal.url in str(error)
+        assert seconds < 2
+        with pytest.raises(StoreUnavailable, match="check that the members run"):
+            store.read(KEY)
+
+        mortal.start_again()
+        returned_at = time.monotonic()
+        listed = until(lambda: attempt(store), "the store works again", 5)
+        assert time.monotonic() - returned_at < 3
+        assert listed.records == (before,)
+        after = store.put(KEY, b"after")
+        assert next(batch for batch in store.watch("subnets/", listed.revision + 1) if batch)[0].record == after
+
+
+def attempt(store: EtcdStore) -> object:
+    try:
+        return store.list("subnets/")
+    except StoreUnavailable:
+        return None
+
+
+def test_an_etcd_that_hangs_is_noticed_within_ten_seconds_and_costs_no_cpu(mortal: PrivateEtcd) -> None:
+    with open_store(mortal.options()) as store:
+        error, seconds, cpu_seconds = seconds_until_it_fails(store, mortal.pause)
+        assert isinstance(error, StoreUnavailable)
+        assert seconds < 10
+        assert cpu_seconds < 0.2
+
+        mortal.resume()
+        assert until(lambda: attempt(store), "the store works again", 5)
+
+
+def test_a_stream_without_a_sign_of_life_is_given_up_at_the_limit(mortal: PrivateEtcd) -> None:
+    with open_store(mortal.options(silence_s=1.0, progress_s=0.3)) as store:
+        error, seconds, _ = seconds_until_it_fails(store, mortal.pause)
+        assert isinstance(error, StoreUnavailable)
+        assert "no sign of life for 1 s" in str(error)
+        assert 0.5 < seconds < 1.5
+        mortal.resume()
+
+
+def test_time_that_the_user_takes_for_a_batch_is_not_silence(etcd: PrivateEtcd) -> None:
+    with open_store(etcd.options("/slow-user", silence_s=0.5, progress_s=0.1)) as store:
+        batches = iter(store.watch("subnets/", store.list("subnets/").revision + 1))
+        next(batches)
+        threading.Event().wait(1.0)  # the time that is being tested
+        record = store.put(KEY, b"v")
+        assert next(batch for batch in batches if batch)[0].record == record
+
+
+def test_a_call_to_an_etcd_that_hangs_takes_its_time_limit_and_no_more(mortal: PrivateEtcd) -> None:
+    with open_store(mortal.options(call_timeout_s=0.5)) as store:
+        store.read(KEY)
+        mortal.pause()
+        started = time.monotonic()
+        with pytest.raises(StoreUnavailable, match=r"no answer within 0\.5 s"):
+            store.read(KEY)
+        assert time.monotonic() - started < 1.5
+        mortal.resume()
+
+
+def test_a_create_that_hangs_leaves_no_lease_once_etcd_runs_again(mortal: PrivateEtcd) -> None:
+    with open_store(mortal.options(call_timeout_s=0.5)) as store:
+        store.read(KEY)
+        mortal.pause()
+        with pytest.raises(StoreUnavailable):
+            store.create(KEY, b"lost", 60)
+        mortal.resume()
+        record = until(lambda: create_or_none(store), "a create works again")
+        assert store.read(KEY) == record
+        assert mortal.leases() == {record.etcd_lease_id}
+
+
+def create_or_none(store: EtcdStore) -> object:
+    try:
+        return store.create(KEY, b"mine", 60)
+    except StoreUnavailable:
+        return None
+
+
+def test_an_etcd_that_lost_its_data_is_seen_as_lost_history(directory: Path) -> None:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    with private_etcd(directory / "first", url=url), open_store(EtcdOptions((url,))) as store:
+        for _ in range(10):
+            store.put(KEY, b"v")
+        revision = store.list("subnets/").revision
+    with private_etcd(directory / "second", url=url), open_store(EtcdOptions((url,))) as store:
+        with pytest.raises(Compacted, match="lost its history"):
+            list(store.watch("subnets/", revision + 1))
+
+
+def test_of_three_endpoints_two_may_be_dead(etcd: PrivateEtcd) -> None:
+    dead = [f"http://127.0.0.1:{free_port()}" for _ in range(2)]
+    for endpoints in ((*dead, etcd.url), (etcd.url, *dead), (dead[0], etcd.url, dead[1])):
+        with open_store(EtcdOptions(endpoints, prefix="/dead")) as store:
+            assert store.put(KEY, b"v") == store.read(KEY)
+
+
+def test_host_names_are_resolved_and_tried_in_turn(etcd: PrivateEtcd) -> None:
+    endpoints = (
+        f"http://localhost:{free_port()}",
+        "http://no-such-host.invalid:2379",
+        etcd.url.replace("127.0.0.1", "localhost"),
+    )
+    with open_store(EtcdOptions(endpoints, prefix="/names")) as store:
+        assert store.put(KEY, b"v") == store.read(KEY)
+
+
+def test_an_endpoint_that_is_no_etcd_is_reported_with_its_name() -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    with open_store(EtcdOptions((url,))) as store, pytest.raises(StoreUnavailable, match=url):
+        store.read(KEY)
+
+
+def test_the_leader_of_three_is_killed_and_writes_go_on_and_no_change_is_missed(directory: Path) -> None:
+    with three_members(directory) as members:
+        options = EtcdOptions(tuple(member.url for member in members), call_timeout_s=2)
+        with open_store(options) as store:
+            start = store.put("subnets/0", b"v")
+            assert start is not None
+            leader = until(lambda: leader_of(members), "a leader")
+            leader.kill()
+            killed_at = time.monotonic()
+            for number in range(1, 4):
+                assert until(lambda number=number: put_or_none(store, f"subnets/{number}"), "a write", 5)
+            assert time.monotonic() - killed_at < 5
+            seen = {change.key for change in changes_until(store, start.mod_revision, "subnets/3")}
+            assert seen == {f"subnets/{number}" for number in range(4)}
+
+
+def leader_of(members: tuple[PrivateEtcd, ...]) -> PrivateEtcd | None:
+    for member in members:
+        status = member.admin("/v3/maintenance/status")
+        if status.get("leader") == status["header"]["member_id"]:
+            return member
+    return None
+
+
+def put_or_none(store: EtcdStore, key: str) -> object:
+    try:
+        return store.put(key, b"v")
+    except StoreUnavailable:
+        return None
+
+
+def changes_until(store: EtcdStore, revision: int, key: str) -> Iterator[object]:
+    watch = store.watch("subnets/", revision)
+    for batch in watch:
+        yield from batch
+        if any(change.key == key for change in batch):
+            watch.cancel()
+
+
+def test_a_member_cut_off_from_the_others_does_not_keep_the_watch(directory: Path) -> None:
+    with three_members(directory) as members:
+        with open_store(EtcdOptions((members[0].url,), silence_s=60, progress_s=1)) as store:
+
+            def others_die() -> None:
+                members[1].kill()
+                members[2].kill()
+
+            error, seconds, _ = seconds_until_it_fails(store, others_die)
+            assert isinstance(error, StoreUnavailable)
+            assert "no leader" in str(error)
+            assert seconds < 10
+
+
+def test_a_create_whose_answer_was_lost_finds_its_record(etcd: PrivateEtcd, relay: Relay) -> None:
+    before = etcd.leases()
+    with through(relay, "create-answer") as store:
+        store.read(KEY)
+        relay.lose_answer_to = b"the lost answer"
+        record = store.create(KEY, b"the lost answer", 60)
+
+        assert record is not None
+        assert relay.lose_answer_to == b""
+        assert store.read(KEY) == record
+        assert etcd.leases() - before == {record.etcd_lease_id}
+
+
+def test_a_create_whose_request_was_lost_leaves_nothing(etcd: PrivateEtcd, relay: Relay) -> None:
+    before = etcd.leases()
+    with through(relay, "create-request") as store:
+        store.read(KEY)
+        relay.lose_request = b"the lost request"
+        with pytest.raises(StoreUnavailable):
+            store.create(KEY, b"the lost request", 60)
+
+        assert store.read(KEY) is None
+        assert etcd.leases() == before
+
+
+def test_a_replace_whose_answer_was_lost_finds_its_record(etcd: PrivateEtcd, relay: Relay) -> None:
+    with through(relay, "replace-answer") as store:
+        first = store.create(KEY, b"first", 60)
+        assert first is not None
+        relay.lose_answer_to = b"the lost answer"
+        record = store.replace(KEY, b"the lost answer", first.mod_revision, 60)
+
+        assert record is not None
+        assert store.read(KEY) == record
+        assert record.mod_revision == first.mod_revision + 1
+
+
+def test_a_replace_whose_request_was_lost_keeps_the_key_and_the_next_one_tidies_up(etcd: PrivateEtcd, relay: Relay) -> None:
+    before = etcd.leases()
+    with through(relay, "replace-request") as store:
+        first = store.create(KEY, b"first", 60)
+        assert first is not None
+        relay.lose_request = b"the lost request"
+        with pytest.raises(StoreUnavailable):
+            store.replace(KEY, b"the lost request", first.mod_revision, 60)
+        assert store.read(KEY) == first
+
+        second = store.replace(KEY, b"second", first.mod_revision, 60)
+        assert second is not None
+        assert etcd.leases() - before == {second.etcd_lease_id}
