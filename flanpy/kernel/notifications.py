@@ -108,8 +108,8 @@ class View:
         if device is None:
             return
         event = _link_changed(device, gone=gone)
-        if self.links.get(event.index) == event:
-            return
+        if event.up and self.links.get(event.index) == event:
+            return  # a loss is always news: we may have mended the last one ourselves, which the filter keeps from us
         self.links[event.index] = event
         self.names[event.index] = event.name
         if gone:
@@ -122,9 +122,12 @@ class View:
         if address is None:
             return
         key = (address.index, address.interface)
-        if (key in self.addresses) != gone:
-            return
-        self.addresses.symmetric_difference_update({key})
+        if not gone and key in self.addresses:
+            return  # its lifetime was refreshed
+        if gone:
+            self.addresses.discard(key)  # always news: the filter keeps from us what we have added ourselves
+        else:
+            self.addresses.add(key)
         yield AddressChanged(address.index, address.interface, gone)
 
 

@@ -1,0 +1,142 @@
+"""Real clusters for tests of the agent: a lab with its etcd read and written through the JSON gateway, and questions to its agents.
+
+Everything runs in the lab's own namespaces and vanishes with this process.
+"""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from flanpy.lab.cluster import IMPORT_PATH, Lab
+from flanpy.lab.registry import LabSpec
+from flanpy.lab.sandbox import Sandbox
+from flanpy.model import DEFAULT_PREFIX
+
+NETWORK = '{"Network": "10.244.0.0/16", "Backend": {"Type": "udp"}}'
+ASK = """
+import json, sys
+from pathlib import Path
+from flanpy.agent.control import ask
+print(json.dumps(ask(Path(sys.argv[1]), "status")))
+"""
+
+
+@contextmanager
+def cluster(logs: Path, *, hosts: int = 2, pods: int = 1, network: str = NETWORK, **spec: Any) -> Iterator[Cluster]:
+    """A running lab; it ends with the block, and by itself when this process dies."""
+    with Sandbox.create() as sandbox:
+        lab = Lab(LabSpec("test", hosts, pods, network, **spec), sandbox, logs)
+        lab.build()
+        yield Cluster(lab)
+
+
+def eventually(check: Callable[[], object], within_s: float, what: str) -> Any:
+    """Poll until ``check`` is true and return what it returned; an assertion with the last error when time is over."""
+    deadline = time.monotonic() + within_s
+    last: object = None
+    while time.monotonic() < deadline:
+        try:
+            if last := check():
+                return last
+        except (AssertionError, OSError, LookupError, RuntimeError) as error:
+            last = error
+        time.sleep(0.05)
+    raise AssertionError(f"not within {within_s} s: {what} (last: {last!r})")
+
+
+class Cluster:
+    """A lab with what tests ask of it."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        self.sandbox = lab.sandbox
+
+    def status(self, host: str) -> dict[str, Any]:
+        """What the agent of a host says of itself."""
+        argv = [sys.executable, "-c", ASK, self.lab.agent_settings(host)["FLANPY_RUN_DIR"]]
+        answer: dict[str, Any] = json.loads(self.sandbox.run(host, argv, env=IMPORT_PATH).stdout)
+        return answer
+
+    def verdicts(self, host: str) -> dict[str, int]:
+        """Packets by verdict on a host, those that are not zero."""
+        counts = self.status(host)["datapath"]["verdicts"]
+        return {name: count["packets"] for name, count in counts.items() if count["packets"]}
+
+    def log(self, host: str) -> str:
+        """The whole log of a host's agent."""
+        return self.lab.log_path(host).read_text(encoding="utf-8")
+
+    def subnet(self, host: str) -> str:
+        """The subnet that stands in a host's subnet.env."""
+        lease = self.lab.lease(host)
+        assert lease is not None
+        return str(lease.subnet)
+
+    def key(self, host: str) -> str:
+        """The etcd key of a host's lease, below the prefix."""
+        return "subnets/" + self.subnet(host).replace("/", "-")
+
+    def pod(self, name: str) -> str:
+        """The address of a pod."""
+        return str(next(pod.address.ip for pod in self.lab.segment().pods if pod.name == name))
+
+    def ping(self, source: str, target: str, count: int = 3) -> int:
+        """How many of ``count`` pings from one pod to another were answered."""
+        done = self.sandbox.run(
+            source, ["ping", "-n", "-q", f"-c{count}", "-i0.05", "-W1", self.pod(target)], check=False, timeout_s=30 + count
+        )
+        return int(done.stdout.split(" received")[0].rsplit(" ", 1)[-1])
+
+    def routes(self, host: str) -> list[str]:
+        """The main table of a host, as ``ip route`` prints it."""
+        return [line.strip() for line in self.sandbox.run(host, ["ip", "route"]).stdout.splitlines()]
+
+    # ------------------------------------------------------------------------------------------------ etcd
+
+    def etcd(self, method: str, body: dict[str, Any]) -> dict[str, Any]:
+        """One call of etcd's JSON gateway (``kv/range``, ``kv/put``, ...)."""
+        with self.sandbox.enter(None):
+            connection = http.client.HTTPConnection(str(self.lab.plan.services_address), 2379, timeout=5)
+            try:
+                connection.request("POST", f"/v3/{method}", json.dumps(body))
+                answer: dict[str, Any] = json.loads(connection.getresponse().read())
+                return answer
+            finally:
+                connection.close()
+
+    def put(self, key: str, value: str | bytes, lease: str | None = None) -> None:
+        """Write a key below the prefix."""
+        raw = value if isinstance(value, bytes) else value.encode()
+        self.etcd("kv/put", {"key": _key(key), "value": base64.b64encode(raw).decode()} | ({"lease": lease} if lease else {}))
+
+    def get(self, key: str) -> dict[str, Any] | None:
+        """A key below the prefix as the gateway shows it, its value decoded."""
+        found = self.etcd("kv/range", {"key": _key(key)}).get("kvs", [])
+        return {**found[0], "value": base64.b64decode(found[0]["value"]).decode()} if found else None
+
+    def delete(self, key: str) -> None:
+        """Delete a key below the prefix."""
+        self.etcd("kv/deleterange", {"key": _key(key)})
+
+    def keys(self) -> list[str]:
+        """All keys of leases, below the prefix."""
+        start = f"{DEFAULT_PREFIX}/subnets/"
+        end = start[:-1] + "0"
+        found = self.etcd("kv/range", {"key": _encoded(start), "range_end": _encoded(end)}).get("kvs", [])
+        return [base64.b64decode(item["key"]).decode().removeprefix(f"{DEFAULT_PREFIX}/") for item in found]
+
+
+def _key(key: str) -> str:
+    return _encoded(f"{DEFAULT_PREFIX}/{key}")
+
+
+def _encoded(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()
