@@ -102,6 +102,8 @@ uint32_t fp_runs_place(struct fp_runs *runs, struct fp_run_key key, struct fp_fl
         return UINT32_MAX;
     const struct fp_send *send = &runs->sends[run];
     uint32_t left = runs->runs[run].packet_limit - send->segments; /* at least 1: a full run is closed */
+    if (bytes < send->segment_bytes)
+        left = 1; /* a shorter packet ends the run */
     *taken = packets < left ? packets : left;
     *to = send->data + send->bytes;
     return run;
