@@ -1,0 +1,111 @@
+/*
+ * packet.h: the headers that the programs read and write; all values as on the wire, lengths checked by whoever calls.
+ */
+#ifndef FLANPY_BPF_PACKET_H
+#define FLANPY_BPF_PACKET_H
+
+#include "kernel.h"
+
+struct fp_ip4 {
+    __u8 version_ihl;
+    __u8 tos;
+    __be16 total_be;
+    __be16 id;
+    __be16 fragment_be;
+    __u8 ttl;
+    __u8 protocol;
+    __u16 check;
+    __be32 source_be;
+    __be32 destination_be;
+};
+
+struct fp_udp {
+    __be16 source_be;
+    __be16 destination_be;
+    __be16 length_be;
+    __u16 check;
+};
+
+struct fp_outer {
+    struct fp_ip4 ip;
+    struct fp_udp udp;
+};
+
+struct fp_ethernet {
+    __u8 destination[6];
+    __u8 source[6];
+    __be16 type_be;
+} __attribute__((packed));
+
+enum { FP_ICMP = 1, FP_TCP = 6, FP_UDP = 17 };
+#define FP_OUTER_BYTES 28u
+#define FP_HEAD_BYTES 12u /* the part of an IP header that we change: up to and with the checksum */
+#define FP_DF 0x4000
+#define FP_MF_OR_OFFSET 0x3fff
+
+enum { FP_NOT_ECT, FP_ECT_1, FP_ECT_0, FP_CE };
+
+_Static_assert(sizeof(struct fp_outer) == FP_OUTER_BYTES, "headers of the tunnel");
+_Static_assert(sizeof(struct fp_ethernet) == FP_ETHERNET_BYTES, "no padding");
+
+FP_INLINE __u16 fp_fold(__u32 sum)
+{
+    sum = (sum & 0xffff) + (sum >> 16);
+    sum = (sum & 0xffff) + (sum >> 16);
+    return (__u16)sum;
+}
+
+/* Sum of a header of 20 bytes, folded, native order: 0xffff when its checksum is right. */
+FP_INLINE __u16 fp_ip4_sum(const struct fp_ip4 *ip)
+{
+    const __u16 *word = (const __u16 *)ip;
+    __u32 sum = 0;
+#pragma unroll
+    for (int i = 0; i < 10; i++)
+        sum += word[i];
+    return fp_fold(sum);
+}
+
+/* RFC 1624, equation 3. */
+FP_INLINE __u16 fp_check_adjust(__u16 check, __u16 before, __u16 after)
+{
+    return (__u16)~fp_fold((__u32)(__u16)~check + (__u16)~before + after);
+}
+
+/* The caller has seen a TTL of at least 1. */
+FP_INLINE void fp_decrement_ttl(struct fp_ip4 *ip)
+{
+    __u16 before, after;
+    __builtin_memcpy(&before, &ip->ttl, 2);
+    ip->ttl--;
+    __builtin_memcpy(&after, &ip->ttl, 2);
+    ip->check = fp_check_adjust(ip->check, before, after);
+}
+
+FP_INLINE void fp_set_tos(struct fp_ip4 *ip, __u8 tos)
+{
+    __u16 before, after;
+    __builtin_memcpy(&before, ip, 2);
+    ip->tos = tos;
+    __builtin_memcpy(&after, ip, 2);
+    ip->check = fp_check_adjust(ip->check, before, after);
+}
+
+/* Never forwarded, as source or destination: 0/8, 127/8, multicast, limited broadcast (as fp_ip_martian of the core). */
+FP_INLINE _Bool fp_martian(__u32 address)
+{
+    __u32 top = address >> 24;
+    return top == 0 || top == 127 || (top & 0xf0) == 0xe0 || address == 0xffffffff;
+}
+
+/* Inner ECN bits after decapsulation (RFC 6040, figure 4), or -1: drop. */
+FP_INLINE int fp_ecn_combine(__u8 inner, __u8 outer)
+{
+    if (inner == FP_NOT_ECT)
+        return outer == FP_CE ? -1 : FP_NOT_ECT;
+    if (outer == FP_CE || inner == FP_CE)
+        return FP_CE;
+    return outer == FP_ECT_1 ? FP_ECT_1 : inner;
+}
+
+#endif

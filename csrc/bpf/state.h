@@ -1,0 +1,143 @@
+/*
+ * state.h: the maps, and reading them: the snapshot of the table, hops, recent times, counters.
+ */
+#ifndef FLANPY_BPF_STATE_H
+#define FLANPY_BPF_STATE_H
+
+#include "kernel.h"
+#include "layout.h"
+
+FP_MAP(fp_tables, BPF_MAP_TYPE_ARRAY_OF_MAPS, 4, 4, 1); /* the one snapshot in use */
+FP_MAP(fp_counters, BPF_MAP_TYPE_PERCPU_ARRAY, 4, sizeof(struct fp_bpf_counters), 1);
+FP_MAP(fp_trains, BPF_MAP_TYPE_ARRAY, 4, 8, FP_BPF_SLOTS); /* by flow: when a UDP superpacket was last left to userspace, ns */
+FP_MAP(fp_wholes, BPF_MAP_TYPE_ARRAY, 4, 8, FP_BPF_SLOTS); /* by peer: superpackets that came whole from it (a note) */
+FP_MAP(fp_thanks, BPF_MAP_TYPE_ARRAY, 4, 8, FP_BPF_SLOTS); /* by peer: what it says of ours (a note) */
+
+FP_INLINE void *fp_snapshot(void)
+{
+    __u32 zero = 0;
+    return bpf_map_lookup_elem(&fp_tables, &zero);
+}
+
+FP_INLINE const struct fp_bpf_header *fp_header(void *snapshot)
+{
+    __u32 index = FP_BPF_HEADER_CHUNK;
+    return bpf_map_lookup_elem(snapshot, &index);
+}
+
+FP_INLINE struct fp_bpf_counters *fp_counts(void)
+{
+    __u32 zero = 0;
+    return bpf_map_lookup_elem(&fp_counters, &zero);
+}
+
+FP_INLINE void fp_count(struct fp_bpf_counters *counters, enum fp_verdict verdict, __u32 packets, __u64 bytes)
+{
+    counters->by[verdict].packets += packets;
+    counters->by[verdict].bytes += bytes;
+}
+
+/* The word of the longest prefix that holds `address` (host order). */
+FP_INLINE __u32 fp_lookup(void *snapshot, __u32 address)
+{
+    __u32 index = address >> 24;
+    const __u32 *chunk = bpf_map_lookup_elem(snapshot, &index);
+    if (!chunk)
+        return FP_BPF_NONE;
+    __u32 word = chunk[(address >> 16) & 0xff];
+    if (!(word & FP_BPF_POINTER))
+        return word;
+    index = word & ~FP_BPF_POINTER;
+    chunk = bpf_map_lookup_elem(snapshot, &index);
+    if (!chunk)
+        return FP_BPF_NONE;
+    word = chunk[(address >> 8) & 0xff];
+    if (!(word & FP_BPF_POINTER))
+        return word;
+    index = word & ~FP_BPF_POINTER;
+    chunk = bpf_map_lookup_elem(snapshot, &index);
+    return chunk ? chunk[address & 0xff] : FP_BPF_NONE;
+}
+
+FP_INLINE const struct fp_bpf_hop *fp_hop_at(void *snapshot, __u32 hop)
+{
+    __u32 index = FP_BPF_HOPS_CHUNK + hop / FP_BPF_HOPS_PER_CHUNK;
+    const struct fp_bpf_hop *chunk = bpf_map_lookup_elem(snapshot, &index);
+    return chunk ? &chunk[hop & (FP_BPF_HOPS_PER_CHUNK - 1)] : (void *)0;
+}
+
+/* The hop of a word, or NULL: no route, or local. */
+FP_INLINE const struct fp_bpf_hop *fp_hop(void *snapshot, __u32 word)
+{
+    return word < FP_BPF_FIRST_HOP ? (void *)0 : fp_hop_at(snapshot, word - FP_BPF_FIRST_HOP);
+}
+
+/* Whether any hop has this address: tells "unknown peer" from "spoofed". At most 2^17 hops, so 17 steps find it. */
+FP_INLINE _Bool fp_knows(void *snapshot, __u32 hops, __u32 address)
+{
+    __u32 low = 0, high = hops;
+    for (int step = 0; step < 18 && low < high; step++) {
+        __u32 middle = low + (high - low) / 2;
+        const struct fp_bpf_hop *hop = fp_hop_at(snapshot, middle);
+        if (!hop)
+            return 0;
+        if (hop->address == address)
+            return 1;
+        if (hop->address < address)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return 0;
+}
+
+FP_INLINE __u64 *fp_slot(void *map, __u32 hash)
+{
+    __u32 slot = hash & (FP_BPF_SLOTS - 1);
+    return bpf_map_lookup_elem(map, &slot);
+}
+
+/*
+ * A note about a peer, one word so that it is stored at once: address << 32 | time << 7 | units of 520 bytes. Two peers of one slot
+ * overwrite each other's notes but never read them as their own.
+ */
+#define FP_NOTE_TICK_SHIFT 27 /* ticks of 134 ms; 25 bits of them last for 52 days */
+#define FP_NOTE_TICKS 8u      /* a note holds for a second or so */
+
+FP_INLINE __u32 fp_units(__u32 bytes)
+{
+    return (bytes + FP_BPF_UNIT_BYTES - 1) / FP_BPF_UNIT_BYTES;
+}
+
+FP_INLINE __u64 *fp_note(void *map, __u32 peer)
+{
+    return fp_slot(map, peer ^ peer >> 12 ^ peer >> 24);
+}
+
+FP_INLINE __u32 fp_note_units(const __u64 *note, __u32 peer)
+{
+    __u64 word = note ? *note : 0;
+    if (!word || word >> 32 != peer)
+        return 0;
+    __u32 age = (__u32)(bpf_ktime_get_ns() >> FP_NOTE_TICK_SHIFT) - (__u32)(word >> 7 & 0x1ffffff);
+    return (age & 0x1ffffff) <= FP_NOTE_TICKS ? word & 0x7f : 0;
+}
+
+/* Write down `units` about a peer. `keep` of what stood there counts: in one tick the largest, later half of it. */
+FP_INLINE void fp_note_set(__u64 *note, __u32 peer, __u32 units, _Bool keep)
+{
+    if (!note)
+        return;
+    __u32 now = (__u32)(bpf_ktime_get_ns() >> FP_NOTE_TICK_SHIFT) & 0x1ffffff;
+    __u64 before = *note;
+    if (keep && before >> 32 == peer) {
+        __u32 age = (now - (__u32)(before >> 7)) & 0x1ffffff;
+        __u32 kept = age > FP_NOTE_TICKS ? 0 : (__u32)(before & 0x7f) >> (age ? 1 : 0);
+        units = kept > units ? kept : units;
+    }
+    __u64 word = (__u64)peer << 32 | (__u64)now << 7 | units;
+    if (word != before) /* the line stays shared between CPUs while nothing is new */
+        *note = word;
+}
+
+#endif
