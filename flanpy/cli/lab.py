@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +26,7 @@ examples:
   flanpy lab up --hosts 3 --pods 2                    start a lab that stays; then:
   flanpy lab status
   flanpy lab exec host1-pod1 -- ping -c 3 host2-pod1
-  flanpy lab exec host1 -- ip route                   hosts have names too; without one: where etcd is
+  flanpy lab exec host1 -- ip route                   a host; `etcd` is where etcd runs
   flanpy lab logs host1 --follow
   flanpy lab cut host2; flanpy lab join host2         pull its cable, plug it in again
   flanpy lab impair host2 --loss 10 --rate 100        10 percent loss, 100 Mbit/s
@@ -95,24 +96,8 @@ def _add_up(up: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Do one action; returns the exit status."""
-    match arguments.action:
-        case "up":
-            return _up(arguments)
-        case "exec":
-            return _exec(arguments.words)
-        case "demo":
-            from flanpy.lab.demo import run_demo
-
-            return run_demo(arguments.datapath)
-        case "down":
-            return _down(arguments)
-        case "list":
-            return _list(arguments.output)
-        case "status":
-            return _status(arguments.lab, arguments.output)
-        case "logs":
-            return _logs(arguments)
-    return _cable(arguments)
+    status: int = ACTIONS[arguments.action](arguments)
+    return status
 
 
 def _up(arguments: argparse.Namespace) -> int:
@@ -162,35 +147,42 @@ def _down(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _list(output: str) -> int:
+def _demo(arguments: argparse.Namespace) -> int:
+    from flanpy.lab.demo import run_demo
+
+    run_demo(arguments.datapath)
+    return 0
+
+
+def _list(arguments: argparse.Namespace) -> int:
     from flanpy.lab import registry
 
     labs = registry.labs()
-    if output == "json":
+    if arguments.output == "json":
         print(json.dumps([{**asdict(entry.spec), "holder": entry.holder} for entry in labs], indent=2))
-    for entry in labs if output == "table" else ():
+    for entry in labs if arguments.output == "table" else ():
         print(f"{entry.spec.name}: {entry.spec.hosts} hosts, {entry.spec.pods} pods on each, held by process {entry.holder}")
     return 0
 
 
-def _status(name: str | None, output: str) -> int:
+def _status(arguments: argparse.Namespace) -> int:
     from flanpy.lab import lifecycle
     from flanpy.lab.screen import Screen
     from flanpy.lab.status import read_status
 
-    status = read_status(lifecycle.attach(name))
-    if output == "json":
+    status = read_status(lifecycle.attach(arguments.lab))
+    if arguments.output == "json":
         print(json.dumps(asdict(status), indent=2))
     else:
         Screen().status(status)
     return 0
 
 
-def _exec(words: list[str]) -> int:
+def _exec(arguments: argparse.Namespace) -> int:
     from flanpy.lab import lifecycle
     from flanpy.lab.console import execute
 
-    where, command = split_exec(words)
+    where, command = split_exec(arguments.words)
     lab = lifecycle.attach(where[0] if len(where) == 2 else None)
     return execute(lab, where[-1], command)
 
@@ -228,3 +220,17 @@ def _cable(arguments: argparse.Namespace) -> int:
                 raise LabError("lab impair: give --loss PERCENT, --rate MBIT or both (0 ends it)")
             lab.impair(arguments.host, loss_percent=arguments.loss, rate_mbit=arguments.rate)
     return 0
+
+
+ACTIONS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "up": _up,
+    "status": _status,
+    "list": _list,
+    "exec": _exec,
+    "logs": _logs,
+    "cut": _cable,
+    "join": _cable,
+    "impair": _cable,
+    "down": _down,
+    "demo": _demo,
+}

@@ -18,6 +18,8 @@ from flanpy.lab.process import Entered, environment
 
 FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 POLL_S = 0.2
+ETCD = "etcd"
+"""The name of the place outside of all hosts, where etcd runs."""
 
 
 def execute(lab: Lab, place: str, argv: Sequence[str]) -> int:
@@ -25,16 +27,24 @@ def execute(lab: Lab, place: str, argv: Sequence[str]) -> int:
 
     Ctrl-C reaches the command from the terminal; other signals to us are passed on.
     """
-    if place not in lab.sandbox.places():
-        raise LabError(f"{place}: no such host or pod in lab {lab.spec.name} (there are: {', '.join(lab.sandbox.places())})")
+    if place not in (ETCD, *lab.sandbox.places()):
+        raise LabError(
+            f"{place}: no such host or pod in lab {lab.spec.name} (there are: {', '.join(lab.sandbox.places())}, {ETCD})"
+        )
     if shutil.which(argv[0], path=environment()["PATH"]) is None:
         raise LabError(f"{argv[0]}: not found on this machine; a lab has the programs of the machine and no others")
-    on_host = place in {host.name for host in lab.plan.hosts}
-    extra = {**lab.agent_settings(place), **IMPORT_PATH} if on_host else dict(IMPORT_PATH)
-    process = lab.sandbox.popen(place, argv, env=extra, cwd=Path.cwd(), stdin=sys.stdin, stdout=sys.stdout, stderr=sys.stderr)
+    namespace = None if place == ETCD else place
+    streams = {"stdin": sys.stdin, "stdout": sys.stdout, "stderr": sys.stderr}
+    process = lab.sandbox.popen(namespace, argv, env=_surroundings(lab, place), cwd=Path.cwd(), **streams)
     with _signals_passed_to(process):
         status = process.wait()
     return 128 - status if status < 0 else status
+
+
+def _surroundings(lab: Lab, place: str) -> dict[str, str]:
+    """Variables by which `flanpy` commands find the host's agent, and `etcdctl` etcd."""
+    at_host = place in {host.name for host in lab.plan.hosts}
+    return {**(lab.agent_settings(place) if at_host else {"ETCDCTL_ENDPOINTS": lab.etcd_url, "ETCDCTL_API": "3"}), **IMPORT_PATH}
 
 
 @contextmanager

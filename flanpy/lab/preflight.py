@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import platform
 import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -36,8 +36,9 @@ def check_machine(datapath: str, further: Sequence[tuple[str, str]] = ()) -> Non
 
 
 def _platform() -> Iterator[str]:
-    if sys.platform != "linux":
-        yield f"{sys.platform}: labs need Linux (network namespaces)"
+    system = platform.system()
+    if system != "Linux":
+        yield f"{system}: labs need Linux (network namespaces)"
 
 
 def _programs(wanted: dict[str, str]) -> Iterator[str]:

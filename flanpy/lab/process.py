@@ -54,3 +54,12 @@ def children_of(parent: int) -> Iterator[int]:
                 after_name = (entry / "stat").read_text().rpartition(")")[2].split()
                 if int(after_name[1]) == parent:
                     yield int(entry.name)
+
+
+def has_ended(pid: int, proc: Path = Path("/proc")) -> bool:
+    """Whether a process is no more; one that only waits to be reaped by its parent has ended."""
+    try:
+        state = (proc / str(pid) / "stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return True
+    return state in "ZX"

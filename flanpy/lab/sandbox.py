@@ -26,7 +26,7 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from flanpy.errors import LabError
-from flanpy.lab.process import Entered, environment, require_tool
+from flanpy.lab.process import Entered, environment, has_ended, require_tool
 
 START_TIMEOUT_S = 10.0
 COMMAND_TIMEOUT_S = 30.0
@@ -195,11 +195,7 @@ class Sandbox:
 
     def process_alive(self, inner_pid: int) -> bool:
         """Whether a process (by its pid inside) lives; a zombie does not."""
-        try:
-            state = self.path(f"/proc/{inner_pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except OSError:
-            return False
-        return state not in "ZX"
+        return not has_ended(inner_pid, self.path("/proc"))
 
     def signal(self, inner_pid: int, number: int) -> None:
         """Send a signal to a process by its pid inside."""
