@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import http.client
 import json
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from flanpy.lab import topology
 from flanpy.lab.cluster import IMPORT_PATH, Lab
 from flanpy.lab.registry import LabSpec
 from flanpy.lab.sandbox import Sandbox
@@ -140,3 +142,71 @@ def _key(key: str) -> str:
 
 def _encoded(text: str) -> str:
     return base64.b64encode(text.encode()).decode()
+
+
+# ------------------------------------------------------------------------------------------------ one agent at a time
+
+
+@contextmanager
+def bare(logs: Path, *, network: str | None = NETWORK) -> Iterator[Cluster]:
+    """One host and an etcd, no agent yet."""
+    with Sandbox.create() as sandbox:
+        lab = Lab(LabSpec("test", 1, 1, network or NETWORK), sandbox, logs)
+        sandbox.script(topology.underlay_script(lab.plan))
+        lab.start_etcd()
+        lab.put_network_config(network or NETWORK)
+        running = Cluster(lab)
+        if network is None:
+            running.delete("config")
+        yield running
+
+
+class Agent:
+    """An agent on host1 with flags of its own; SIGTERM at the end of the block if it still runs."""
+
+    def __init__(self, owner: Cluster, *flags: str, name: str = "a", env: dict[str, str] | None = None) -> None:
+        self.owner = owner
+        self.log_path = owner.lab.logs / f"{name}.log"
+        self.files = Path("/run/lab") / name
+        argv = [sys.executable, "-m", "flanpy", "agent", f"--state-dir={self.files}/state", f"--run-dir={self.files}/run"]
+        argv += [f"--subnet-file={self.files}/subnet.env", f"--etcd-endpoints={owner.lab.etcd_url}", *flags]
+        with self.log_path.open("w") as log:
+            self.process = owner.sandbox.popen("host1", argv, env={**IMPORT_PATH, **(env or {})}, stdout=log, stderr=log)
+
+    def __enter__(self) -> Agent:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.stop()
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Signal the agent and return its exit status."""
+        self.process.send_signal(number)
+        return self.process.wait(timeout=15)
+
+    def exit_status(self) -> int:
+        """Wait for the agent to end by itself."""
+        return self.process.wait(timeout=15)
+
+    @property
+    def log(self) -> str:
+        """All that it has said."""
+        return self.log_path.read_text(encoding="utf-8")
+
+    def says(self, text: str, within_s: float = 10) -> None:
+        """Wait until the log holds this text."""
+        try:
+            eventually(lambda: text in self.log, within_s, f"the agent says {text!r}")
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.log}") from None
+
+    @property
+    def subnet_env(self) -> Path:
+        """Its subnet.env, as it can be opened from here."""
+        return self.owner.sandbox.path(self.files / "subnet.env")
+
+    def subnet(self) -> str:
+        """The subnet in its subnet.env, once that is there."""
+        self.says("ready: ready")
+        return self.subnet_env.read_text().split("FLANNEL_SUBNET=")[1].split("\n")[0]
