@@ -128,6 +128,34 @@ int fb_ask(int socket, const struct fb_ask *what, struct fb_answers *out);
 /* Send each datagram back to where it came from until `stop` (an eventfd or pipe) is readable or the deadline has passed. */
 int fb_answer(int socket, int stop, uint64_t deadline_ns);
 
+/* ---------------------------------------------------------------------------------------------------------------- core */
+
+enum fb_operation { FB_LOOKUP, FB_SUM, FB_COPY_SUM, FB_SEGMENT, FB_COALESCE, FB_ENCAP, FB_DECAP };
+
+struct fb_core {
+    uint32_t operation;    /* enum fb_operation */
+    uint32_t naive;        /* 1: the plain version of it */
+    uint32_t packet_bytes; /* of an inner packet, 48 .. 1460: 46 of them are a superpacket */
+    uint32_t routes;       /* peers in the table, 1 .. 65,536 */
+    uint32_t repeated;     /* lookup: always the same destination */
+    uint32_t reserved;
+    uint64_t seed;
+    uint64_t duration_ns;  /* of timed and untimed parts together */
+};
+
+/* The median batch. */
+struct fb_core_time {
+    uint64_t batches; /* that were timed */
+    uint64_t packets; /* in each */
+    uint64_t bytes;   /* inner, in each */
+    double ns;
+    uint64_t ticks; /* of the time stamp counter; 0 on machines that have none */
+};
+
+/* Repeat one operation for a while. -EINVAL, -ENOMEM, or -EIO when the core did not do to a packet what it should have. */
+int fb_core_run(const struct fb_core *what, struct fb_core_time *out);
+const char *fb_core_cpu(void); /* which implementation of the checksum the core chose */
+
 /* --------------------------------------------------------------------------------------------------------------- proxy */
 
 /* Network byte order throughout, for it is compared with packets as they are. */

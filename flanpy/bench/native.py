@@ -159,6 +159,44 @@ def proxy(tun: int, udp: socket.socket, stop: int, routes: Sequence[ProxyRoute],
     return {name: getattr(counts, name) for name in ("tun_packets", "udp_packets", "no_route", "expired", "refused")}
 
 
+@dataclass(frozen=True, slots=True)
+class CoreTime:
+    """Time that a function of the core took for a batch of packets: the median of many batches."""
+
+    packets: int
+    bytes: int
+    ns: float
+    ticks: int
+
+    @property
+    def ns_a_packet(self) -> float:
+        """Nanoseconds a packet."""
+        return self.ns / self.packets
+
+    @property
+    def bytes_a_tick(self) -> float | None:
+        """Bytes for each cycle of the time stamp counter, where there is one."""
+        return self.bytes / self.ticks if self.ticks else None
+
+
+def time_core(
+    operation: str, *, naive: bool, packet_bytes: int, routes: int, repeated: bool, seed: int, seconds: float
+) -> CoreTime:
+    """Repeat an operation of the core (``LOOKUP``, ``SUM``, ... of ``enum fb_operation``) or its plain version."""
+    what = ffi.new("struct fb_core *")
+    what.operation, what.naive = getattr(lib, f"FB_{operation}"), naive
+    what.packet_bytes, what.routes, what.repeated = packet_bytes, routes, repeated
+    what.seed, what.duration_ns = seed, int(seconds * NS)
+    out = ffi.new("struct fb_core_time *")
+    _checked(lib.fb_core_run(what, out), f"timing {operation} of the core with {packet_bytes} B and {routes} routes")
+    return CoreTime(out.packets, out.bytes, out.ns, out.ticks)
+
+
+def core_cpu() -> str:
+    """Which implementation of the checksum the core chose for this CPU."""
+    return str(ffi.string(lib.fb_core_cpu()).decode())
+
+
 def _in_memory(packed: bytes) -> int:
     """Four bytes of a packet as the integer that a C program sees when it loads them."""
     return int(ffi.cast("uint32_t *", ffi.from_buffer(packed))[0])

@@ -30,11 +30,7 @@ def declarations(header: str) -> str:
 
 def sources() -> list[str]:
     """Every C file that goes into the module."""
-    core = (
-        sorted(path for path in CSRC.glob("*.c") if not path.name.startswith(WITH_SYSTEM_CALLS))
-        if (CSRC / "bench" / "core.c").exists()
-        else []
-    )
+    core = sorted(path for path in CSRC.glob("*.c") if not path.name.startswith(WITH_SYSTEM_CALLS))
     return [str(path) for path in [*sorted((CSRC / "bench").glob("*.c")), *core]]
 
 
@@ -46,7 +42,9 @@ ffi.set_source(
     sources=sources(),
     include_dirs=[str(CSRC), str(CSRC / "bench")],
     depends=[str(path) for path in [*CSRC.glob("*.h"), *(CSRC / "bench").glob("*.h")]],
-    extra_compile_args=["-std=c11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra"],
+    # The core's own options (flanpy/datapath/core_build.py): what is timed is what runs.
+    extra_compile_args=["-O2", "-g", "-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra"],
+    py_limited_api=True,
 )
 
 if __name__ == "__main__":

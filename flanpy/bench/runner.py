@@ -82,6 +82,10 @@ class Recorder:
         if value.distribution:
             self._buckets.setdefault(f"{value.figure}/{setup}/{mode}", Counter()).update(dict(value.distribution))
 
+    def note(self, name: str, value: object) -> None:
+        """Keep something about the machine or the build that explains the figures."""
+        self._machine[name] = value
+
     def add_losses(self, step: Step, lost: dict[str, int]) -> None:
         """Keep what the kernel lost during a step."""
         if lost:
