@@ -142,7 +142,7 @@ def decide(state: LeasingState, records: RecordSet, now_s: float) -> Step:
     if held is None:
         return _choose(state, found, now_s)
     record = record_of(records, held)
-    if record is not None and record.mod_revision != held.mod_revision:
+    if record is not None and not stands(record, held):
         return _judge_overwritten(state, held, record, now_s)
     if record is not None and fits(state.config, held.subnets):
         return settle(rest(state), now_s)
@@ -156,6 +156,11 @@ def record_of(records: RecordSet, lease: Lease) -> Record | None:
     """The record of a lease's key."""
     key = key_of(lease.subnets)
     return next((record for record in records.records if record.key == key), None)
+
+
+def stands(record: Record, lease: Lease) -> bool:
+    """Whether the record is the lease as we know it. Compared whole: a wiped store counts its revisions from 1 again."""
+    return _decoded(record) == lease
 
 
 def _choose(state: LeasingState, found: Survey, now_s: float) -> Step:

@@ -56,7 +56,7 @@ from flanpy.core.lease_events import (
     Waiting,
 )
 from flanpy.core.lease_moves import AWAY_S, Step, chance, list_leases, race_lost, refused, stop, then, wait, write
-from flanpy.core.lease_rules import decide, record_of, settle, wait_for_answer
+from flanpy.core.lease_rules import decide, record_of, settle, stands, wait_for_answer
 from flanpy.model import FlanpyInfo, NetworkConfig, NodeAttributes, Record, RecordChange, RecordSet
 
 __all__ = [
@@ -173,7 +173,7 @@ def _on_listed(state: LeasingState, records: RecordSet, now_s: float) -> Step:
         return state, ()
     known = state.held or state.contest
     record = None if known is None else record_of(records, known)
-    same = known is not None and record is not None and record.mod_revision == known.mod_revision
+    same = known is not None and record is not None and stands(record, known)
     return (state, ()) if same else list_leases(replace(state, contest=None), now_s)
 
 
