@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import secrets
 import threading
+import time
 from types import TracebackType
 from typing import Any
 
-from flanpy.errors import Compacted, StoreError, StoreUnavailable
+from flanpy.errors import Compacted, StoreDenied, StoreError, StoreUnavailable
 from flanpy.model import Record, RecordSet
 from flanpy.stores.etcd_options import EtcdOptions, normalise_prefix
 from flanpy.stores.etcd_session import Session, grpc, rpc
@@ -34,6 +35,9 @@ LIST_ATTEMPTS = 5
 
 CLEANUP_TIMEOUT_S = 2.0
 """Limit of calls that tidy up after another call has used its time."""
+
+READ_BACK_PAUSE_S = 0.1
+"""Between attempts to find out what became of a write whose answer was lost."""
 
 
 def open_store(options: EtcdOptions) -> EtcdStore:
@@ -193,12 +197,18 @@ class EtcdStore:
         return Record(key, value, previous.create_revision or revision, revision, lease_id)
 
     def _read_back(self, key: str, lease_id: int) -> Record | None:
-        """The record, if it hangs on our etcd lease; None when it does not or etcd does not answer."""
-        try:
-            record = self._read(key, CLEANUP_TIMEOUT_S)
-        except StoreError:
-            return None
-        return record if record is not None and record.etcd_lease_id == lease_id else None
+        """The record, if it hangs on our etcd lease; None when it does not, or etcd does not answer for a while."""
+        deadline = time.monotonic() + CLEANUP_TIMEOUT_S
+        while (left_s := deadline - time.monotonic()) > 0:
+            try:
+                record = self._read(key, left_s)
+            except StoreUnavailable:
+                time.sleep(READ_BACK_PAUSE_S)  # the connection is being made again
+            except StoreDenied:
+                return None
+            else:
+                return record if record is not None and record.etcd_lease_id == lease_id else None
+        return None
 
     # -------------------------------------------------------------------------------------------- etcd leases
 

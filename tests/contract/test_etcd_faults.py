@@ -222,8 +222,9 @@ def test_a_member_cut_off_from_the_others_does_not_keep_the_watch(directory: Pat
 
 def test_a_create_whose_answer_was_lost_finds_its_record(etcd: PrivateEtcd, relay: Relay) -> None:
     before = etcd.leases()
-    with through(relay, "create-answer") as store:
+    with through(relay, "create-answer") as store, open_store(etcd.options("/relay/create-answer")) as direct:
         store.read(KEY)
+        relay.was_applied = lambda: direct.read(KEY)
         relay.lose_answer_to = b"the lost answer"
         record = store.create(KEY, b"the lost answer", 60)
 
@@ -246,9 +247,10 @@ def test_a_create_whose_request_was_lost_leaves_nothing(etcd: PrivateEtcd, relay
 
 
 def test_a_replace_whose_answer_was_lost_finds_its_record(etcd: PrivateEtcd, relay: Relay) -> None:
-    with through(relay, "replace-answer") as store:
+    with through(relay, "replace-answer") as store, open_store(etcd.options("/relay/replace-answer")) as direct:
         first = store.create(KEY, b"first", 60)
         assert first is not None
+        relay.was_applied = lambda: direct.read(KEY) != first
         relay.lose_answer_to = b"the lost answer"
         record = store.replace(KEY, b"the lost answer", first.mod_revision, 60)
 

@@ -157,15 +157,16 @@ def three_members(directory: Path) -> Iterator[tuple[PrivateEtcd, ...]]:
 class Relay:
     """Passes TCP connections on to ``port``, until bytes pass by that hold ``lose_answer_to`` or ``lose_request`` (once each).
 
-    The first lets the request through, waits for the server's answer, and cuts the connection instead of passing it on; the second
-    cuts it before the request has gone through. HTTP/2 data frames carry values in the clear, so a value works as the mark.
+    The first lets the request through, waits until ``was_applied`` says that it took effect, and cuts the connection instead of passing
+    the answer on; the second cuts it before the request has gone through. HTTP/2 data frames carry values in the clear, so a value
+    works as the mark.
     """
 
     def __init__(self, port: int) -> None:
         self._port = port
         self.lose_answer_to = b""
+        self.was_applied: Callable[[], object] = lambda: True
         self.lose_request = b""
-        self.cuts = 0
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._open: list[socket.socket] = [self._listener]
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
@@ -179,37 +180,36 @@ class Relay:
             _cut(end)
 
     def _accept(self) -> None:
-        while True:
-            try:
+        with suppress(OSError):  # the listener was closed
+            while True:
                 client, _ = self._listener.accept()
-            except OSError:
-                return
-            server = socket.create_connection(("127.0.0.1", self._port))
-            self._open += [client, server]
-            losing = threading.Event()
-            threading.Thread(target=self._requests, args=(client, server, losing), daemon=True).start()
-            threading.Thread(target=self._answers, args=(client, server, losing), daemon=True).start()
+                server = socket.create_connection(("127.0.0.1", self._port))
+                self._open += [client, server]
+                losing = threading.Event()
+                threading.Thread(target=self._requests, args=(client, server, losing), daemon=True).start()
+                threading.Thread(target=self._answers, args=(client, server, losing), daemon=True).start()
 
     def _requests(self, client: socket.socket, server: socket.socket, losing: threading.Event) -> None:
-        for chunk in _chunks(client):
-            if self.lose_request and self.lose_request in chunk:
-                self.lose_request = b""
-                break
-            if self.lose_answer_to and self.lose_answer_to in chunk:
-                self.lose_answer_to = b""
-                losing.set()
-            server.sendall(chunk)
-        self._cut_both(client, server)
+        with suppress(OSError):  # the other direction has cut
+            for chunk in _chunks(client):
+                if self.lose_request and self.lose_request in chunk:
+                    self.lose_request = b""
+                    break
+                if self.lose_answer_to and self.lose_answer_to in chunk:
+                    self.lose_answer_to = b""
+                    losing.set()
+                server.sendall(chunk)
+                if losing.is_set():
+                    until(self.was_applied, "the request has taken effect")
+                    break
+        _cut(client)
+        _cut(server)
 
     def _answers(self, client: socket.socket, server: socket.socket, losing: threading.Event) -> None:
-        for chunk in _chunks(server):
-            if losing.is_set() and len(chunk) > 40:  # shorter ones are window updates and pings
-                break
-            client.sendall(chunk)
-        self._cut_both(client, server)
-
-    def _cut_both(self, client: socket.socket, server: socket.socket) -> None:
-        self.cuts += 1
+        with suppress(OSError):
+            for chunk in _chunks(server):
+                if not losing.is_set():
+                    client.sendall(chunk)
         _cut(client)
         _cut(server)
 
