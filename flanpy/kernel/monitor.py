@@ -70,7 +70,7 @@ class Monitor:
         buffer_bytes: int = _BUFFER_BYTES,
     ) -> None:
         self._sink = sink
-        self._netlink = _subscribe(own_ports, protocol, buffer_bytes)
+        self._netlink = subscribe(own_ports, protocol, buffer_bytes)
         self._wake = self._open_wake()
         self._view = _look()
         self._thread = threading.Thread(target=self._run, name="kernel-monitor", daemon=True)
@@ -148,7 +148,7 @@ class Monitor:
         return Overrun(reason)
 
 
-def _subscribe(own_ports: Collection[int], protocol: int, buffer_bytes: int) -> IPRSocket:
+def subscribe(own_ports: Collection[int], protocol: int, buffer_bytes: int) -> IPRSocket:
     """A socket in the groups, with its filter and buffer in place before the first notification can come."""
     with explained("watch the kernel's devices and routes"):
         netlink = IPRSocket(groups=_GROUPS)

@@ -31,6 +31,8 @@ from flanpy.model import Address, Route, Uplink
 _OVERLAYS = re.compile(r"flannel|docker\d|cni\d|cali|cilium_|podman\d|virbr\d|br-[0-9a-f]{12}$|kube-")
 """Devices of container and pod networks: never what the default route is meant to name."""
 _REGEX_CHARACTERS = 256
+_UNICAST = 1
+"""rtm_type of a route to another machine; 2 is local, 3 broadcast, 5 multicast."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,9 +132,9 @@ def _by_pattern(host: _Host, selection: UplinkSelection, pattern: re.Pattern[str
     ]
     matches += [(device, None) for device in host.devices if pattern.search(device.name)]
     for device, ip in matches:
-        if device.is_loopback or device.name.startswith("flannel"):
-            continue
         try:
+            if device.is_loopback:
+                raise _Unfit(f"{device.name} is the loopback device")
             return _uplink(host, selection, device, ip)
         except _Unfit as problem:
             unfit.append(str(problem))
@@ -148,13 +150,15 @@ def _reaching(kernel: Kernel, host: _Host, selection: UplinkSelection, target: s
         ip = IPv4Address(target)
     except ValueError:
         raise UsageError(f"--iface-can-reach: {target!r} is not an IPv4 address such as 192.0.2.7") from None
-    if any(address.ip == ip for address in host.addresses):
-        raise InterfaceError(f"--iface-can-reach {ip}: this is an address of this machine itself; give one of another machine")
     try:
         (found, *_) = kernel.ip.route("get", dst=str(ip))
     except NetlinkError as error:
         reason = explained_errno(error.code)
         raise InterfaceError(f"--iface-can-reach {ip}: no route leads there ({reason}). There are: {host.inventory()}") from error
+    if found["type"] != _UNICAST:
+        raise InterfaceError(
+            f"--iface-can-reach {ip}: this leads to this machine itself or to many; give an address of another machine"
+        )
     source = found.get_attr("RTA_PREFSRC")
     return _uplink(host, selection, _device(host, found.get_attr("RTA_OIF")), IPv4Address(source) if source else None)
 
@@ -190,6 +194,8 @@ def _source(addresses: list[DeviceAddress], route: Route) -> Address | None:
 
 def _uplink(host: _Host, selection: UplinkSelection, device: Device, ip: Address | None = None) -> Uplink:
     """The uplink on this device, by this address if one is given."""
+    if device.name.startswith("flannel"):
+        raise _Unfit(f"{device.name} belongs to an overlay and cannot carry one")
     if not device.is_up:
         raise _Unfit(f"{device.name} is down: ip link set {device.name} up")
     address = ip or _choose(host.of(device), device, selection.public_ip)

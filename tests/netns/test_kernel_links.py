@@ -32,7 +32,7 @@ DUAL = Tunnel("flannel0", 1472, (IPv4Interface("10.5.1.1/24"), IPv6Interface("fd
 @pytest.fixture
 def ns() -> Iterator[Namespace]:
     with namespace() as made, inside(made):
-        made.script("ip tuntap add flannel0 mode tun; ip link add eth9 type veth peer name eth8")
+        made.ip("tuntap add flannel0 mode tun\nlink add eth9 type veth peer name eth8")
         yield made
 
 

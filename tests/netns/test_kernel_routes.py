@@ -24,13 +24,13 @@ from tests.support.namespaces import Namespace, inside, namespace, without_net_a
 pytestmark = pytest.mark.root
 
 SETUP = """
-ip tuntap add flannel0 mode tun
-ip link set flannel0 up
-ip link add v0 type veth peer name v1
-ip link set v0 up
-ip link set v1 up
-ip addr add 10.9.0.1/24 dev v0
-ip -6 addr add fd09::1/64 dev v0 nodad
+tuntap add flannel0 mode tun
+link set flannel0 up
+link add v0 type veth peer name v1
+link set v0 up
+link set v1 up
+addr add 10.9.0.1/24 dev v0
+addr add fd09::1/64 dev v0 nodad
 """
 
 ONLINK = Route(IPv4Network("10.5.0.0/16"), "flannel0")
@@ -44,7 +44,7 @@ ALL = frozenset((ONLINK, GATEWAY, OTHER_TABLE, ONLINK6, GATEWAY6))
 @pytest.fixture
 def ns() -> Iterator[Namespace]:
     with namespace() as made, inside(made):
-        made.script(SETUP)
+        made.ip(SETUP)
         yield made
 
 

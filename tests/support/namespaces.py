@@ -37,6 +37,13 @@ class Namespace:
             raise AssertionError(f"{' '.join(command)}: exit {done.returncode}: {done.stderr.strip()}")
         return done.stdout
 
+    def ip(self, lines: str) -> None:
+        """Run lines of ``ip`` (each without that word) in one process: ten times as fast as a script of them."""
+        with inside(self):
+            done = subprocess.run(["ip", "-batch", "-"], input=lines, capture_output=True, text=True, timeout=30, check=False)
+        if done.returncode:
+            raise AssertionError(f"ip -batch: exit {done.returncode}: {done.stderr.strip()}")
+
     def script(self, text: str) -> None:
         """Run the lines of a shell script inside; the first that fails is an error."""
         self.run("sh", "-euc", text)
