@@ -35,6 +35,7 @@ static __s64 (*const bpf_csum_level)(struct __sk_buff *skb, __u64 level) = (void
 enum { FP_TC_NEXT = -1, FP_TC_DROP = 2 };
 
 #define FP_AF_INET 2
+#define FP_PACKET_HOST 0
 #define FP_ETHERTYPE_IP 0x0800
 #define FP_ETHERNET_BYTES 14u
 

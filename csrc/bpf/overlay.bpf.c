@@ -274,6 +274,9 @@ FP_SECTION("tc/fp_encap") int fp_encap(struct __sk_buff *skb)
 
 FP_SECTION("tc/fp_bypass") int fp_bypass(struct __sk_buff *skb)
 {
+    /* Only what was sent to the host as a router; the bridge's own traffic is none of ours. */
+    if (skb->pkt_type != FP_PACKET_HOST)
+        return FP_TC_NEXT;
     return fp_encapsulate(skb, FP_ETHERNET_BYTES);
 }
 
@@ -344,17 +347,38 @@ FP_INLINE _Bool fp_learn(const struct fp_run *run, const struct fp_tunnel *tunne
     return run->header->flags & FP_BPF_INNER_GRO && tunnel->inner.protocol == FP_TCP && !fp_note_units(whole, sender);
 }
 
-/* Hand a decapsulated packet on. */
-FP_INLINE int fp_deliver(struct fp_run *run, _Bool merge)
+/* Whether the host would send this inner packet out of the pod bridge; then `next` is the pod or the router behind it. */
+FP_INLINE _Bool fp_is_for_bridge(const struct fp_run *run, const struct fp_ip4 *ip, struct bpf_redir_neigh *next)
 {
-    if (run->header->flags & FP_BPF_BYPASS && !merge) {
-        run->counters->others[FP_BPF_BYPASSED]++;
-        return (int)bpf_redirect_neigh(run->header->bridge, (void *)0, 0, 0);
+    struct bpf_fib_lookup way = {
+        .family = FP_AF_INET,
+        .ifindex = run->header->device,
+        .tot_len = 0, /* checked against the device's MTU then */
+        .ipv4_src = ip->source_be,
+        .ipv4_dst = ip->destination_be,
+    };
+    long result = bpf_fib_lookup(run->skb, &way, sizeof way, 0);
+    if ((result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH) || way.ifindex != run->header->bridge ||
+        way.family != FP_AF_INET)
+        return 0;
+    next->nh_family = FP_AF_INET;
+    next->ipv4_nh = way.ipv4_dst;
+    return 1;
+}
+
+/* Hand a decapsulated packet on. */
+FP_INLINE int fp_deliver(struct fp_run *run, const struct fp_ip4 *ip, _Bool merge)
+{
+    struct bpf_redir_neigh next = {0};
+    if (merge) {
+        run->counters->others[FP_BPF_MERGED]++;
+        return (int)bpf_redirect(run->header->gro, 0);
     }
-    if (!merge)
-        return (int)bpf_redirect(run->header->device, BPF_F_INGRESS);
-    run->counters->others[FP_BPF_MERGED]++;
-    return (int)bpf_redirect(run->header->gro, 0);
+    if (run->header->flags & FP_BPF_BYPASS && fp_is_for_bridge(run, ip, &next)) {
+        run->counters->others[FP_BPF_BYPASSED]++;
+        return (int)bpf_redirect_neigh(run->header->bridge, &next, sizeof next, 0);
+    }
+    return (int)bpf_redirect(run->header->device, BPF_F_INGRESS);
 }
 
 FP_SECTION("tc/fp_decap") int fp_decap(struct __sk_buff *skb)
@@ -398,15 +422,16 @@ FP_SECTION("tc/fp_decap") int fp_decap(struct __sk_buff *skb)
     fp_count(run.counters, FP_DECAPSULATED, size.packets, size.bytes);
     if (size.headers)
         run.counters->others[FP_BPF_SUPERPACKETS_IN]++;
-    return fp_deliver(&run, merge);
+    return fp_deliver(&run, &tunnel.inner, merge);
 }
 
 FP_SECTION("tc/fp_merged") int fp_merged(struct __sk_buff *skb)
 {
     struct fp_run run;
-    if (!fp_start(&run, skb))
+    struct fp_ip4 ip;
+    if (!fp_start(&run, skb) || bpf_skb_load_bytes(skb, FP_ETHERNET_BYTES, &ip, sizeof ip))
         return FP_TC_DROP;
-    return fp_deliver(&run, 0);
+    return fp_deliver(&run, &ip, 0);
 }
 
 /* bpf_fib_lookup asks for it. */

@@ -1,0 +1,51 @@
+"""Compiles csrc/bpf/overlay.bpf.c into the package, as a step of setup.py's build_ext. A build without clang goes on without it.
+
+Stands alone: setup.py runs this file before the package can be imported.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools.command.build_ext import build_ext
+
+SOURCE = Path("csrc/bpf/overlay.bpf.c")
+OBJECT = Path("flanpy/datapath/overlay.bpf.o")
+"""Where the loader (ebpf_programs.py) looks for it, relative to the root of the tree or of the built package."""
+FLAGS = ("-O2", "-target", "bpf", "-mcpu=v3", "-Wall", "-Wextra", "-Werror")
+
+
+def include_dirs(clang: str) -> list[str]:
+    """Debian keeps <asm/types.h> in a directory of the machine's own, which clang does not search when it builds for BPF."""
+    triplet = subprocess.run([clang, "-print-target-triple"], capture_output=True, text=True, check=False).stdout.strip()
+    machine, _, rest = triplet.partition("-")
+    names = {triplet, f"{machine}-linux-gnu", f"{machine}-{rest.removeprefix('pc-').removeprefix('unknown-')}"}
+    return [f"-I{path}" for name in sorted(names) if (path := Path("/usr/include") / name).is_dir()]
+
+
+def compile_object(source: Path, target: Path) -> str | None:
+    """Compile one object; why not, or None when it stands there now."""
+    clang = shutil.which("clang")
+    if clang is None:
+        return "clang is not installed (Debian: apt-get install clang)"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    command = [clang, *FLAGS, *include_dirs(clang), "-c", str(source), "-o", str(target)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        target.unlink(missing_ok=True)
+        return f"clang: {done.stderr.strip()}"
+    return None
+
+
+class BuildWithBpf(build_ext):
+    """build_ext, and the BPF object beside the extensions."""
+
+    def run(self) -> None:
+        """Build everything; say it loudly when the object could not be built."""
+        super().run()
+        problem = compile_object(SOURCE, OBJECT if self.inplace else Path(self.build_lib) / OBJECT)
+        if problem is not None:
+            print(f"flanpy: built without the ebpf datapath: {problem}", file=sys.stderr)
