@@ -43,7 +43,9 @@ def test_copy_sum_copies_exactly_these_bytes_and_sums_them(kind: int) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=NAMES)
-@pytest.mark.parametrize("data", [b"\0" * 65535, b"\xff" * 65535, b"\xff" * 65534, b"\xff\xfe" * 32000], ids=["0", "ff", "ff even", "fffe"])
+@pytest.mark.parametrize(
+    "data", [b"\0" * 65535, b"\xff" * 65535, b"\xff" * 65534, b"\xff\xfe" * 32000], ids=["0", "ff", "ff even", "fffe"]
+)
 def test_long_extremes_do_not_lose_a_carry(kind: int, data: bytes) -> None:
     memory = ffi.new("uint8_t[]", data)
     assert folded(lib.fp_sum_on(kind, memory, len(data), 0)) == ones_sum(data)

@@ -57,9 +57,7 @@ def cut_again(write: Write) -> list[bytes]:
     packet, vnet = write.packet, write.vnet
     udp = packet[9] == 17
     headers = 28 if udp else 20 + (packet[32] >> 4) * 4
-    assert vnet == Vnet(
-        NEEDS_CSUM, GSO_UDP_L4 if udp else GSO_TCPV4, headers, vnet.gso_size, 20, 6 if udp else 16
-    )
+    assert vnet == Vnet(NEEDS_CSUM, GSO_UDP_L4 if udp else GSO_TCPV4, headers, vnet.gso_size, 20, 6 if udp else 16)
     assert ones_sum(packet[:20]) == 0xFFFF, "header checksum"
     assert int.from_bytes(packet[2:4], "big") == len(packet)
     field = packet[20 + vnet.csum_offset : 22 + vnet.csum_offset]
@@ -285,7 +283,15 @@ def test_a_datagram_with_a_length_of_its_own_goes_as_it_is() -> None:
     options=st.sampled_from([(), TIMESTAMPS]),
 )
 def test_coalesce_undoes_segment(
-    payload: bytes, gso_size: int, flags: str, sequence: int, ident: int, df: bool, udp: bool, tos: int, options: tuple[tuple[str, object], ...]
+    payload: bytes,
+    gso_size: int,
+    flags: str,
+    sequence: int,
+    ident: int,
+    df: bool,
+    udp: bool,
+    tos: int,
+    options: tuple[tuple[str, object], ...],
 ) -> None:
     payload = payload[: gso_size * 64]
     packet = Packet(

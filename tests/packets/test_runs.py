@@ -152,9 +152,7 @@ def offer(flow: int, kind: int, size: int, number: int) -> Offer:
 
 
 offers = st.lists(
-    st.tuples(
-        st.integers(0, 5), st.sampled_from([0, 1, 1, 1, 2, 3]), st.sampled_from([20, 64, 64, 500, 1000, 1400, 1400, 1420])
-    ),
+    st.tuples(st.integers(0, 5), st.sampled_from([0, 1, 1, 1, 2, 3]), st.sampled_from([20, 64, 64, 500, 1000, 1400, 1400, 1420])),
     min_size=1,
     max_size=40,
 )
@@ -183,9 +181,7 @@ def test_every_flow_leaves_in_the_order_in_which_it_came(drawn: list[tuple[int, 
     for each in made:
         assert core.encap(each.data, each.vnet) == "encapsulated"
     sends = core.sends()
-    check_order(
-        [packet for send in sends for packet in send.packets], [packet for each in made for packet in each.leaves]
-    )
+    check_order([packet for send in sends for packet in send.packets], [packet for each in made for packet in each.leaves])
     for send in sends:
         assert len(send.packets) <= max_segments
         assert sum(map(len, send.packets)) <= 65507

@@ -94,7 +94,14 @@ def test_a_superpacket_whose_checksum_field_is_garbage_leaves_with_right_ones() 
     options=st.sampled_from([(), TIMESTAMPS]),
 )
 def test_any_superpacket_is_cut_as_the_oracle_cuts_it(
-    payload: bytes, gso_size: int, flags: str, ident: int, sequence: int, tos: int, udp: bool, options: tuple[tuple[str, object], ...]
+    payload: bytes,
+    gso_size: int,
+    flags: str,
+    ident: int,
+    sequence: int,
+    tos: int,
+    udp: bool,
+    options: tuple[tuple[str, object], ...],
 ) -> None:
     gso_size = max(gso_size, -(-len(payload) // 60))
     packet = Packet(payload=payload, flags=flags, ident=ident, sequence=sequence, tos=tos, udp=udp, options=options)
@@ -104,7 +111,9 @@ def test_any_superpacket_is_cut_as_the_oracle_cuts_it(
 # --------------------------------------------------------------------------------------------- one packet, its checksum
 
 
-@pytest.mark.parametrize("packet", [Packet(payload=pattern(100)), Packet(payload=pattern(99), udp=True), Packet(payload=b"", udp=True)])
+@pytest.mark.parametrize(
+    "packet", [Packet(payload=pattern(100)), Packet(payload=pattern(99), udp=True), Packet(payload=b"", udp=True)]
+)
 def test_an_unfinished_checksum_is_finished(packet: Packet) -> None:
     data, vnet = packet.unfinished()
     assert Core().out(data, vnet) == [replace(packet, ttl=63).raw()]

@@ -90,7 +90,9 @@ def test_lookup_equals_the_oracle_for_thousands_of_random_routes(seed: int) -> N
     by_prefix = {(prefix, length): hop for prefix, length, hop in routes}
     blob = build(routes)
     assert isinstance(blob, TableBlob)
-    for address in [rng.choice(edges(routes[:200])) for _ in range(500)] + [0x0A000000 + rng.randrange(1 << 25) for _ in range(3000)]:
+    for address in [rng.choice(edges(routes[:200])) for _ in range(500)] + [
+        0x0A000000 + rng.randrange(1 << 25) for _ in range(3000)
+    ]:
         keys = ((masked(address, length), length) for length in range(32, -1, -1))
         expected = next((by_prefix[key] for key in keys if key in by_prefix), NONE)
         assert lib.fp_table_lookup4(blob.table, address) == expected
@@ -115,7 +117,16 @@ def test_an_empty_table_has_no_route_anywhere() -> None:
         [(0x0B000000, 24, 0), (0x0A000000, 24, 0)],
         [(0x0A000000, 24, 0), (0x0A000000, 16, 0)],
     ],
-    ids=["length 33", "host bits", "host bits of a default route", "hop out of range", "hop none", "twice", "order", "order of lengths"],
+    ids=[
+        "length 33",
+        "host bits",
+        "host bits of a default route",
+        "hop out of range",
+        "hop none",
+        "twice",
+        "order",
+        "order of lengths",
+    ],
 )
 def test_invalid_routes_are_refused(routes: list[Route]) -> None:
     raw = ffi.new("struct fp_route4[]", [list(route) for route in routes])

@@ -93,9 +93,7 @@ class Core:
         options |= 0 if coalesce else lib.FP_OPT_NO_COALESCE
         self.blob: TableBlob = build_table(table(entries))
         self._counters = ffi.new("struct fp_verdict_counters *")
-        self.context: Any = ffi.new(
-            "struct fp_context *", (self.blob.table, self._counters, mtu, options, int(TUNNEL))
-        )
+        self.context: Any = ffi.new("struct fp_context *", (self.blob.table, self._counters, mtu, options, int(TUNNEL)))
         self._encap_owner, memory = aligned(lib.fp_encap_bytes())
         self._encap = lib.fp_encap_init(memory, max_segments)
         self._decap_owner, memory = aligned(lib.fp_decap_bytes())

@@ -1,0 +1,104 @@
+/*
+ * Fuzz target: the route table. Odd first byte: routes, built and compared with a naive look-up. Even: a good blob with some words
+ * changed; what the check accepts must be safe to look up in.
+ *
+ *   odd:   | hops | routes: | prefix 4 | length | hop | ...             even: | words: | place 4 | value 4 | ...
+ */
+#include "fuzz.h"
+#include "table.h"
+
+#include <errno.h>
+
+enum { ROUTES_MAX = 64 };
+
+static uint32_t naive(const struct fp_route4 *routes, size_t count, uint32_t address)
+{
+    uint32_t best = FP_HOP_NONE;
+    uint32_t best_len = 0;
+    for (size_t i = 0; i < count; i++) {
+        uint32_t len = routes[i].prefix_len;
+        bool inside = len == 0 || (routes[i].prefix >> (32 - len)) == (address >> (32 - len));
+        if (inside && (best == FP_HOP_NONE || len >= best_len)) {
+            best = routes[i].hop;
+            best_len = len;
+        }
+    }
+    return best;
+}
+
+static void compare(const struct fp_table *table, const struct fp_route4 *routes, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        uint32_t end = routes[i].prefix + (uint32_t)((1ull << (32 - routes[i].prefix_len)) - 1);
+        const uint32_t probes[] = {routes[i].prefix - 1, routes[i].prefix, end, end + 1, routes[i].prefix ^ 0x100};
+        for (size_t j = 0; j < sizeof probes / sizeof *probes; j++)
+            FZ_CHECK(fp_table_lookup4(table, probes[j]) == naive(routes, count, probes[j]));
+    }
+}
+
+static void build(struct fz_input *input)
+{
+    struct fp_route4 routes[ROUTES_MAX];
+    struct fp_hop hops[16];
+    size_t n_hops = fz_u8(input) & 15;
+    size_t count = 0;
+    memset(hops, 0, sizeof hops);
+    for (size_t i = 0; i < n_hops; i++)
+        hops[i].address.bytes[15] = (uint8_t)(i * 37);
+    while (input->left > 0 && count < ROUTES_MAX) {
+        uint32_t prefix = fz_u32(input);
+        uint8_t len = fz_u8(input);
+        uint8_t hop = fz_u8(input);
+        if (len < 32 && (len & 0x80) == 0)
+            prefix &= ~(uint32_t)(0xffffffffull >> len);
+        routes[count++] = (struct fp_route4){prefix, len & 0x7fu, hop == 0xff ? FP_HOP_LOCAL : hop};
+    }
+    fp_routes_sort(routes, count);
+    size_t bytes = fp_table_bytes(routes, count, n_hops);
+    void *memory = fz_aligned(bytes > 0 ? bytes : 64);
+    int error = fp_table_build(memory, bytes, 7, routes, count, hops, n_hops);
+    FZ_CHECK((error == 0) == (bytes > 0));
+    if (error == 0) {
+        FZ_CHECK(fp_table_check(memory, bytes) == 0 && fp_table_generation(memory) == 7);
+        compare(memory, routes, count);
+    }
+    free(memory);
+}
+
+static void damage(struct fz_input *input)
+{
+    struct fp_route4 routes[80];
+    struct fp_hop hops[4];
+    memset(hops, 0, sizeof hops);
+    for (uint32_t i = 0; i < 40; i++)
+        routes[i] = (struct fp_route4){0x0a050000 + (i << 8), 24, i % 4};
+    for (uint32_t i = 40; i < 80; i++)
+        routes[i] = (struct fp_route4){0x0a060000 + i * 2, 32, i % 3};
+    size_t bytes = fp_table_bytes(routes, 80, 4);
+    uint8_t *memory = fz_aligned(bytes);
+    FZ_CHECK(fp_table_build(memory, bytes, 1, routes, 80, hops, 4) == 0);
+    while (input->left > 0) {
+        uint32_t place = fz_u32(input) % (uint32_t)(bytes / 4);
+        fp_store32(memory + 4 * (size_t)place, fz_u32(input));
+    }
+    if (fp_table_check(memory, bytes) == 0) {
+        const struct fp_table *table = (const struct fp_table *)(const void *)memory;
+        for (uint32_t address = 0x0a04ff00; address < 0x0a060200; address += 3) {
+            uint32_t hop = fp_table_lookup4(table, address);
+            FZ_CHECK(hop == FP_HOP_NONE || hop == FP_HOP_LOCAL || fp_table_hop(table, hop) != NULL);
+        }
+        struct fp_address address = {{0}};
+        fp_table_knows_address(table, &address);
+    }
+    free(memory);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
+{
+    struct fz_input input = {data, bytes};
+    if (fz_u8(&input) & 1)
+        build(&input);
+    else
+        damage(&input);
+    return 0;
+}

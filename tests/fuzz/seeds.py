@@ -1,0 +1,126 @@
+"""Writes the seed inputs of the fuzz targets to tests/fuzz/corpus/: ``python -m tests.fuzz.seeds``.
+
+Small and few: one for each path that a fuzzer would need long to find. The formats stand at the top of csrc/fuzz/*.c. Inputs that
+once broke something are added to the same folders by hand, under a name that says what.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from tests.support.core import PLAIN, Vnet
+from tests.support.packets import Packet, pattern
+
+CORPUS = Path(__file__).parent / "corpus"
+BACK = Packet(source="10.5.2.7", destination="10.5.1.5")
+REPAIR, ADDRESSES = 1, 6
+SOURCE_CHECK, USO = 1, 2
+
+
+def frames(*offered: tuple[bytes, Vnet], max_segments: int = 64, mtu: int = 1472, flags: int = REPAIR | ADDRESSES) -> bytes:
+    """Input of encap_frame."""
+    parts = [bytes([max_segments]), struct.pack(">H", mtu), bytes([SOURCE_CHECK])]
+    for packet, vnet in offered:
+        frame = bytes(vnet) + packet
+        parts.append(struct.pack(">BH", flags, len(frame)) + frame)
+    return b"".join(parts)
+
+
+def encap_frame() -> Iterator[tuple[str, bytes]]:
+    """Frames that are cut, fragmented, packed, refused."""
+    tcp, udp = Packet(payload=pattern(300), flags="FPA"), Packet(payload=pattern(300), udp=True)
+    yield "tcp_superpacket", frames(tcp.superpacket(100))
+    yield "udp_superpacket", frames(udp.superpacket(100))
+    yield "two_superpackets_of_short_runs", frames(tcp.superpacket(64), tcp.superpacket(20))
+    yield "without_gso", frames(tcp.superpacket(50), max_segments=1)
+    yield "unfinished_checksum", frames(tcp.unfinished(), udp.unfinished())
+    yield "small_packets", frames(*[(replace(udp, payload=b"x", sport=i).raw(), PLAIN) for i in range(4)])
+    yield "fragments", frames(replace(udp, df=False, ip_options=b"\x94\x04\0\0\x07\x04\x04\0").unfinished(), mtu=100)
+    yield "too_big", frames((tcp.raw(), PLAIN), mtu=100)
+    yield "time_to_live_1", frames((replace(tcp, ttl=1).raw(), PLAIN))
+    yield "no_route", frames((replace(tcp, destination="10.9.9.9").raw(), PLAIN), flags=REPAIR)
+    yield "tiny_segments", frames(Packet(payload=pattern(400)).superpacket(1), max_segments=2)
+    yield "as_they_come", frames((b"", PLAIN), (b"\x45", PLAIN), (tcp.raw()[:19], PLAIN), flags=0)
+
+
+def trains(*offered: tuple[bytes, int], options: int = SOURCE_CHECK | USO, flags: int = 3, tos: int = 0) -> bytes:
+    """Input of decap_train."""
+    parts = [bytes([options])]
+    for data, segment in offered:
+        parts.append(struct.pack(">BBHH", flags, tos, segment, len(data)) + data)
+    return b"".join(parts)
+
+
+def stream(base: Packet, count: int, size: int) -> list[bytes]:
+    """Consecutive packets of one flow."""
+    return [
+        replace(base, payload=pattern(size, i), sequence=base.sequence + i * size, ident=base.ident + i).raw()
+        for i in range(count)
+    ]
+
+
+def decap_train() -> Iterator[tuple[str, bytes]]:
+    """Trains that are merged, split, refused."""
+    tcp, udp = stream(BACK, 5, 60), stream(replace(BACK, udp=True), 5, 60)
+    short = stream(BACK, 3, 60)[:2] + [replace(BACK, payload=b"end", sequence=1120, ident=3, flags="PA").raw()]
+    syn = [replace(BACK, flags=flags).raw() for flags in ("S", "SA", "RA", "FA", "UA", "A")]
+    yield "tcp_train", trains((b"".join(tcp), 100))
+    yield "udp_train", trains((b"".join(udp), 88))
+    yield "udp_without_uso", trains((b"".join(udp), 88), options=SOURCE_CHECK)
+    yield "short_last", trains((b"".join(short), 100))
+    yield "two_trains", trains((b"".join(tcp[:2]), 100), (b"".join(tcp[2:]), 100))
+    yield "flags_that_seal", trains((b"".join(syn), 40))
+    yield "single", trains((tcp[0], 0))
+    yield "congestion", trains((tcp[0], 0), tos=3)
+    yield "spoofed", trains((replace(BACK, source="10.5.3.1").raw(), 0), flags=1)
+    yield "wrong_size", trains((b"".join(tcp), 99))
+    yield "many", trains((b"".join(replace(BACK, sport=i).raw() for i in range(260)), 40))
+    yield "broken", trains((b"", 0), (b"\x45", 1), (tcp[0][:39], 0), flags=0)
+
+
+def routes(*drawn: tuple[int, int, int], hops: int = 8) -> bytes:
+    """Input of table: odd, so built."""
+    return bytes([1, hops]) + b"".join(struct.pack(">IBB", *route) for route in drawn)
+
+
+def table() -> Iterator[tuple[str, bytes]]:
+    """Route sets with nodes of both levels, invalid ones, and damaged blobs."""
+    yield "default_route", routes((0, 0, 1))
+    yield "nested", routes((0x0A000000, 8, 0), (0x0A050000, 16, 1), (0x0A050200, 24, 2), (0x0A050207, 32, 3))
+    yield "local", routes((0x0A050100, 24, 255), (0x0A050000, 16, 0))
+    yield "neighbours", routes(*[(0x0A050000 + (i << 8), 24, i % 8) for i in range(20)])
+    yield "ends_of_the_address_space", routes((0, 32, 1), (0xFFFFFFFF, 32, 2), (0xFF000000, 8, 3))
+    yield "twice", routes((0x0A050000, 24, 0), (0x0A050000, 24, 1))
+    yield "hop_out_of_range", routes((0x0A050000, 24, 9))
+    yield "host_bits", routes((0x0A050001, 24 | 0x80, 0))
+    for name, place, word in (
+        ("magic", 0, 0),
+        ("root_to_node", 32, 0x80000000),
+        ("node_rank", 65576, 0xFF),
+        ("node_values", 65577, 0),
+    ):
+        yield f"damaged_{name}", b"\0" + struct.pack(">II", place, word)
+    yield "undamaged", b"\0"
+
+
+def round_trip() -> Iterator[tuple[str, bytes]]:
+    """Superpackets of each kind."""
+    for kind in range(16):
+        tail = b"\x03" if not kind & 1 else b""
+        yield f"kind_{kind}", struct.pack(">BHIHB", kind, 0xFFFE, 0xFFFFFF00, 100, kind) + tail + pattern(450 + kind)
+
+
+def main() -> None:
+    """Write all of them."""
+    for target in (encap_frame, decap_train, table, round_trip):
+        folder = CORPUS / target.__name__
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, data in target():
+            (folder / name).write_bytes(data)
+
+
+if __name__ == "__main__":
+    main()
