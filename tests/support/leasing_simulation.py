@@ -240,7 +240,7 @@ class Simulation:
 
     def _record(self, subnets: Subnets) -> Record | None:
         with self.server.changed:
-            return next((record for record in self.server._records.values() if record.key == key_of(subnets)), None)
+            return self.server._records.get(key_of(subnets))
 
     def _names(self, record: Record, node: Node) -> bool:
         try:
@@ -249,7 +249,16 @@ class Simulation:
             return False
         return info is not None and info.node == node.node_id
 
-    def owners(self) -> dict[str, str]:
-        """key -> node id, as the store has it."""
-        leases = [decode_lease(record) for record in self.store.list("subnets/").records]
-        return {key_of(lease.subnets): lease.attributes.flanpy.node if lease.attributes.flanpy else "" for lease in leases}
+    def holders_in_store(self) -> dict[str, Subnets]:
+        """name -> subnet of every node, as the store has it."""
+        return {
+            node.name: node.held
+            for node in self.nodes
+            if node.held and (record := self._record(node.held)) and self._names(record, node)
+        }
+
+    def delete_lease(self, node: Node) -> None:
+        """An operator deletes the key of the subnet that the node believes to hold."""
+        if node.held is not None:
+            with self.server.changed:
+                self.server.delete(key_of(node.held), None) if not self.server._fault else None

@@ -16,33 +16,22 @@ ACTION = st.sampled_from(
 def act(simulation: Simulation, action: str, choice: int) -> None:
     node = simulation.nodes[choice % len(simulation.nodes)]
     match action:
-        case "pause":
-            node.paused = True
+        case "pause" | "cut" | "join":
+            node.paused, node.cut = node.paused or action == "pause", action == "cut" or (node.cut and action != "join")
         case "resume":
             simulation.resume(node)
         case "restart":
             simulation.start(node)
         case "reboot":
             simulation.reboot(node)
-        case "cut":
-            node.cut = True
-        case "join":
-            node.cut = False
-        case "away":
-            simulation.server.set_unavailable()
-        case "back":
-            simulation.server.set_unavailable(False)
+        case "away" | "back":
+            simulation.server.set_unavailable(action == "away")
         case "wipe":
             simulation.wipe()
-        case "delete" if node.held is not None and (record := simulation._record(node.held)) is not None:
-            with simulation.server.changed:
-                simulation.server._remove([record.key])
-        case "short":
-            simulation.advance(2.0)
-        case "long":
-            simulation.advance(25.0)
-        case "ttl":
-            simulation.advance(70.0)
+        case "delete":
+            simulation.delete_lease(node)
+        case _:
+            simulation.advance({"short": 2.0, "long": 25.0, "ttl": 70.0}[action])
 
 
 def heal(simulation: Simulation) -> None:
@@ -74,7 +63,5 @@ def test_whatever_happens_no_subnet_has_two_holders_and_everybody_ends_with_one(
     heal(simulation)
     held = [node.held for node in simulation.nodes]
     assert None not in held and len(set(held)) == nodes, [(node.name, node.held, node.state.problem) for node in simulation.nodes]
-    owners = simulation.owners()
-    for node in simulation.nodes:
-        assert node.state is not None and node.state.problem is None
-        assert simulation._names(simulation._record(node.held), node), owners
+    assert [node.state.problem for node in simulation.nodes] == [None] * nodes
+    assert {node.name: node.held for node in simulation.nodes} == simulation.holders_in_store()
