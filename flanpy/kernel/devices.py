@@ -7,13 +7,12 @@ struct ifaddrmsg   u8 family | u8 prefix_len | u8 flags | u8 scope | u32 index
 from __future__ import annotations
 
 import struct
-from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from socket import AF_INET, AF_INET6
 
 from flanpy.kernel.messages import attribute, attributes
-from flanpy.kernel.netlink import DumpInterrupted, Kernel, explained
+from flanpy.kernel.netlink import Kernel, settled
 from flanpy.model import Address, Interface
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
@@ -29,7 +28,6 @@ _U32 = struct.Struct("=I")
 _IFNAME, _MTU, _TXQLEN, _LINKINFO, _EXT_MASK = 3, 4, 13, 18, 29
 _INFO_KIND, _SKIP_STATISTICS = 1, 8
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
-_ATTEMPTS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,27 +122,15 @@ def _number(payload: bytes | None) -> int:
 def list_devices(kernel: Kernel) -> tuple[Device, ...]:
     """All devices of the namespace, by index."""
     request = _IFINFOMSG.pack(0, 0, 0, 0, 0) + attribute(_EXT_MASK, _U32.pack(_SKIP_STATISTICS))
-    found = (parse_device(memoryview(body)) for body in _bodies(kernel, RTM_GETLINK, request, "list the network devices"))
+    found = settled("list the network devices", lambda: (parse_device(body) for _, body in kernel.dump(RTM_GETLINK, request)))
     return tuple(sorted((device for device in found if device is not None), key=lambda device: device.index))
 
 
 def list_addresses(kernel: Kernel) -> tuple[DeviceAddress, ...]:
     """All addresses of the namespace, of both families, in the kernel's order."""
     request = _IFADDRMSG.pack(0, 0, 0, 0, 0)
-    found = (parse_address(memoryview(body)) for body in _bodies(kernel, RTM_GETADDR, request, "list the addresses"))
+    found = settled("list the addresses", lambda: (parse_address(body) for _, body in kernel.dump(RTM_GETADDR, request)))
     return tuple(address for address in found if address is not None)
-
-
-def _bodies(kernel: Kernel, kind: int, request: bytes, what: str) -> list[bytes]:
-    """A whole dump, read again (five times at most) when the table changed meanwhile."""
-    bodies: list[bytes] = []
-    with explained(what):
-        for _ in range(_ATTEMPTS):
-            bodies.clear()
-            with suppress(DumpInterrupted):
-                bodies.extend(bytes(body) for _, body in kernel.dump(kind, request))
-                break
-    return bodies
 
 
 def device_names(kernel: Kernel) -> dict[int, str]:

@@ -15,10 +15,11 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from itertools import islice
 from types import TracebackType
+from typing import TypeVar
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
@@ -45,6 +46,7 @@ _ANSWER_S = 10.0
 """The kernel answers within the send call; a longer silence is a defect of it."""
 _DUMP_ATTEMPTS = 5
 
+T = TypeVar("T")
 Failure = tuple[int, str]
 """errno and text of a request that the kernel refused."""
 
@@ -124,7 +126,7 @@ class Kernel:
     def dump(self, kind: int, body: bytes) -> Iterator[tuple[int, memoryview]]:
         """The (type, body) of each message of one dump. A body is valid until the next one is asked for.
 
-        Ends with DumpInterrupted (an errno EINTR failure) when the table changed under it and the picture may be torn.
+        Ends with DumpInterrupted when the table changed under it and the picture may be torn (``settled`` reads it again).
         """
         sequence = self._reserve(1)
         self._socket.send(message(kind, DUMP, sequence, body))
@@ -152,6 +154,22 @@ class Kernel:
 
 class DumpInterrupted(PlatformError):
     """A table changed while it was read; reading it again is right."""
+
+
+def settled(what: str, read: Callable[[], Iterable[T]]) -> list[T]:
+    """What one dump gives; read again when the table changed under it, five times at most.
+
+    A table that never stands still is better known nearly than not at all: the last picture counts, and whoever changes it
+    makes the monitor speak up.
+    """
+    found: list[T] = []
+    with explained(what):
+        for _ in range(_DUMP_ATTEMPTS):
+            found.clear()
+            with suppress(DumpInterrupted):
+                found.extend(read())
+                break
+    return found
 
 
 def explained_errno(code: int, text: str = "") -> str:

@@ -15,14 +15,13 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Container, Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from socket import AF_INET, AF_INET6
 
 from flanpy.core.reconcile import Difference
 from flanpy.kernel.devices import device_names
 from flanpy.kernel.messages import APPEND, CREATE, EXCLUSIVE, REPLACE
-from flanpy.kernel.netlink import DumpInterrupted, Kernel, explained, explained_errno
+from flanpy.kernel.netlink import Kernel, explained, explained_errno, settled
 from flanpy.kernel.route_codec import (
     MAIN_TABLE,
     RTM_DELROUTE,
@@ -37,7 +36,6 @@ from flanpy.kernel.route_codec import (
 )
 from flanpy.model import ROUTE_PROTOCOL, Network, Route
 
-_ATTEMPTS = 5
 _PROTOCOLS = {2: "kernel", 3: "boot", 4: "static", 9: "ra", 12: "bird", 16: "dhcp", 186: "bgp", 188: "ospf"}
 _GONE = frozenset((errno.ESRCH, errno.ENODEV, errno.ENOENT))
 
@@ -55,27 +53,26 @@ class Applied:
 
 
 def list_routes(kernel: Kernel, protocol: int = ROUTE_PROTOCOL) -> frozenset[Route]:
-    """All routes of both families and of all tables with this protocol number.
-
-    A table that keeps changing while it is read is read five times at most; the last picture counts, for whoever changes it
-    makes the monitor speak up, and we are called again.
-    """
+    """All routes of both families and of all tables with this protocol number."""
     names = device_names(kernel)
     return frozenset(route for family in (AF_INET, AF_INET6) for route in _read(kernel, names, family, protocol=protocol))
 
 
 def default_routes(kernel: Kernel) -> tuple[Route, ...]:
     """The IPv4 default routes of the main table, whoever made them; a default that refuses (unreachable) is none."""
-    names = device_names(kernel)
-    with explained("list the default routes"):
-        found = [
-            parse(body, names) for _, body in kernel.dump(RTM_GETROUTE, dump_body(AF_INET, table=MAIN_TABLE)) if is_default(body)
-        ]
+    request, names = dump_body(AF_INET, table=MAIN_TABLE), device_names(kernel)
+    found = settled(
+        "list the default routes",
+        lambda: [parse(body, names) for _, body in kernel.dump(RTM_GETROUTE, request) if is_default(body)],
+    )
     return tuple(route for route in found if route is not None and route.device)
 
 
 def apply(kernel: Kernel, difference: Difference[Route]) -> Applied:
-    """Make the kernel's routes what the difference says; idempotent."""
+    """Make the kernel's routes what the difference says; idempotent.
+
+    What is to go goes even when its successor could not be written: a route to where a peer was is worse than none.
+    """
     return _Pass(kernel, device_names(kernel)).run(difference)
 
 
@@ -89,16 +86,12 @@ def _read(
     at: Container[Place] | None = None,
 ) -> list[Route]:
     """Routes of a family; protocol, table 0: any; ``at``: only those at these places."""
-    routes: list[Route] = []
-    with explained("list the routes"):
-        for _ in range(_ATTEMPTS):
-            routes.clear()
-            with suppress(DumpInterrupted):
-                for route in _dump(kernel, dump_body(family, protocol, table), protocol, names):
-                    if at is None or _place(route) in at:
-                        routes.append(route)
-                break
-    return routes
+
+    def matching() -> Iterator[Route]:
+        found = _dump(kernel, dump_body(family, protocol, table), protocol, names)
+        return found if at is None else (route for route in found if _place(route) in at)
+
+    return settled("list the routes", matching)
 
 
 def _dump(kernel: Kernel, request: bytes, protocol: int, names: Mapping[int, str]) -> Iterator[Route]:

@@ -252,7 +252,7 @@ def test_65536_routes_are_written_and_listed_within_seconds(kernel: Kernel) -> N
     print(f"65,536 routes: written {written - started:.2f} s, listed {read - written:.2f} s, removed {removed - read:.2f} s")
     assert (len(done.added), done.failed, listed == routes) == (65536, (), True)
     assert (len(gone.removed), gone.failed, list_routes(kernel)) == (65536, (), frozenset())
-    assert removed - started < 12
+    assert removed - started < 20
 
 
 def test_a_list_is_whole_while_others_change_the_table(kernel: Kernel) -> None:
