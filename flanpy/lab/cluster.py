@@ -9,6 +9,7 @@ commands lies in the sandbox's private /run/lab and so ends with it:
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -28,7 +29,9 @@ from flanpy.model import DEFAULT_PREFIX
 READY_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 10.0
 TAIL_LINES = 15
-IMPORT_PATH = {"PYTHONPATH": str(Path(flanpy.__file__).parent.parent)}
+IMPORT_PATH = {
+    "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(flanpy.__file__).parent.parent), os.environ.get("PYTHONPATH")]))
+}
 """Processes of the lab run the code that started them, installed or not."""
 
 Progress = Callable[[str], None]

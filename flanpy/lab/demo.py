@@ -21,7 +21,7 @@ from flanpy.lab.dissect import capture, layers
 from flanpy.lab.plan import PodPlan
 from flanpy.lab.preflight import check_machine
 from flanpy.lab.process import has_ended
-from flanpy.lab.registry import LabSpec, directory
+from flanpy.lab.registry import LabSpec, directory, free_name
 from flanpy.lab.screen import Screen
 from flanpy.lab.status import read_status
 from flanpy.lab.traffic import PingResult, TunnelCount, ping_all, tunnel_counts, wait_for_ping
@@ -38,7 +38,7 @@ def run_demo(datapath: str) -> None:
     check_machine(datapath, further=(("iperf3", "iperf3"),))
     began_s = time.monotonic()
     config = json.dumps({"Network": NETWORK, "Backend": {"Type": "udp", "Port": PORT}})
-    spec = LabSpec(f"demo-{os.getpid()}", hosts=3, pods=2, network_config=config, datapath=datapath)
+    spec = LabSpec(free_name("demo"), hosts=3, pods=2, network_config=config, datapath=datapath)
     with Screen() as screen, _terminated_like_interrupted():
         screen.title("Three hosts join an overlay")
         with lifecycle.temporary(spec, screen.working) as lab:

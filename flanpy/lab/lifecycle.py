@@ -70,7 +70,10 @@ def attach(name: str | None) -> Lab:
 
 
 def end(name: str | None) -> str:
-    """End a lab and remove what it kept; returns its name."""
+    """End a lab and remove what it kept, or the logs that are left of one that has failed; returns its name."""
+    if name is not None and registry.has_failed(name):
+        registry.forget(name)
+        return name
     found = registry.find(name)
     Sandbox.adopt(found.holder).close()
     registry.forget(found.spec.name)

@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 
 from flanpy.errors import LabError
@@ -78,6 +79,12 @@ def claim(name: str) -> int:
         return descriptor
 
 
+def free_name(stem: str) -> str:
+    """A name that no living lab has: the stem, or the stem with a number."""
+    taken = {entry.spec.name for entry in labs()}
+    return next(name for number in count(1) if (name := stem if number == 1 else f"{stem}-{number}") not in taken)
+
+
 def record(spec: LabSpec, holder: int) -> None:
     """Write down a lab whose holder has started."""
     path = directory(spec.name) / "lab.json"
@@ -94,6 +101,11 @@ def forget(name: str, *, keep_logs: bool = False) -> None:
         return
     for file in ("lab.json", "lock"):
         (path / file).unlink(missing_ok=True)
+
+
+def has_failed(name: str) -> bool:
+    """Whether only the logs of a failed lab are left under this name."""
+    return (directory(name) / "logs").is_dir() and not (directory(name) / "lock").exists()
 
 
 def labs() -> tuple[LabRecord, ...]:

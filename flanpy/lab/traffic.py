@@ -34,7 +34,8 @@ def ping_all(sandbox: Sandbox, pairs: Sequence[tuple[PodPlan, PodPlan]], count: 
     """Ping every pair, all sources at the same time, the targets of one source one after the other."""
     sources = {source.name: source for source, _ in pairs}
     targets = {name: [target for source, target in pairs if source.name == name] for name in sources}
-    command = 'for target in "$@"; do ping -n -q -c "$0" -i 0.005 -W 1 "$target" || true; done'
+    # Once it has an answer, ping waits for the others only as long as the interval: a short one calls late answers lost.
+    command = 'for target in "$@"; do ping -n -q -c "$0" -i 0.2 -W 2 "$target" || true; done'
     running = {
         name: sandbox.popen(name, ["sh", "-c", command, str(count), *(str(pod.address.ip) for pod in targets[name])])
         for name in sources
