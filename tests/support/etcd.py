@@ -64,6 +64,8 @@ class PrivateEtcd:
     def pause(self) -> None:
         """Stop its process: the connections stay open, nothing answers."""
         os.kill(self.server.pid, signal.SIGSTOP)
+        tasks = Path(f"/proc/{self.server.pid}/task")
+        until(lambda: all("State:\tT" in (task / "status").read_text() for task in tasks.iterdir()), "all threads have stopped")
 
     def resume(self) -> None:
         os.kill(self.server.pid, signal.SIGCONT)
