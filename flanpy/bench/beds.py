@@ -12,14 +12,13 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-import flanpy
 from flanpy.bench import topology
 from flanpy.bench.topology import Side
 from flanpy.errors import LabError
+from flanpy.lab.cluster import IMPORT_PATH
 from flanpy.lab.process import Entered
 from flanpy.lab.sandbox import Sandbox
 
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
     from flanpy.bench.stations import Station
 
 READY_TIMEOUT_S = 15.0
-IMPORT_PATH = {"PYTHONPATH": str(Path(flanpy.__file__).parent.parent)}
-"""Processes of a bed run the code that started them, installed or not."""
 IPERF_PORT = 5201
 
 

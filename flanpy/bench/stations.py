@@ -9,9 +9,10 @@ import sys
 import time
 from typing import Any
 
-from flanpy.bench.beds import IMPORT_PATH, READY_TIMEOUT_S, Bed
+from flanpy.bench.beds import READY_TIMEOUT_S, Bed
 from flanpy.bench.native import Answers, Histogram, Received, Sent
 from flanpy.errors import LabError
+from flanpy.lab.cluster import IMPORT_PATH
 
 QUIET_S = 0.1
 """A receiver ends when nothing has come for so long."""

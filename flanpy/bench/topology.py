@@ -12,19 +12,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
+from flanpy.lab.topology import MODE_FEATURES
+
 UPLINK = "uplink"
 TUNNEL = "flannel0"
 PORT = 8285
 OVERLAY = IPv4Network("10.244.0.0/16")
 OVERHEAD_BYTES = {"routed": 0, "vxlan": 50}
 """What a setup's headers take from the underlay's MTU; all others are IP in UDP, 28 bytes."""
-
-MODE_FEATURES = {
-    "superpacket": "tso on gso on gro off tx-udp-segmentation on tx-udp_tnl-segmentation on tx-udp_tnl-csum-segmentation on",
-    "wire": "tso off gso off gro off tx-udp-segmentation off tx-udp_tnl-segmentation off tx-udp_tnl-csum-segmentation off",
-    "wire-gro": "tso off gso off gro on tx-udp-segmentation off tx-udp_tnl-segmentation off tx-udp_tnl-csum-segmentation off",
-}
-"""ethtool -K of the uplinks. ``gso off`` alone leaves the UDP kinds of superpacket on; a veth's GRO is off unless asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +119,7 @@ def tun_script(here: Side, mtu_bytes: int) -> str:
 
 
 def mode_script(setup: str, mode: str) -> str:
-    """Switch both uplinks of a bed to a mode; features that this kernel does not let one change are passed over by ethtool."""
+    """Switch both uplinks of a bed to a mode, as the lab does it."""
     return "\n".join(f"ip netns exec {side.host} ethtool -K {UPLINK} {MODE_FEATURES[mode]} >/dev/null" for side in sides(setup))
 
 

@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.description, parser.epilog = DESCRIPTION, EPILOG
     parser.add_argument("what", nargs="?", choices=("all", "quick", "core"), default="all", help="default: all")
-    parser.add_argument("--quick", dest="what", action="store_const", const="quick", help="the same as `flanpy bench quick`")
+    parser.add_argument("--quick", action="store_true", help="the same as `flanpy bench quick`")
     parser.add_argument("--setups", metavar="NAMES", help=f"of {', '.join(SETUPS)} (default: all that work here)")
     parser.add_argument("--modes", metavar="NAMES", help=f"of {', '.join(MODES)} (default: all; quick: superpacket,wire)")
     parser.add_argument("--groups", metavar="NAMES", help=f"of {', '.join(GROUPS)} (default: all; quick: tcp)")
@@ -76,14 +76,19 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.list:
         show_list(suite.missing())
         return 0
-    result = suite.run(settings, quick=arguments.what == "quick")
+    result = suite.run(settings, quick=is_quick(arguments))
     show(result, arguments)
     return 0
 
 
+def is_quick(arguments: argparse.Namespace) -> bool:
+    """Whether the short run is asked for, in either way."""
+    return bool(arguments.quick or arguments.what == "quick")
+
+
 def settings_of(arguments: argparse.Namespace, missing: dict[str, str]) -> Settings:
     """The options as settings; ``missing`` are the setups that do not work here, and why. Raises UsageError."""
-    quick = arguments.what == "quick"
+    quick = is_quick(arguments)
     setups = QUICK_SETUPS if quick else tuple(SETUPS)
     if arguments.flanneld:
         setups = (*(name for name in setups if name != "flanneld"), "flanneld")

@@ -1,0 +1,158 @@
+"""Beds of the benchmark suite, for real: exact counting under loss, the proxy's packets, and a whole quick run.
+
+pod a 10.244.1.2 -- 10.244.1.1 host a 192.168.77.1 ==== uplink ==== 192.168.77.2 host b 10.244.2.1 -- 10.244.2.2 pod b
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from scapy.layers.inet import IP, UDP
+from scapy.packet import Raw
+
+from flanpy.bench import health
+from flanpy.bench.beds import Bed, make_bed
+from flanpy.bench.samples import from_json
+from flanpy.bench.stations import ask, send_and_count
+from flanpy.bench.tcp import run_tcp
+from flanpy.cli.main import main
+from flanpy.errors import LabError
+from flanpy.lab.sandbox import Sandbox
+
+pytestmark = pytest.mark.root
+
+
+@contextmanager
+def bed(setup: str) -> Iterator[Bed]:
+    """The bed of one setup in a sandbox of its own."""
+    with Sandbox.create() as sandbox:
+        yield make_bed(sandbox, setup, 1500)
+
+
+def drop_in_host_a(living: Bed, match: str) -> None:
+    """Drop forwarded probes that match; the rule counts them."""
+    rules = f"table ip test {{ chain forward {{ type filter hook forward priority 0; udp dport 9009 {match} counter drop; }}; }}"
+    living.sandbox.run(living.a.host, ["nft", "-f", "-"], input=rules)
+
+
+def dropped_in_host_a(living: Bed) -> int:
+    """How many packets the rule has dropped."""
+    text = living.sandbox.run(living.a.host, ["nft", "list", "ruleset"]).stdout
+    found = re.search(r"counter packets (\d+)", text)
+    assert found
+    return int(found[1])
+
+
+@pytest.mark.parametrize("trains", [True, False], ids=["trains", "alone"])
+def test_nothing_is_lost_between_two_pods_without_a_reason(trains: bool) -> None:
+    with bed("routed") as living:
+        living.set_trains(trains)
+        sent, received = send_and_count(living, payload_bytes=64, rate_pps=20_000, seconds=2.0, train=20, flows=4, packets=10_000)
+    assert (sent.packets, received.packets, received.duplicates, received.reordered) == (10_000, 10_000, 0, 0)
+
+
+def test_loss_is_counted_to_the_packet() -> None:
+    with bed("routed") as living:
+        living.set_trains(False)
+        drop_in_host_a(living, "numgen inc mod 10 0")
+        sent, received = send_and_count(living, payload_bytes=64, rate_pps=20_000, seconds=2.0, train=20, flows=4, packets=10_000)
+        lost = dropped_in_host_a(living)
+    assert lost == 1_000
+    assert (sent.packets - received.packets, received.duplicates) == (lost, 0)
+
+
+def test_a_bed_whose_process_has_ended_says_which() -> None:
+    with bed("proxy") as living:
+        living.processes[0].send_signal(15)
+        living.processes[0].wait(10)
+        with pytest.raises(LabError, match="proxy: a process of the bed has ended"):
+            living.check()
+
+
+def capture(living: Bed, place: str, device: str) -> socket.socket:
+    """A packet socket on a device of a place; it sees what comes in."""
+    with living.sandbox.enter(place):
+        opened = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0800))
+    opened.bind((device, 0x0800))
+    opened.settimeout(5)
+    return opened
+
+
+def first_with(payload: bytes, packets: socket.socket) -> bytes:
+    """The first captured IP packet that holds this payload."""
+    while True:
+        frame = packets.recv(65536)
+        if payload in frame:
+            return frame[14:]
+
+
+def test_the_proxy_sends_the_bare_inner_packet_with_its_ttl_lowered_as_flannel_does() -> None:
+    payload = os.urandom(700)
+    with bed("proxy") as living:
+        with (
+            capture(living, living.b.host, "uplink") as wire,
+            capture(living, living.b.pod, "eth0") as arrived,
+            living.sandbox.enter(living.a.pod),
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
+        ):
+            sender.bind(("10.244.1.2", 4000))
+            sender.sendto(payload, ("10.244.2.2", 5000))
+            outer, inner = IP(first_with(payload, wire)), IP(first_with(payload, arrived))
+    # One hop in host a, one by the proxy.
+    expected = (
+        IP(src="10.244.1.2", dst="10.244.2.2", ttl=62, id=inner.id, flags="DF") / UDP(sport=4000, dport=5000) / Raw(payload)
+    )
+    assert (outer.src, outer.dst, outer[UDP].sport, outer[UDP].dport) == ("192.168.77.1", "192.168.77.2", 8285, 8285)
+    assert bytes(outer[UDP].payload) == bytes(expected)
+    # And two more on the way to the pod: checksums are right after each change.
+    expected.ttl = 60
+    assert bytes(inner) == bytes(expected)
+
+
+def test_requests_are_answered_across_a_bed() -> None:
+    with bed("vxlan") as living:
+        answers = ask(living, payload_bytes=64, interval_s=0.0, seconds=0.2)
+    assert answers.requests > 100
+    assert answers.lost == 0
+
+
+def test_a_wire_carries_no_packet_beyond_the_mtu() -> None:
+    with bed("vxlan") as living:
+        living.set_mode("wire")
+        with capture(living, living.b.host, "uplink") as wire:
+            run_tcp(living, streams=1, seconds=1)
+            wire.setblocking(False)
+            sizes = []
+            try:
+                while len(sizes) < 5000:
+                    sizes.append(len(wire.recv(65536)))
+            except BlockingIOError:
+                pass
+    assert sizes
+    assert max(sizes) <= 1514
+
+
+def test_what_the_kernel_drops_is_found() -> None:
+    with bed("proxy") as living:
+        before = health.read_losses(living)
+        send_and_count(living, payload_bytes=64, rate_pps=0, seconds=0.3, train=63, flows=4)
+        lost = health.increase(before, health.read_losses(living))
+    assert any("flannel0" in name or "UdpRcvbufErrors" in name for name in lost)
+
+
+def test_a_quick_run_measures_all_setups_and_writes_its_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status = main(["bench", "quick", "--rounds", "1", "--seconds", "1", "--directory", str(tmp_path), "--output", "json"])
+    assert status == 0
+    (directory,) = tmp_path.iterdir()
+    assert {path.name for path in directory.iterdir()} >= {"result.json", "report.md", "throughput.svg", "throughput.png"}
+    result = from_json((directory / "result.json").read_text())
+    assert json.loads(capsys.readouterr().out)["started"] == result.started
+    measured = {(sample.setup, sample.mode) for sample in result.samples if sample.figure == "tcp_1" and sample.value > 0}
+    assert measured == {(s, m) for s in ("routed", "vxlan", "proxy", "userspace") for m in ("superpacket", "wire")}

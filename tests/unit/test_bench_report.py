@@ -1,0 +1,185 @@
+"""Report, goals and JSON of a recorded result; the order of a plan; the command's options."""
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from flanpy.bench.goals import Goal, Point, judge
+from flanpy.bench.output import new_directory, write
+from flanpy.bench.report import figure_table, markdown, number, ratio_table, spread
+from flanpy.bench.runner import Recorder, Step, plan
+from flanpy.bench.samples import Figure, Result, Sample, Settings, from_json, to_json
+from flanpy.bench.statistics import summarize
+from flanpy.bench.tasks import Task, Value
+from flanpy.cli import bench
+from flanpy.errors import UsageError
+
+SETTINGS = Settings(("vxlan", "userspace"), ("superpacket", "wire"), 3, 2.0, (1,), ("tcp",))
+TCP = Figure("tcp_1", "TCP, 1 stream", "Gbit/s")
+
+
+def samples(setup: str, mode: str, values: list[float], figure: str = "tcp_1") -> list[Sample]:
+    return [Sample(figure, setup, mode, number, value) for number, value in enumerate(values)]
+
+
+def recorded() -> Result:
+    return Result(
+        started="2026-11-21T03:00:00+00:00",
+        finished="2026-11-21T03:01:00+00:00",
+        settings=SETTINGS,
+        machine={"kernel": "6.18", "cpus": 2, "cpu_model": "Some CPU", "iperf3": "iperf 3.12", "flanpy": "0"},
+        figures=(TCP,),
+        samples=tuple(
+            samples("vxlan", "wire", [5.0, 4.0, 6.0])
+            + samples("userspace", "wire", [10.0, 4.0, 9.0])
+            + samples("vxlan", "superpacket", [20.0, 20.0, 20.0])
+        ),
+        warnings=("the machine was not idle",),
+        losses=("proxy wire TCP: a flannel0 tx_dropped 7",),
+        distributions={"latency_idle_p50/vxlan/wire": [[100, 3], [200, 1]]},
+    )
+
+
+def test_a_result_comes_back_from_json_as_it_was() -> None:
+    assert from_json(to_json(recorded())) == recorded()
+
+
+def test_a_figure_has_setups_down_and_modes_across() -> None:
+    table = figure_table(recorded(), TCP)
+    assert table.header == ("setup", "superpacket", "wire")
+    assert table.rows == (("vxlan", "20 (20 .. 20)", "5 (4 .. 6)"), ("userspace", "–", "9 (4 .. 10)"))
+
+
+def test_ratios_are_of_rounds_not_of_medians() -> None:
+    table = ratio_table(recorded(), TCP)
+    assert table is not None
+    assert table.rows == (("userspace / vxlan", "–", "1.5 (1 .. 2)"),)
+
+
+def test_figures_that_say_nothing_by_comparison_have_no_ratios() -> None:
+    assert ratio_table(recorded(), dataclasses.replace(TCP, compared=False)) is None
+
+
+def test_a_goal_is_reached_by_its_median() -> None:
+    point = Point("tcp_1", "userspace", "wire")
+    reference = Point("tcp_1", "vxlan", "wire")
+    verdicts = judge(
+        recorded(), (Goal("ratio", point, 1.5, reference), Goal("ratio", point, 1.6, reference), Goal("fixed", point, 8.0))
+    )
+    assert [verdict.reached for verdict in verdicts] == [True, False, True]
+
+
+def test_an_upper_bound_is_reached_from_below() -> None:
+    goal = Goal("latency", Point("tcp_1", "vxlan", "wire"), 5.0, at_least=False)
+    assert [verdict.reached for verdict in judge(recorded(), (goal, dataclasses.replace(goal, bound=4.9)))] == [True, False]
+
+
+def test_goals_without_samples_are_left_out() -> None:
+    assert judge(recorded(), (Goal("none", Point("tcp_9", "userspace", "wire"), 1.0),)) == ()
+
+
+def test_the_report_names_conditions_goals_warnings_and_losses() -> None:
+    text = markdown(recorded(), ["throughput.svg"])
+    for part in (
+        "Kernel 6.18, 2 x Some CPU",
+        "## Goals",
+        "not idle",
+        "tx_dropped 7",
+        "![throughput.svg](throughput.svg)",
+        "3 rounds",
+    ):
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0"), (0.01234, "0.0123"), (4.567, "4.57"), (123.4, "123"), (1234567, "1,235,000")]
+)
+def test_numbers_have_three_significant_digits(value: float, text: str) -> None:
+    assert number(value) == text
+
+
+def test_a_single_sample_has_no_spread() -> None:
+    assert (spread(summarize([2.0])), spread(None)) == ("2", "–")
+
+
+def test_files_and_plots_are_written(tmp_path: Path) -> None:
+    names = write(recorded(), new_directory(tmp_path, recorded().started))
+    assert {"result.json", "report.md", "throughput.svg", "throughput.png"} <= set(names)
+    assert (tmp_path / "2026-11-21-030000" / "throughput.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_two_runs_of_one_second_have_directories_of_their_own(tmp_path: Path) -> None:
+    first, second = (new_directory(tmp_path, "2026-11-21T03:00:00+00:00") for _ in range(2))
+    assert first != second
+
+
+def nothing(bed: object) -> list[Value]:
+    return []
+
+
+def test_setups_take_turns_and_the_first_of_a_round_rotates() -> None:
+    task = Task("t", (), 1.0, nothing)
+    settings = dataclasses.replace(SETTINGS, modes=("wire",), rounds=2)
+    assert list(plan(settings, [task])) == [
+        Step(0, "wire", task, "vxlan"),
+        Step(0, "wire", task, "userspace"),
+        Step(1, "wire", task, "userspace"),
+        Step(1, "wire", task, "vxlan"),
+    ]
+
+
+def test_a_recorder_adds_up_distributions_and_losses_over_rounds() -> None:
+    recorder = Recorder(SETTINGS, [TCP])
+    step = Step(0, "wire", Task("TCP", (TCP,), 1.0, nothing), "vxlan")
+    for turn in range(2):
+        recorder.add(Value("tcp_1", 1.0, {}, ((10, 1), (20, 2))), "vxlan", "wire", turn)
+        recorder.add_losses(step, {"a UdpRcvbufErrors": 2})
+    result = recorder.result()
+    assert result.distributions == {"tcp_1/vxlan/wire": [(10, 2), (20, 4)]}
+    assert result.losses == ("vxlan wire TCP: a UdpRcvbufErrors 4",)
+
+
+def settings(*argv: str, missing: dict[str, str] | None = None) -> Settings:
+    parser = argparse.ArgumentParser()
+    bench.add_arguments(parser)
+    return bench.settings_of(parser.parse_args(list(argv)), missing or {})
+
+
+def test_quick_is_one_stream_in_two_modes() -> None:
+    chosen = settings("quick", missing={"flanneld": "no"})
+    assert (chosen.modes, chosen.streams, chosen.groups) == (("superpacket", "wire"), (1,), ("tcp",))
+    assert settings("--quick") == settings("quick")
+
+
+def test_setups_that_do_not_work_here_are_left_out_but_refused_when_named() -> None:
+    assert "ebpf" not in settings(missing={"ebpf": "no root"}).setups
+    with pytest.raises(UsageError, match="ebpf does not work here: no root"):
+        settings("--setups", "ebpf", missing={"ebpf": "no root"})
+
+
+def test_a_flanneld_by_path_is_a_setup() -> None:
+    assert "flanneld" in settings("quick", "--flanneld", "/bin/flanneld", missing={"flanneld": "no"}).setups
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--setups", "vxlna"], "did you mean vxlan"),
+        (["--modes", "wires"], "did you mean wire"),
+        (["--groups", ","], "empty"),
+        (["--rounds", "0"], "out of range"),
+        (["--seconds", "0"], "out of range"),
+        (["--streams", "1,x"], "list of numbers"),
+        (["--streams", "0"], "out of range"),
+    ],
+)
+def test_wrong_options_say_what_would_be_right(argv: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        settings(*argv)
+
+
+def test_the_list_names_what_is_missing_and_why(capsys: pytest.CaptureFixture[str]) -> None:
+    bench.show_list({"ebpf": "clang was missing"})
+    assert "clang was missing" in capsys.readouterr().out
