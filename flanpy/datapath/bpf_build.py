@@ -1,4 +1,4 @@
-"""Compiles csrc/bpf/overlay.bpf.c into the package, as a step of setup.py's build_ext. A build without clang goes on without it.
+"""Compiles csrc/bpf/overlay.bpf.c into the package; setup.py does it with the extensions. A build without clang goes on without it.
 
 Stands alone: setup.py runs this file before the package can be imported.
 """
@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import sys
 from pathlib import Path
-
-from setuptools.command.build_ext import build_ext
 
 SOURCE = Path("csrc/bpf/overlay.bpf.c")
 OBJECT = Path("flanpy/datapath/overlay.bpf.o")
@@ -38,14 +35,3 @@ def compile_object(source: Path, target: Path) -> str | None:
         target.unlink(missing_ok=True)
         return f"clang: {done.stderr.strip()}"
     return None
-
-
-class BuildWithBpf(build_ext):
-    """build_ext, and the BPF object beside the extensions."""
-
-    def run(self) -> None:
-        """Build everything; say it loudly when the object could not be built."""
-        super().run()
-        problem = compile_object(SOURCE, OBJECT if self.inplace else Path(self.build_lib) / OBJECT)
-        if problem is not None:
-            print(f"flanpy: built without the ebpf datapath: {problem}", file=sys.stderr)

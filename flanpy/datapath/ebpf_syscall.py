@@ -200,7 +200,20 @@ def test_run(program: Fd, packet: bytes, context: bytes = b"") -> tuple[int, byt
     result = ctypes.create_string_buffer(len(packet) + 256)
     words = ctypes.create_string_buffer(context, len(context)) if context else None
     context_at = _address(words) if words is not None else 0
-    numbers = (program.number, 0, len(packet), len(result), _address(given), _address(result), 1, 0, len(context), 0, context_at, 0)
+    numbers = (
+        program.number,
+        0,
+        len(packet),
+        len(result),
+        _address(given),
+        _address(result),
+        1,
+        0,
+        len(context),
+        0,
+        context_at,
+        0,
+    )
     attributes = bytearray(struct.pack("=IIIIQQIIIIQQ", *numbers))
     call(PROG_TEST_RUN, attributes)
     _, value, _, bytes_out = struct.unpack_from("=IIII", attributes)

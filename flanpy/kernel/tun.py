@@ -23,6 +23,8 @@ from flanpy.errors import PlatformError, ResourceBusy
 CLONE_DEVICE = "/dev/net/tun"
 
 TUNSETIFF = 0x400454CA
+TUNSETPERSIST = 0x400454CB
+TUNGETIFF = 0x800454D2
 TUNSETOFFLOAD = 0x400454D0
 TUNSETVNETHDRSZ = 0x400454D8
 SIOCSIFTXQLEN = 0x8943
@@ -32,6 +34,7 @@ ETHTOOL_DRVINFO_BYTES = 196
 
 IFF_TUN = 0x0001
 IFF_MULTI_QUEUE = 0x0100
+IFF_PERSIST = 0x0800
 IFF_NO_PI = 0x1000
 IFF_VNET_HDR = 0x4000
 IFF_TUN_EXCL = 0x8000
@@ -79,21 +82,24 @@ class Tun:
             file.close()
 
 
-def open_tun(name: str, queues: int = 1) -> Tun:
+def open_tun(name: str, queues: int = 1, *, keep: bool = False) -> Tun:
     """Create the device ``name`` with so many queues, down and without address.
 
-    Raises ResourceBusy when the name is taken, PlatformError when the machine does not let us have a TUN device.
+    With ``keep`` it outlives its descriptors, and one that was kept before is taken over as it stands. Raises ResourceBusy when the name is taken, PlatformError when the machine does not let us have a TUN device.
     """
     if not 1 <= len(name.encode()) <= NAME_BYTES_MAX or "/" in name or name in {".", ".."} or any(c.isspace() for c in name):
         raise PlatformError(f"TUN device {name!r}: not a device name (1 to {NAME_BYTES_MAX} bytes, no slash, no space)")
     files: list[io.FileIO] = []
+    existed = keep and name in {there for _, there in socket.if_nameindex()}
     try:
         for number in range(queues):
             files.append(_open_clone())
-            _attach(files[-1].fileno(), name, exclusive=number == 0)
+            _attach(files[-1].fileno(), name, exclusive=number == 0 and not keep)
+        if keep:
+            _keep(files[0].fileno(), name, existed=existed)
         features = _enable_offloads([file.fileno() for file in files])
         degraded = _without(name, features) + _configure(name)
-        if "tso" in features and takes_merged_packets(files[0].fileno()):
+        if "tso" in features and (_scratch_takes_merged_packets() if existed else takes_merged_packets(files[0].fileno())):
             features |= {"coalesce"}
         elif "tso" in features:
             degraded += (f"{name}: this kernel refuses merged packets ({os.uname().release}); each is written by itself",)
@@ -129,6 +135,24 @@ def _attach(descriptor: int, name: str, *, exclusive: bool) -> None:
         if exc.errno in (errno.EBUSY, errno.EEXIST):
             raise ResourceBusy(_taken(name)) from exc
         raise PlatformError(f"TUN device {name}: {exc.strerror} (multi-queue TUN needs Linux 3.8)") from exc
+
+
+def _keep(descriptor: int, name: str, *, existed: bool) -> None:
+    """Let the device outlive us. One that was there and was not kept has a living holder: hands off."""
+    request = bytearray(40)
+    fcntl.ioctl(descriptor, TUNGETIFF, request)
+    (flags,) = struct.unpack_from("H", request, 16)
+    if existed and not flags & IFF_PERSIST:
+        raise ResourceBusy(_taken(name))
+    fcntl.ioctl(descriptor, TUNSETPERSIST, 1)
+
+
+def _scratch_takes_merged_packets() -> bool:
+    """The same probe on a device of its own, for one that may be up already."""
+    with _open_clone() as scratch:
+        _attach(scratch.fileno(), "", exclusive=False)
+        _enable_offloads([scratch.fileno()])
+        return takes_merged_packets(scratch.fileno())
 
 
 def _taken(name: str) -> str:

@@ -1,0 +1,243 @@
+"""The ebpf datapath: BPF programs carry the packets; the userspace datapath beside them takes what they leave to it.
+
+    publish   table -> userspace workers, then -> one snapshot for the programs, seen by every packet from then on
+    stats     verdicts of both added up: each packet meets its verdict in exactly one of them
+    close     the userspace half stops; programs, maps and device stay and carry on (``teardown`` removes them)
+
+Programs are attached with the first table, so that they never meet an empty one; a new process adopts maps and programs that an
+earlier one has pinned, and replaces programs in their place when its own differ.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from ipaddress import IPv4Network
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self, TypeVar
+
+from flanpy.datapath import Datapath, DatapathSettings, DatapathStats, VerdictCount
+from flanpy.datapath import ebpf_syscall as bpf
+from flanpy.datapath.core import VERDICTS
+from flanpy.datapath.ebpf_attach import Hooks, Spot, TcxHooks, has_tcx
+from flanpy.datapath.ebpf_layout import COUNTERS_BYTES, Header, build_snapshot, sum_counters
+from flanpy.datapath.ebpf_pins import ROOT, Pins
+from flanpy.datapath.ebpf_programs import Loaded, load, map_pin, publish
+from flanpy.errors import DatapathError
+from flanpy.model import ForwardTable
+
+FEATURES = frozenset({"ecn", "superpacket"})
+"""What our receiver can take: marks are combined, superpackets and unfinished checksums are taken as they are."""
+
+Result = TypeVar("Result")
+
+
+class Host(Protocol):
+    """What needs netlink, handed in by the composition root (``kernel.tc.TcHost``)."""
+
+    def clsact_hooks(self) -> Hooks:
+        """Filters of a clsact qdisc, for kernels without tcx."""
+
+    def carries_superpackets(self, device: str) -> bool:
+        """Whether what is sent there can reach a receiver as it is, uncut and unfinished."""
+
+    def pod_bridge(self, subnets: tuple[IPv4Network, ...], device: str) -> int:
+        """Index of the interface that pods of these subnets are behind, or 0 while there is none."""
+
+    def merging_device(self, device: str) -> tuple[int, int]:
+        """Indices of the two ends of the merging device, made if need be: where packets go in, where they come out merged."""
+
+    def remove_merging_device(self, device: str) -> None:
+        """It is not there any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class EbpfOptions:
+    """What the programs need to know besides the settings. ``bypass`` skips the host's forwarding; docs/ebpf.md says what that costs."""
+
+    underlay: str
+    bypass: bool = False
+    inner_gro: bool = True
+    pin_root: Path = ROOT
+
+
+class EbpfDatapath:
+    """A running ebpf datapath. It owns the userspace datapath that is handed in and closes it, also when it cannot start."""
+
+    kind = "ebpf"
+    features = FEATURES
+
+    def __init__(self, settings: DatapathSettings, options: EbpfOptions, userspace: Datapath, host: Host) -> None:
+        self._settings = settings
+        self._options = options
+        self._userspace = userspace
+        self._host = host
+        self._lock = threading.Lock()
+        self._table: ForwardTable | None = None
+        self._header: Header | None = None
+        self._repairs = 0
+        self._pins = Pins.of(settings.device, options.pin_root)
+        self._loaded: Loaded | None = None
+        try:
+            self._pins.make()
+            self._loaded = load(self._pins)
+            self._hooks: Hooks = TcxHooks(self._pins) if has_tcx(self._loaded.programs["fp_encap"]) else host.clsact_hooks()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    @property
+    def adopted(self) -> bool:
+        """Whether the maps of an earlier process, with its routes and counters, are in use."""
+        return self._running().adopted
+
+    @property
+    def hooks(self) -> str:
+        """``tcx`` or ``clsact``."""
+        return self._hooks.name
+
+    def publish(self, table: ForwardTable) -> None:
+        """Forward by this table from now on: userspace first, so that what the programs leave to it finds its way."""
+        self._userspace.publish(table)
+        with self._lock:
+            header = self._make_header(table)
+            self._publish(table, header)
+            self._attach(header)
+            self._table, self._header = table, header
+
+    def stats(self) -> DatapathStats:
+        """Counters of both halves together."""
+        below = self._userspace.stats()
+        pages = bpf.lookup(self._running().maps["fp_counters"], 0, COUNTERS_BYTES * possible_cpus())
+        verdicts, others = sum_counters(pages, VERDICTS)
+        for name, count in below.verdicts.items():
+            mine = verdicts[name]
+            verdicts[name] = VerdictCount(mine.packets + count.packets, mine.bytes + count.bytes)
+        return replace(below, verdicts=verdicts, counters={**below.counters, **others, "bpf_repairs": self._repairs})
+
+    def check(self) -> None:
+        """Put back what somebody has removed; raise DatapathError when that, or the userspace half, cannot go on."""
+        self._userspace.check()
+        with self._lock:
+            if self._table is None or self._header is None:
+                return
+            header = self._make_header(self._table)
+            if header != self._header:
+                self._publish(self._table, header)
+                self._header = header
+            self._repairs += self._attach(header)
+
+    def close(self) -> None:
+        """Stop the userspace half and let go of the programs, which carry on by their pins; safe to call twice."""
+        self._userspace.close()
+        with self._lock:
+            loaded, self._loaded = self._loaded, None
+            if loaded is not None:
+                loaded.close()
+
+    def teardown(self) -> None:
+        """Close, and remove programs, maps, pins and the merging device."""
+        with self._lock:
+            for spot in self._spots(self._header) if self._header is not None else ():
+                self._hooks.detach(spot)
+        self.close()
+        self._pins.clear()
+        self._host.remove_merging_device(self._settings.device)
+
+    def _running(self) -> Loaded:
+        if self._loaded is None:
+            raise DatapathError(f"{self._settings.device}: the datapath is closed")
+        return self._loaded
+
+    def _make_header(self, table: ForwardTable) -> Header:
+        settings, options = self._settings, self._options
+        subnets = tuple(prefix for prefix in table.local if isinstance(prefix, IPv4Network))
+        return Header(
+            device=_index(settings.device),
+            underlay=_index(options.underlay),
+            address=settings.underlay_address,
+            port=settings.port,
+            mtu_bytes=settings.mtu_bytes,
+            source_check=settings.source_check,
+            carries=self._host.carries_superpackets(options.underlay),
+            bridge=self._host.pod_bridge(subnets, settings.device) if options.bypass else 0,
+            gro=self._host.merging_device(settings.device)[0] if options.inner_gro else 0,
+        )
+
+    def _spots(self, header: Header) -> tuple[Spot, ...]:
+        spots = [Spot("fp_encap", header.device, egress=True), Spot("fp_decap", header.underlay)]
+        if header.gro:
+            spots.append(Spot("fp_merged", self._host.merging_device(self._settings.device)[1]))
+        if header.bridge:
+            spots.append(Spot("fp_bypass", header.bridge))
+        return tuple(spots)
+
+    def _publish(self, table: ForwardTable, header: Header) -> None:
+        self._explain(f"table {table.generation}", lambda: publish(self._running().maps, build_snapshot(table, header)))
+
+    def _attach(self, header: Header) -> int:
+        """Every program hangs in its place, ours and not another version; how many had to be put there."""
+        done = 0
+        for spot in self._spots(header):
+            done += self._explain(f"{spot.program} at interface {spot.ifindex}", partial(self._attach_one, spot))
+        if done:
+            self._explain("pins", self._pin)
+        return done
+
+    def _attach_one(self, spot: Spot) -> bool:
+        running = self._running()
+        pinned = self._pins.open(f"prog_{spot.program}")
+        if pinned is not None:
+            with pinned:
+                same = running.adopted and bpf.program_tag(pinned) == bpf.program_tag(running.programs[spot.program])
+                if same and self._hooks.attached(spot) == bpf.object_id(pinned):
+                    return False
+        self._hooks.attach(spot, running.programs[spot.program])
+        self._pins.put(f"prog_{spot.program}", running.programs[spot.program])
+        return True
+
+    def _pin(self) -> None:
+        """The maps go under their names after the programs that use them run, so that an adopter never finds half of a set."""
+        running = self._running()
+        if not running.adopted:
+            for name, fd in running.maps.items():
+                self._pins.put(map_pin(name), fd)
+            self._loaded = replace(running, adopted=True)
+
+    def _explain(self, what: str, do: Callable[[], Result]) -> Result:
+        try:
+            return do()
+        except OSError as error:
+            raise DatapathError(f"{self._settings.device}: ebpf: {what}: {error.strerror or error}") from error
+
+
+def _index(device: str) -> int:
+    try:
+        return socket.if_nametoindex(device)
+    except OSError as error:
+        raise DatapathError(f"{device}: there is no such interface any more") from error
+
+
+def possible_cpus() -> int:
+    """CPUs that could be plugged in: as many values a per-CPU map has."""
+    text = Path("/sys/devices/system/cpu/possible").read_text(encoding="ascii")
+    return sum(
+        int(last or first) - int(first) + 1 for first, _, last in (part.partition("-") for part in text.strip().split(","))
+    )
+
+
+def cleanup(device: str, host: Host, root: Path = ROOT) -> bool:
+    """Remove what any earlier process has left for this device; whether there was anything."""
+    removed = Pins.of(device, root).clear()
+    host.remove_merging_device(device)
+    return removed

@@ -1,0 +1,82 @@
+"""Hangs a program into a device's traffic control hook, swaps it there without a gap, and sees whether it still hangs.
+
+Two ways, one Protocol: tcx links (Linux 6.6), pinned, so that they outlive us; and filters of a clsact qdisc before that, which
+the kernel keeps by itself. The second speaks netlink, so it lives in ``kernel.tc`` and is handed in.
+"""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+from typing import Protocol
+
+from flanpy.datapath import ebpf_syscall as bpf
+from flanpy.datapath.ebpf_pins import Pins
+
+
+@dataclass(frozen=True, slots=True)
+class Spot:
+    """Where a program belongs: the interface (by index) and the direction there."""
+
+    program: str
+    ifindex: int
+    egress: bool = False
+
+
+class Hooks(Protocol):
+    """A way to attach programs. ``name`` says which: ``tcx`` or ``clsact``."""
+
+    name: str
+
+    def attached(self, spot: Spot) -> int | None:
+        """The kernel's id of our program at this spot, or None when ours is not there."""
+
+    def attach(self, spot: Spot, program: bpf.Fd) -> None:
+        """Our program at this spot is this one from now on; what hung there before is swapped atomically. Raises OSError."""
+
+    def detach(self, spot: Spot) -> None:
+        """Nothing of ours at this spot any more; fine when there was nothing."""
+
+
+class TcxHooks:
+    """tcx links, pinned as ``link_PROGRAM``."""
+
+    name = "tcx"
+
+    def __init__(self, pins: Pins) -> None:
+        self._pins = pins
+
+    def attached(self, spot: Spot) -> int | None:
+        """By the pinned link: somebody who detaches it, or removes the device, leaves it without an interface."""
+        link = self._pins.open(f"link_{spot.program}")
+        if link is None:
+            return None
+        with link:
+            program, ifindex = bpf.link_target(link)
+            return program if ifindex == spot.ifindex else None
+
+    def attach(self, spot: Spot, program: bpf.Fd) -> None:
+        """Swap in the link that is there, or make one."""
+        name = f"link_{spot.program}"
+        if self.attached(spot) is not None:
+            link = self._pins.open(name)
+            if link is not None:
+                with link:
+                    bpf.update_link(link, program)
+                return
+        self._pins.remove(name)
+        with bpf.create_link(program, spot.ifindex, bpf.TCX_EGRESS if spot.egress else bpf.TCX_INGRESS) as link:
+            self._pins.put(name, link)
+
+    def detach(self, spot: Spot) -> None:
+        """With its pin the link goes, and with the link the program."""
+        self._pins.remove(f"link_{spot.program}")
+
+
+def has_tcx(program: bpf.Fd) -> bool:
+    """Whether this kernel knows tcx: asked with an interface that cannot be, which only a kernel that knows it looks for."""
+    try:
+        bpf.create_link(program, 0x7FFFFFFF, bpf.TCX_INGRESS).close()
+    except OSError as error:
+        return error.errno in (errno.ENODEV, errno.ENXIO)
+    return True

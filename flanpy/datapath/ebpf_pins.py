@@ -1,0 +1,97 @@
+"""The names in bpffs by which programs, maps and links outlive the agent: one directory for each device and network namespace.
+
+    /sys/fs/bpf/flanpy/flannel0@4026531840/   map1_fp_tables, map1_fp_counters, ...   prog_fp_encap, ...   link_fp_encap, ...
+
+bpffs is one for the whole machine while devices belong to a network namespace, hence its inode in the name. A dot in a device's
+name becomes a colon, for bpffs keeps dots for itself.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+
+from flanpy.datapath import ebpf_syscall as bpf
+from flanpy.errors import PlatformError
+
+BPFFS = Path("/sys/fs/bpf")
+ROOT = BPFFS / "flanpy"
+_MAGIC = 0xCAFE4A11
+
+
+class Pins:
+    """One pin directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    @classmethod
+    def of(cls, device: str, root: Path = ROOT) -> Pins:
+        """The pins of a device of the calling thread's network namespace."""
+        namespace = Path("/proc/thread-self/ns/net").stat().st_ino
+        return cls(root / f"{device.replace('.', ':')}@{namespace}")
+
+    def make(self) -> None:
+        """The directory is there. Raises PlatformError when bpffs is not, or is not ours to write."""
+        mount_bpffs(BPFFS)
+        try:
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise PlatformError(f"{self.directory}: {error.strerror}; the agent must be able to write to bpffs") from error
+
+    def open(self, name: str) -> bpf.Fd | None:
+        """The object of that name, or None."""
+        try:
+            return bpf.open_pin(self.directory / name)
+        except FileNotFoundError:
+            return None
+
+    def put(self, name: str, fd: bpf.Fd) -> None:
+        """Pin an object under a name, in the place of what may be there; the name is never missing in between."""
+        fresh = self.directory / f"new_{name}"
+        fresh.unlink(missing_ok=True)
+        bpf.pin(fd, fresh)
+        fresh.rename(self.directory / name)
+
+    def remove(self, name: str) -> None:
+        """Take a name away; the object goes when nothing else holds it."""
+        (self.directory / name).unlink(missing_ok=True)
+
+    def names(self) -> list[str]:
+        """All names in the directory; empty when there is none."""
+        if not self.directory.is_dir():
+            return []
+        return sorted(entry.name for entry in self.directory.iterdir())
+
+    def clear(self) -> bool:
+        """Remove all names and the directory; whether there was anything. What is attached by a link is detached by it."""
+        names = self.names()
+        for name in sorted(names, key=lambda name: not name.startswith("link_")):  # programs leave the devices first
+            self.remove(name)
+        if self.directory.is_dir():
+            self.directory.rmdir()
+            return True
+        return False
+
+
+def is_bpffs(path: Path) -> bool:
+    """Whether bpffs is mounted there."""
+
+    class _Statfs(ctypes.Structure):
+        _fields_ = (("type", ctypes.c_long), ("rest", ctypes.c_long * 31))
+
+    result = _Statfs()
+    library = ctypes.CDLL(None, use_errno=True)
+    failed = bool(library.statfs(os.fsencode(path), ctypes.byref(result)))
+    return not failed and int(result.type) & 0xFFFFFFFF == _MAGIC
+
+
+def mount_bpffs(path: Path) -> None:
+    """bpffs is mounted there, by us if need be. Raises PlatformError with the cure."""
+    if is_bpffs(path):
+        return
+    library = ctypes.CDLL(None, use_errno=True)
+    if library.mount(b"bpf", os.fsencode(path), b"bpf", 0, b"mode=0700"):
+        reason = os.strerror(ctypes.get_errno())
+        raise PlatformError(f"{path}: bpffs is not mounted and cannot be ({reason}): `mount -t bpf bpf {path}` as root")
