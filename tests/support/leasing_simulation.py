@@ -168,8 +168,9 @@ class Simulation:
         def answer(event: leasing.Event, names_us: bool | None = None) -> None:
             if not answered[0] and node.state is not None:
                 answered[0] = True
+                waited_for = getattr(node.state.phase, "effect", None) == effect  # the watcher's listing may have come first
                 self._feed(node, event)
-                if names_us is not None:
+                if names_us is not None and waited_for:
                     self._check(node, names_us)
 
         def do() -> None:
