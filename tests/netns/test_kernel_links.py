@@ -6,6 +6,7 @@ namespace   flannel0 (tun)   eth9 (veth, stands for a device that is not ours)
 import fcntl
 import json
 import os
+import socket
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,6 +55,10 @@ def state(ns: Namespace, name: str = "flannel0") -> tuple[object, ...]:
     return device["mtu"], device["txqlen"], "UP" in device["flags"], addresses
 
 
+def index_of(name: str = "flannel0") -> int:
+    return socket.if_nametoindex(name)
+
+
 @contextmanager
 def carrier(name: str) -> Iterator[None]:
     """Hold the TUN device open, so that it has a carrier."""
@@ -67,9 +72,9 @@ def carrier(name: str) -> Iterator[None]:
 
 def test_a_new_device_gets_everything_and_the_second_call_changes_nothing(ns: Namespace, kernel: Kernel) -> None:
     done = ensure_tunnel(kernel, TUNNEL)
-    assert done == Ensured(2, ("MTU 1500 -> 1472", "txqueuelen 500 -> 1000", "address 10.5.1.0/32 added", "set up"))
+    assert done == Ensured(index_of(), ("MTU 1500 -> 1472", "txqueuelen 500 -> 1000", "address 10.5.1.0/32 added", "set up"))
     assert state(ns) == (1472, 1000, True, [("10.5.1.0", 32, "global")])
-    assert ensure_tunnel(kernel, TUNNEL) == Ensured(2, ())
+    assert ensure_tunnel(kernel, TUNNEL) == Ensured(index_of(), ())
     assert json.loads(ns.run("ip", "-j", "route", "show", "dev", "flannel0") or "[]") == []
 
 
@@ -77,7 +82,7 @@ def test_both_families_leave_the_routes_to_us(ns: Namespace, kernel: Kernel) -> 
     ensure_tunnel(kernel, DUAL)
     v4, v6 = ("10.5.1.1", 24, "global", "noprefixroute"), ("fd05::1", 64, "global", "noprefixroute", "nodad")
     assert state(ns) == (1472, 1000, True, [v4, v6])
-    assert ensure_tunnel(kernel, DUAL) == Ensured(2, ())
+    assert ensure_tunnel(kernel, DUAL) == Ensured(index_of(), ())
     for family in ("-4", "-6"):
         assert "flannel0" not in ns.run("ip", family, "route", "show", "table", "main")
 
@@ -114,7 +119,7 @@ def test_a_new_address_in_the_subnet_of_the_old_one_survives_its_removal(ns: Nam
     moved = replace(DUAL, addresses=(IPv4Interface("10.5.1.2/24"),))
     ensure_tunnel(kernel, moved)
     assert state(ns)[3] == [("10.5.1.2", 24, "global", "noprefixroute")]
-    assert ensure_tunnel(kernel, moved) == Ensured(2, ())
+    assert ensure_tunnel(kernel, moved) == Ensured(index_of(), ())
 
 
 def test_a_changed_address_leaves_the_routes_in_place(ns: Namespace, kernel: Kernel) -> None:
@@ -129,7 +134,7 @@ def test_an_address_with_a_prefix_route_is_corrected(ns: Namespace, kernel: Kern
     ns.script("ip link set flannel0 up; ip addr add 10.5.1.1/24 dev flannel0; ip -6 addr add fd05::1/64 dev flannel0 nodad")
     ensure_tunnel(kernel, DUAL)
     assert [address[3] for address in state(ns)[3]] == ["noprefixroute", "noprefixroute"]
-    assert ensure_tunnel(kernel, DUAL) == Ensured(2, ())
+    assert ensure_tunnel(kernel, DUAL) == Ensured(index_of(), ())
 
 
 @pytest.mark.parametrize(
@@ -146,7 +151,7 @@ def test_what_somebody_changed_is_put_right(ns: Namespace, kernel: Kernel, damag
     ensure_tunnel(kernel, TUNNEL)
     wanted = state(ns)
     ns.script(damage)
-    assert ensure_tunnel(kernel, TUNNEL) == Ensured(2, repair)
+    assert ensure_tunnel(kernel, TUNNEL) == Ensured(index_of(), repair)
     assert state(ns) == wanted
 
 

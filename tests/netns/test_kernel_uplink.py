@@ -4,6 +4,7 @@ namespace   eth0 192.0.2.2/24 (default route, if a test adds one)   eth1 198.51.
             docker0 172.17.0.1/16 (bridge)   flannel0 10.5.1.0/32 (tun)   lo
 """
 
+import socket
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address
 
@@ -62,8 +63,10 @@ def chosen(**options: object) -> tuple[str, str]:
 
 
 def test_the_uplink_is_told_whole(ns: Namespace) -> None:
-    assert find(iface=("eth0",)) == Uplink("eth0", 3, 1450, IPv4Address("192.0.2.2"), IPv6Address("2001:db8::2"))
-    assert find(iface=("eth1",)) == Uplink("eth1", 5, 1500, IPv4Address("198.51.100.2"), None)
+    assert find(iface=("eth0",)) == Uplink(
+        "eth0", socket.if_nametoindex("eth0"), 1450, IPv4Address("192.0.2.2"), IPv6Address("2001:db8::2")
+    )
+    assert find(iface=("eth1",)) == Uplink("eth1", eth1, 1500, IPv4Address("198.51.100.2"), None)
 
 
 @pytest.mark.parametrize(
