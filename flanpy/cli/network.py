@@ -59,11 +59,11 @@ def run(arguments: argparse.Namespace) -> int:
             return _check(arguments)
         case "get":
             with closing(_open_store(arguments)) as store:
-                return _get(arguments, store, _etcd(arguments)["etcd_prefix"])
+                return get_config(arguments, store, _etcd(arguments)["etcd_prefix"])
         case _:
             text = _text(arguments)
             with closing(_open_store(arguments)) as store:
-                return _set(arguments, text, store, _etcd(arguments)["etcd_prefix"])
+                return set_config(arguments, text, store, _etcd(arguments)["etcd_prefix"])
 
 
 # ------------------------------------------------------------------------------------------------ check and get
@@ -85,7 +85,8 @@ def _check(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _get(arguments: argparse.Namespace, store: Store, prefix: str) -> int:
+def get_config(arguments: argparse.Namespace, store: Store, prefix: str) -> int:
+    """Print the config that the store has; returns the exit status."""
     record = store.read(KEY)
     if record is None:
         raise ConfigError(f"etcd has no network config at {prefix}/{KEY}; write one with: flanpy network set FILE")
@@ -113,7 +114,8 @@ def _print_table(config: NetworkConfig) -> None:
 # ------------------------------------------------------------------------------------------------ set
 
 
-def _set(arguments: argparse.Namespace, text: bytes, store: Store, prefix: str) -> int:
+def set_config(arguments: argparse.Namespace, text: bytes, store: Store, prefix: str) -> int:
+    """Write a config if it is right, fits, and nobody has changed it since it was read; returns the exit status."""
     config = parse_network_config(text)
     before = store.read(KEY)
     if before is not None and before.value == text:
