@@ -127,7 +127,11 @@ class EtcdWatch:
             return
         link = self._session.link()
         self._requests.put(self._create_request())
-        call = link.watch.Watch(iter(self._requests.get, None), metadata=self._session.stream_metadata(link))
+        metadata = self._session.stream_metadata(link)
+        try:
+            call = link.watch.Watch(iter(self._requests.get, None), metadata=metadata)
+        except ValueError as exc:  # gRPC's word for a closed channel
+            raise StoreUnavailable(self._session.explain(f"{self._doing}: the store is closed")) from exc
         self._adopt(call)
         self._waiting_since = time.monotonic()
         threading.Thread(target=self._guard, args=(call,), name="etcd-watch-dog", daemon=True).start()

@@ -93,6 +93,19 @@ def test_a_stream_without_a_sign_of_life_is_given_up_at_the_limit(mortal: Privat
         mortal.resume()
 
 
+def test_a_watch_that_waits_for_an_etcd_that_hangs_can_be_cancelled_at_once(mortal: PrivateEtcd) -> None:
+    with open_store(mortal.options()) as store:
+        store.read(KEY)
+        mortal.pause()
+        watch = store.watch("subnets/", 1)
+        cancelled_at: list[float] = []
+        timer = threading.Timer(0.3, lambda: (cancelled_at.append(time.monotonic()), watch.cancel()))
+        timer.start()
+        assert list(watch) == []
+        assert time.monotonic() - cancelled_at[0] < 0.2
+        mortal.resume()
+
+
 def test_time_that_the_user_takes_for_a_batch_is_not_silence(etcd: PrivateEtcd) -> None:
     with open_store(etcd.options("/slow-user", silence_s=0.5, progress_s=0.1)) as store:
         batches = iter(store.watch("subnets/", store.list("subnets/").revision + 1))
@@ -272,3 +285,21 @@ def test_a_replace_whose_request_was_lost_keeps_the_key_and_the_next_one_tidies_
         second = store.replace(KEY, b"second", first.mod_revision, 60)
         assert second is not None
         assert etcd.leases() - before == {second.etcd_lease_id}
+
+
+def test_a_list_whose_revision_is_compacted_between_two_pages_starts_again(etcd: PrivateEtcd, relay: Relay) -> None:
+    with through(relay, "pages") as store, open_store(etcd.options("/relay/pages")) as direct:
+        for number in range(600):
+            direct.put(f"subnets/{number:03}", b"before")
+
+        def compact() -> None:
+            latest = direct.put("subnets/000", b"after")
+            assert latest is not None
+            etcd.admin("/v3/kv/compaction", revision=latest.mod_revision, physical=True)
+
+        relay.hold, relay.hold_at = compact, b"/relay/pages/subnets/499\0"
+        listed = store.list("subnets/")
+
+        assert relay.hold_at == b""
+        assert listed == direct.list("subnets/")
+        assert [record.value for record in listed.records] == [b"after"] + [b"before"] * 599

@@ -80,13 +80,12 @@ def test_a_login_where_etcd_asks_for_none_does_no_harm(etcd: PrivateEtcd) -> Non
 def test_an_expired_token_is_renewed_for_calls_and_watches(directory: Path) -> None:
     with private_etcd(directory, "--auth-token-ttl=1") as etcd:
         etcd.enable_auth("/allowed")
-        with open_store(node(etcd)) as store:
-            record = store.put(KEY, b"v")
-            assert record is not None
+        with open_store(node(etcd)) as reader, open_store(node(etcd)) as watcher:
+            record = reader.put(KEY, b"v")
+            assert watcher.read(KEY) == record is not None
             threading.Event().wait(2.5)  # the token's time to live is etcd's, it cannot be moved
-            assert store.read(KEY) == record
-            threading.Event().wait(2.5)
-            batches = iter(store.watch("subnets/", record.mod_revision))
+            assert reader.read(KEY) == record
+            batches = iter(watcher.watch("subnets/", record.mod_revision))
             assert next(batch for batch in batches if batch)[0].record == record
 
 

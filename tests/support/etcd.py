@@ -142,7 +142,7 @@ def three_members(directory: Path) -> Iterator[tuple[PrivateEtcd, ...]]:
             peer_url=peer_url,
             initial_cluster=cluster,
             restart=False,
-            extra=("--heartbeat-interval=50", "--election-timeout=300"),
+            extra=("--heartbeat-interval=100", "--election-timeout=600"),
         )
         members.append(PrivateEtcd(settings, EtcdServer(settings)))
     try:
@@ -160,8 +160,8 @@ class Relay:
     """Passes TCP connections on to ``port``, until bytes pass by that hold ``lose_answer_to`` or ``lose_request`` (once each).
 
     The first lets the request through, waits until ``was_applied`` says that it took effect, and cuts the connection instead of passing
-    the answer on; the second cuts it before the request has gone through. HTTP/2 data frames carry values in the clear, so a value
-    works as the mark.
+    the answer on; the second cuts it before the request has gone through. ``hold`` is called before a request with ``hold_at`` in it
+    passes (once). HTTP/2 data frames carry keys and values in the clear, so they work as marks.
     """
 
     def __init__(self, port: int) -> None:
@@ -169,6 +169,8 @@ class Relay:
         self.lose_answer_to = b""
         self.was_applied: Callable[[], object] = lambda: True
         self.lose_request = b""
+        self.hold_at = b""
+        self.hold: Callable[[], object] = lambda: None
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._open: list[socket.socket] = [self._listener]
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
@@ -194,6 +196,9 @@ class Relay:
     def _requests(self, client: socket.socket, server: socket.socket, losing: threading.Event) -> None:
         with suppress(OSError):  # the other direction has cut
             for chunk in _chunks(client):
+                if self.hold_at and self.hold_at in chunk:
+                    self.hold_at = b""
+                    self.hold()
                 if self.lose_request and self.lose_request in chunk:
                     self.lose_request = b""
                     break
