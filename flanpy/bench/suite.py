@@ -6,7 +6,7 @@ import importlib.util
 import os
 from collections.abc import Callable, Sequence
 
-from flanpy.bench import core
+from flanpy.bench import agents, core
 from flanpy.bench.latency import latency_tasks
 from flanpy.bench.progress import show_progress
 from flanpy.bench.runner import Progress, Recorder, plan, run_beds
@@ -37,6 +37,11 @@ def run(settings: Settings, *, quick: bool) -> Result:
         _require_bed_tools()
         steps = sum(1 for _ in plan(settings, tasks))
         parts.append((steps, lambda recorder, progress: run_beds(settings, tasks, recorder, progress)))
+    if "agent" in settings.groups:
+        _require_bed_tools()
+        require_tool("etcd", "etcd-server")
+        figures += agents.FIGURES
+        parts.append((agents.steps(settings), lambda recorder, progress: agents.run_agents(settings, recorder, progress)))
     if "core" in settings.groups:
         figures += core.figures()
         parts.append((core.steps(settings), lambda recorder, progress: core.run_core(settings, recorder, progress)))
