@@ -32,12 +32,13 @@ from flanpy.agent.machine import Machine, Outcome
 from flanpy.agent.planner import Plan, make_plan
 from flanpy.agent.readiness import Readiness
 from flanpy.agent.report import answer
+from flanpy.agent.underlay import Underlay
 from flanpy.config.network import parse_network_config
 from flanpy.config.options import AgentOptions
 from flanpy.core import leasing, membership
 from flanpy.core.lease_events import LeasingState, Pending
 from flanpy.errors import ConfigError, FlanpyError
-from flanpy.model import NetworkConfig, Uplink
+from flanpy.model import NetworkConfig
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +73,7 @@ class State:
     outcome: Outcome | None = None
     generation: int = 0
     dirty: bool = False
+    look_at_underlay: bool = False
     failures: int = 0
     refused: dict[str, str] = field(default_factory=dict)
 
@@ -82,7 +84,7 @@ class Loop:
     def __init__(
         self,
         options: AgentOptions,
-        uplink: Uplink,
+        underlay: Underlay,
         identity: leasing.Identity,
         machine: Machine,
         executor: Executor,
@@ -90,7 +92,7 @@ class Loop:
         events: EventQueue,
     ) -> None:
         self._options = options
-        self._uplink = uplink
+        self._underlay = underlay
         self._identity = identity
         self._machine = machine
         self._executor = executor
@@ -142,9 +144,9 @@ class Loop:
                 self._store_fails(message, denied)
             case KernelChanged(what):
                 log.debug("kernel: %s", what, extra=event("kernel_changed", what=str(what)))
-                self._state.dirty = True
+                self._state.dirty = self._state.look_at_underlay = True
             case Ask():
-                item.reply.put(answer(item.command, self._state, self._machine, self._uplink, self._readiness, self._started_s))
+                item.reply.put(answer(item.command, self._state, self._machine, self._underlay, self._readiness, self._started_s))
             case Stop(signal):
                 self._stopped_by = signal
 
@@ -293,10 +295,14 @@ class Loop:
         """One pass: from what is known to the desired state, and the machine after it."""
         state = self._state
         state.dirty = False
+        if state.look_at_underlay:
+            self._follow_underlay()
         if state.config is None or state.members is None or state.lease is None or state.lease.held is None:
             return
         try:
-            plan = make_plan(state.config, state.lease.held, state.members, self._uplink, self._options, state.generation + 1)
+            plan = make_plan(
+                state.config, state.lease.held, state.members, self._underlay.uplink, self._options, state.generation + 1
+            )
         except FlanpyError as error:
             self._converge_failed((str(error),))
             return
@@ -311,6 +317,18 @@ class Loop:
             self._converge_failed(state.outcome.problems)
         else:
             self._converged(state.config, state.plan)
+
+    def _follow_underlay(self) -> None:
+        """Register anew when peers have to reach us by another address; MTU and sockets follow with the next plan."""
+        self._state.look_at_underlay = False
+        if not self._underlay.look():
+            return
+        address = self._options.public_ip or self._underlay.uplink.address
+        attributes = self._identity.attributes
+        if address is None or address == attributes.public_ip:
+            return
+        self._identity = replace(self._identity, attributes=replace(attributes, public_ip=address))
+        self._feed(leasing.AttributesChanged(self._identity.attributes))
 
     def _converged(self, config: NetworkConfig, plan: Plan) -> None:
         state = self._state

@@ -8,21 +8,27 @@ from typing import TYPE_CHECKING, Any
 from flanpy import __version__
 from flanpy.agent.machine import Machine
 from flanpy.agent.readiness import Readiness
-from flanpy.model import Lease, Uplink
+from flanpy.agent.underlay import Underlay
+from flanpy.model import Lease
 
 if TYPE_CHECKING:
     from flanpy.agent.loop import State
 
 
 def answer(
-    command: str, state: State, machine: Machine, uplink: Uplink, readiness: Readiness, started_s: float
+    command: str, state: State, machine: Machine, underlay: Underlay, readiness: Readiness, started_s: float
 ) -> dict[str, Any]:
     """The answer to one command: ``status`` or ``health``; anything else is refused by name."""
     match command:
         case "status":
-            return {"ok": True, **_status(state, machine, uplink, readiness, started_s)}
+            return {"ok": True, **_status(state, machine, underlay, readiness, started_s)}
         case "health":
-            return {"ok": True, "alive": True, "ready": _ready(state, readiness), "problems": problems(state, readiness)}
+            return {
+                "ok": True,
+                "alive": True,
+                "ready": _ready(state, readiness),
+                "problems": problems(state, readiness, underlay),
+            }
     return {"ok": False, "error": f"unknown command {command[:40]!r}; there are: status, health"}
 
 
@@ -31,10 +37,11 @@ def _ready(state: State, readiness: Readiness) -> bool:
     return readiness.ready and synced and state.lease is not None and state.lease.held is not None
 
 
-def problems(state: State, readiness: Readiness) -> list[str]:
+def problems(state: State, readiness: Readiness, underlay: Underlay) -> list[str]:
     """What is wrong now, the worst first; empty when all is well."""
     found = [
         state.config_problem,
+        f"underlay: {underlay.problem}" if underlay.problem else None,
         state.lease.problem if state.lease else None,
         *(state.outcome.problems if state.outcome else ()),
         readiness.problem if state.plan else None,
@@ -44,14 +51,15 @@ def problems(state: State, readiness: Readiness) -> list[str]:
     return list(dict.fromkeys(item for item in found if item))
 
 
-def _status(state: State, machine: Machine, uplink: Uplink, readiness: Readiness, started_s: float) -> dict[str, Any]:
+def _status(state: State, machine: Machine, underlay: Underlay, readiness: Readiness, started_s: float) -> dict[str, Any]:
     now_s = time.monotonic()
     held = state.lease.held if state.lease else None
+    uplink = underlay.uplink
     return {
         "version": __version__,
         "uptime_s": round(now_s - started_s, 3),
         "ready": _ready(state, readiness),
-        "problems": problems(state, readiness),
+        "problems": problems(state, readiness, underlay),
         "uplink": {"name": uplink.name, "address": str(uplink.address), "mtu_bytes": uplink.mtu_bytes},
         "lease": _lease(held) if held else None,
         "etcd": {

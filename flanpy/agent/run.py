@@ -30,6 +30,7 @@ from flanpy.agent.loop import Loop
 from flanpy.agent.machine import Machine
 from flanpy.agent.notify import notify
 from flanpy.agent.readiness import Readiness
+from flanpy.agent.underlay import Underlay
 from flanpy.agent.watcher import Watcher
 from flanpy.config.options import AgentOptions
 from flanpy.core import leasing
@@ -38,7 +39,7 @@ from flanpy.errors import ConfigError, InterfaceError, PlatformError
 from flanpy.kernel.monitor import Monitor
 from flanpy.kernel.netlink import Kernel
 from flanpy.kernel.platform import check_platform
-from flanpy.kernel.uplink import UplinkSelection, find_uplink
+from flanpy.kernel.uplink import UplinkSelection
 from flanpy.model import FlanpyInfo, NodeAttributes, Subnets, Uplink
 from flanpy.stores.server import EtcdServer, EtcdServerSettings
 
@@ -60,18 +61,19 @@ def run_agent(options: AgentOptions) -> int:
         stack.enter_context(files.exclusive(options.run_dir))
         kernel = stack.enter_context(Kernel())
         _say_findings(options)
-        uplink = find_uplink(kernel, _selection(options))
+        underlay = Underlay(kernel, _selection(options))
+        uplink = underlay.uplink
         log.info(
             "underlay: %s %s", uplink.name, uplink.address, extra=event("uplink", name=uplink.name, address=str(uplink.address))
         )
         if options.embedded_etcd:
             options = _start_etcd(options, stack)
-        stopped_by = _run_loop(options, uplink, kernel, events, stack)
+        stopped_by = _run_loop(options, underlay, kernel, events, stack)
         log.info("stopped by %s", stopped_by, extra=event("stopped", signal=stopped_by))
     return 0
 
 
-def _run_loop(options: AgentOptions, uplink: Uplink, kernel: Kernel, events: EventQueue, stack: ExitStack) -> str:
+def _run_loop(options: AgentOptions, underlay: Underlay, kernel: Kernel, events: EventQueue, stack: ExitStack) -> str:
     from flanpy.stores.etcd import EtcdOptions, open_store
 
     store = open_store(
@@ -90,7 +92,7 @@ def _run_loop(options: AgentOptions, uplink: Uplink, kernel: Kernel, events: Eve
     stack.callback(machine.close)
     executor, watcher = Executor(store, events), Watcher(store, events)
     readiness = Readiness(options.subnet_file, options.ip_masq)
-    loop = Loop(options, uplink, _identity(options, uplink), machine, executor, readiness, events)
+    loop = Loop(options, underlay, _identity(options, underlay.uplink), machine, executor, readiness, events)
     control = ControlServer(options.run_dir, events)
     stack.callback(control.close)
     monitor = Monitor(lambda what: events.put(KernelChanged(what)), kernel.ports)

@@ -248,10 +248,37 @@ def test_a_stranger_s_packets_are_dropped_and_counted(two: Cluster) -> None:
     before = two.verdicts("host1")
     target = two.pod("host1-pod1")
     two.sandbox.run(None, ["python3", "-c", spoof, two.pod("host2-pod1"), target], env=python())
-    two.sandbox.run("host2", ["python3", "-c", spoof, "10.244.3.3", target], env=python())
+    two.sandbox.run("host2", ["python3", "-c", spoof, "198.51.100.7", target], env=python())
 
     def grown() -> bool:
         now = two.verdicts("host1")
         return all(now.get(name, 0) == before.get(name, 0) + 1 for name in ("drop_unknown_peer", "drop_spoofed"))
 
     eventually(grown, 5, "both are counted under their reasons")
+
+
+def test_a_new_address_of_the_uplink_is_registered_and_used(two: Cluster) -> None:
+    key = two.key("host2")
+    rewire = "ip addr del 172.31.9.2/24 dev eth0; ip addr add 172.31.9.77/24 dev eth0; ip route replace default via 172.31.9.254"
+    two.sandbox.run("host2", ["sh", "-euc", rewire])
+    try:
+        eventually(lambda: '"PublicIP":"172.31.9.77"' in str(two.get(key)), 5, "the new address is registered")
+        eventually(lambda: two.status("host1")["peers"][0]["hop"] == "172.31.9.77:8285", 5, "the peer sends there")
+        eventually(lambda: two.ping("host1-pod1", "host2-pod1") == 3, 10, "packets flow")
+    finally:
+        back = (
+            "ip addr del 172.31.9.77/24 dev eth0; ip addr add 172.31.9.2/24 dev eth0; ip route replace default via 172.31.9.254"
+        )
+        two.sandbox.run("host2", ["sh", "-euc", back])
+    eventually(lambda: '"PublicIP":"172.31.9.2"' in str(two.get(key)), 5, "the old address is registered again")
+    assert two.key("host2") == key
+
+
+def test_a_smaller_mtu_of_the_uplink_reaches_device_and_subnet_env(two: Cluster) -> None:
+    two.sandbox.run("host1", ["ip", "link", "set", "eth0", "mtu", "1400"])
+    eventually(
+        lambda: '"mtu":1372' in two.sandbox.run("host1", ["ip", "-j", "link", "show", "flannel0"]).stdout, 5, "the device has it"
+    )
+    eventually(lambda: two.lab.lease("host1").mtu_bytes == 1372, 5, "subnet.env has it")  # type: ignore[union-attr]
+    two.sandbox.run("host1", ["ip", "link", "set", "eth0", "mtu", "1500"])
+    eventually(lambda: two.lab.lease("host1").mtu_bytes == 1472, 5, "and back")  # type: ignore[union-attr]

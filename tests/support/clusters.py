@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from flanpy.errors import FlanpyError
 from flanpy.lab import topology
 from flanpy.lab.cluster import IMPORT_PATH, Lab
 from flanpy.lab.registry import LabSpec
@@ -48,7 +49,7 @@ def eventually(check: Callable[[], object], within_s: float, what: str) -> Any:
         try:
             if last := check():
                 return last
-        except (AssertionError, OSError, LookupError, RuntimeError) as error:
+        except (AssertionError, OSError, LookupError, RuntimeError, FlanpyError) as error:
             last = error
         time.sleep(0.05)
     raise AssertionError(f"not within {within_s} s: {what} (last: {last!r})")

@@ -1,0 +1,62 @@
+"""Follows the underlay interface: its address, MTU and state may change while the agent runs (DHCP, a replugged cable, a moved route).
+
+Called by the loop's thread when the kernel has told of a change. While no interface fits, the last one stays in use (fail static) and
+the reason is kept for the operator.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from flanpy.agent.logs import event
+from flanpy.errors import FlanpyError
+from flanpy.kernel.netlink import Kernel
+from flanpy.kernel.uplink import UplinkSelection, find_uplink
+from flanpy.model import Uplink
+
+log = logging.getLogger(__name__)
+
+
+class Underlay:
+    """The uplink in use; made at start, when an interface that does not fit ends the agent (InterfaceError)."""
+
+    def __init__(self, kernel: Kernel, selection: UplinkSelection) -> None:
+        self._kernel = kernel
+        self._selection = selection
+        self.uplink: Uplink = find_uplink(kernel, selection)
+        self.problem: str | None = None
+
+    def look(self) -> bool:
+        """Look again; whether anything that matters to us has changed."""
+        try:
+            found = find_uplink(self._kernel, self._selection)
+        except FlanpyError as error:
+            self._lost(str(error))
+            return False
+        if self.problem is not None:
+            log.info("underlay: %s is back", found.name, extra=event("uplink_back", name=found.name))
+        self.problem = None
+        if found == self.uplink:
+            return False
+        log.warning(
+            "underlay: now %s %s MTU %d (was %s %s MTU %d)",
+            found.name,
+            found.address,
+            found.mtu_bytes,
+            self.uplink.name,
+            self.uplink.address,
+            self.uplink.mtu_bytes,
+            extra=event("uplink_changed", name=found.name, address=str(found.address), mtu_bytes=found.mtu_bytes),
+        )
+        self.uplink = found
+        return True
+
+    def _lost(self, problem: str) -> None:
+        if problem != self.problem:
+            log.error(
+                "underlay: %s; %s stays in use until one fits",
+                problem,
+                self.uplink.name,
+                extra=event("uplink_lost", problem=problem),
+            )
+        self.problem = problem
