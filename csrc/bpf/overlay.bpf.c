@@ -55,6 +55,14 @@ FP_INLINE int fp_drop(struct fp_run *run, enum fp_verdict verdict, __u32 packets
     return FP_TC_DROP;
 }
 
+/* Send through an interface; the kernel puts the link header on. */
+FP_INLINE int fp_redirect(__u32 ifindex, struct bpf_redir_neigh *next)
+{
+    if (next->nh_family)
+        return (int)bpf_redirect_neigh(ifindex, next, sizeof *next, 0);
+    return (int)bpf_redirect_neigh(ifindex, (void *)0, 0, 0);
+}
+
 /* A packet of real size stands for itself, a superpacket for its segments. */
 struct fp_size {
     __u32 headers; /* of one segment; 0: not a superpacket */
@@ -123,7 +131,10 @@ FP_INLINE _Bool fp_is_odd(const struct fp_ip4 *ip, __u32 bytes)
            fp_martian(FP_BE32(ip->destination_be));
 }
 
-/* Ask the kernel for the way to the peer. Fills `next`; its family is 0 when the kernel has to find the way by itself. */
+/*
+ * Ask the kernel for the way to the peer. Fills `next` when the neighbour is known. If not, its family stays 0 and the kernel has
+ * to look the way up again: a packet that waits for a neighbour must carry the right route, and it still carries the inner one.
+ */
 FP_INLINE int fp_find_way(struct fp_run *run, __be32 peer_be, __u32 outer_bytes, struct bpf_redir_neigh *next)
 {
     struct bpf_fib_lookup way = {
@@ -139,7 +150,7 @@ FP_INLINE int fp_find_way(struct fp_run *run, __be32 peer_be, __u32 outer_bytes,
         return FP_BPF_UP_ANSWER;
     if (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH && result != BPF_FIB_LKUP_RET_FWD_DISABLED)
         return FP_BPF_UP_NEIGHBOUR;
-    if (result != BPF_FIB_LKUP_RET_FWD_DISABLED && way.family == FP_AF_INET) {
+    if (result == BPF_FIB_LKUP_RET_SUCCESS && way.family == FP_AF_INET) {
         next->nh_family = FP_AF_INET;
         next->ipv4_nh = way.ipv4_dst;
     }
@@ -220,9 +231,7 @@ FP_INLINE int fp_send(struct fp_run *run, struct fp_parcel *parcel, struct bpf_r
     fp_count(run->counters, FP_ENCAPSULATED, parcel->size.packets, parcel->size.bytes);
     if (parcel->size.headers)
         run->counters->others[FP_BPF_SUPERPACKETS_OUT]++;
-    if (next->nh_family)
-        return (int)bpf_redirect_neigh(run->header->underlay, next, sizeof *next, 0);
-    return (int)bpf_redirect_neigh(run->header->underlay, (void *)0, 0, 0);
+    return fp_redirect(run->header->underlay, next);
 }
 
 /*
@@ -361,8 +370,10 @@ FP_INLINE _Bool fp_is_for_bridge(const struct fp_run *run, const struct fp_ip4 *
     if ((result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH) || way.ifindex != run->header->bridge ||
         way.family != FP_AF_INET)
         return 0;
-    next->nh_family = FP_AF_INET;
-    next->ipv4_nh = way.ipv4_dst;
+    if (result == BPF_FIB_LKUP_RET_SUCCESS) {
+        next->nh_family = FP_AF_INET;
+        next->ipv4_nh = way.ipv4_dst;
+    }
     return 1;
 }
 
@@ -376,7 +387,7 @@ FP_INLINE int fp_deliver(struct fp_run *run, const struct fp_ip4 *ip, _Bool merg
     }
     if (run->header->flags & FP_BPF_BYPASS && fp_is_for_bridge(run, ip, &next)) {
         run->counters->others[FP_BPF_BYPASSED]++;
-        return (int)bpf_redirect_neigh(run->header->bridge, &next, sizeof next, 0);
+        return fp_redirect(run->header->bridge, &next);
     }
     return (int)bpf_redirect(run->header->device, BPF_F_INGRESS);
 }

@@ -85,7 +85,9 @@ class Tun:
 def open_tun(name: str, queues: int = 1, *, keep: bool = False) -> Tun:
     """Create the device ``name`` with so many queues, down and without address.
 
-    With ``keep`` it outlives its descriptors, and one that was kept before is taken over as it stands. Raises ResourceBusy when the name is taken, PlatformError when the machine does not let us have a TUN device.
+    With ``keep`` it outlives its descriptors, and one that was kept before is taken over as it stands.
+
+    Raises ResourceBusy when the name is taken, PlatformError when the machine does not let us have a TUN device.
     """
     if not 1 <= len(name.encode()) <= NAME_BYTES_MAX or "/" in name or name in {".", ".."} or any(c.isspace() for c in name):
         raise PlatformError(f"TUN device {name!r}: not a device name (1 to {NAME_BYTES_MAX} bytes, no slash, no space)")

@@ -1,0 +1,197 @@
+"""Two hosts with a pod each, like tests/support/netns.py, where each host has the datapath that the test asks for.
+
+pod a 10.5.1.2                                                                  pod b 10.5.2.2
+   | veth, gateway 10.5.1.1                               veth, gateway 10.5.2.1 |      with bridge=True: behind cni0
+host a  flannel0 10.5.1.0/32  <- datapath ->                 flannel0 10.5.2.0/32  host b
+   | uplink 172.31.0.1/24 ---------------- veth, MTU 1500 or more --- 172.31.0.2/24 |
+
+Pins go into a directory of the test's own in bpffs, which is removed with everything else when the block ends.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import Any
+
+from flanpy.datapath import Datapath, DatapathSettings, DatapathStats
+from flanpy.datapath.ebpf import EbpfDatapath, EbpfOptions
+from flanpy.datapath.ebpf_pins import BPFFS, mount_bpffs
+from flanpy.datapath.sockets import open_underlay
+from flanpy.datapath.userspace import UserspaceDatapath
+from flanpy.kernel.bpf_host import BpfHost
+from flanpy.kernel.netlink import Kernel
+from flanpy.kernel.tun import open_tun
+from flanpy.model import ForwardTable, Hop, TableEntry
+from tests.support.namespaces import Namespace, inside, namespace
+
+PORT = 8285
+
+
+@contextmanager
+def pin_root() -> Iterator[Path]:
+    """A directory in bpffs that nobody else uses; gone afterwards with all in it."""
+    mount_bpffs(BPFFS)
+    root = BPFFS / f"flanpy-test-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    root.mkdir()
+    try:
+        yield root
+    finally:
+        for directory in root.iterdir():
+            for name in directory.iterdir():
+                name.unlink()
+            directory.rmdir()
+        root.rmdir()
+
+
+@dataclass(slots=True)
+class EbpfSide:
+    """One host: its namespaces, addresses and datapath, which a test may take away and open anew."""
+
+    number: int
+    host: Namespace
+    pod: Namespace
+    kind: str
+    settings: DatapathSettings
+    options: EbpfOptions
+    datapath: Datapath | None = None
+    kernels: list[Kernel] = field(default_factory=list)
+
+    @property
+    def subnet(self) -> IPv4Network:
+        return IPv4Network(f"10.5.{self.number}.0/24")
+
+    @property
+    def pod_address(self) -> IPv4Address:
+        return self.subnet[2]
+
+    @property
+    def tunnel_address(self) -> IPv4Address:
+        return self.subnet[0]
+
+    @property
+    def underlay_address(self) -> IPv4Address:
+        return self.settings.underlay_address
+
+    @property
+    def hop(self) -> Hop:
+        return Hop(self.underlay_address, PORT, ecn=True, superpacket=self.kind == "ebpf")
+
+    def open(self) -> Datapath:
+        """Open the datapath of this side's kind; the TUN device is kept for ebpf."""
+        settings = self.settings
+        with inside(self.host):
+            tun = open_tun(settings.device, settings.queues, keep=self.kind == "ebpf")
+            userspace = UserspaceDatapath(settings, tun, open_underlay(settings.underlay_address, PORT, settings.queues))
+            if self.kind == "userspace":
+                self.datapath = userspace
+                return userspace
+            self.kernels.append(Kernel())
+            self.datapath = EbpfDatapath(settings, self.options, userspace, BpfHost(self.kernels[-1]))
+            return self.datapath
+
+    def publish(self, table: ForwardTable) -> None:
+        with inside(self.host):
+            assert self.datapath is not None
+            self.datapath.publish(table)
+
+    def check(self) -> None:
+        with inside(self.host):
+            assert self.datapath is not None
+            self.datapath.check()
+
+    @property
+    def stats(self) -> DatapathStats:
+        assert self.datapath is not None
+        return self.datapath.stats()
+
+    def close(self) -> None:
+        """Everything of this side's datapath is gone; safe to call twice."""
+        with inside(self.host):
+            if isinstance(self.datapath, EbpfDatapath):
+                self.datapath.teardown()
+            elif self.datapath is not None:
+                self.datapath.close()
+        while self.kernels:
+            self.kernels.pop().close()
+
+
+@dataclass(frozen=True, slots=True)
+class EbpfOverlay:
+    """Both hosts."""
+
+    a: EbpfSide
+    b: EbpfSide
+
+    def publish(self, generation: int = 1) -> None:
+        self.a.publish(table(self.a, self.b, generation=generation))
+        self.b.publish(table(self.b, self.a, generation=generation))
+
+
+def table(own: EbpfSide, *peers: EbpfSide, generation: int = 1) -> ForwardTable:
+    """The table of one host: its own subnet, and those of its peers."""
+    return ForwardTable(generation, tuple(TableEntry(peer.subnet, peer.hop) for peer in peers), (own.subnet,))
+
+
+def _hosts(stack: ExitStack, mtu: int, bridge: bool) -> list[tuple[Namespace, Namespace]]:
+    made = [(stack.enter_context(namespace()), stack.enter_context(namespace())) for _ in range(2)]
+    left, right = made[0][0], made[1][0]
+    left.script(f"ip link add uplink mtu {mtu} type veth peer name uplink mtu {mtu} netns {right.path}")
+    for number, (host, pod) in enumerate(made, 1):
+        gateway = "cni0" if bridge else "pod0"
+        host.script(
+            f"ip link set uplink up; ip addr add 172.31.0.{number}/24 dev uplink;"
+            f"ip link add pod0 mtu {mtu} type veth peer name eth0 mtu {mtu} netns {pod.path}; ip link set pod0 up;"
+            + (f"ip link add cni0 mtu {mtu} type bridge; ip link set cni0 up; ip link set pod0 master cni0;" if bridge else "")
+            + f"ip addr add 10.5.{number}.1/24 dev {gateway}; sysctl -qw net.ipv4.ip_forward=1"
+        )
+        pod.script(
+            f"ip link set eth0 mtu {mtu - 28} up; ip addr add 10.5.{number}.2/24 dev eth0; ip route add default via 10.5.{number}.1"
+        )
+    return made
+
+
+@contextmanager
+def ebpf_overlay(
+    kinds: tuple[str, str] = ("ebpf", "ebpf"),
+    *,
+    wire: bool = False,
+    gro: bool = False,
+    mtu: int = 1500,
+    bridge: bool = False,
+    source_check: bool = True,
+    published: bool = True,
+    **options: Any,
+) -> Iterator[EbpfOverlay]:
+    """The topology of the module's docstring, with tables published."""
+    with ExitStack() as stack:
+        root = stack.enter_context(pin_root())
+        sides = []
+        for number, (host, pod) in enumerate(_hosts(stack, mtu, bridge), 1):
+            if wire:
+                host.script(f"ethtool -K uplink tso off gso off tx-udp-segmentation off gro {'on' if gro else 'off'} >/dev/null")
+            settings = DatapathSettings(
+                device="flannel0",
+                tunnel_address=IPv4Address(f"10.5.{number}.0"),
+                underlay_address=IPv4Address(f"172.31.0.{number}"),
+                port=PORT,
+                mtu_bytes=mtu - 28,
+                source_check=source_check,
+            )
+            chosen = replace(EbpfOptions("uplink", pin_root=root), **options)
+            side = EbpfSide(number, host, pod, kinds[number - 1], settings, chosen)
+            stack.callback(side.close)
+            side.open()
+            host.script(
+                f"ip link set flannel0 mtu {mtu - 28} up; ip addr add 10.5.{number}.0/32 dev flannel0; ip route add 10.5.0.0/16 dev flannel0"
+            )
+            sides.append(side)
+        made = EbpfOverlay(*sides)
+        if published:
+            made.publish()
+        yield made
