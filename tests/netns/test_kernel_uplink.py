@@ -63,9 +63,8 @@ def chosen(**options: object) -> tuple[str, str]:
 
 
 def test_the_uplink_is_told_whole(ns: Namespace) -> None:
-    assert find(iface=("eth0",)) == Uplink(
-        "eth0", socket.if_nametoindex("eth0"), 1450, IPv4Address("192.0.2.2"), IPv6Address("2001:db8::2")
-    )
+    eth0, eth1 = (socket.if_nametoindex(name) for name in ("eth0", "eth1"))
+    assert find(iface=("eth0",)) == Uplink("eth0", eth0, 1450, IPv4Address("192.0.2.2"), IPv6Address("2001:db8::2"))
     assert find(iface=("eth1",)) == Uplink("eth1", eth1, 1500, IPv4Address("198.51.100.2"), None)
 
 
