@@ -111,5 +111,5 @@ def _rates(lab: Lab) -> dict[str, float]:
 
 def _losses(lab: Lab) -> dict[str, float]:
     rules = lab.sandbox.run(None, ["nft", "list", "ruleset", "netdev"]).stdout
-    pattern = r'chain ingress \{\s+type filter hook ingress device "([^"]+)".*\s+numgen random mod 10000 < (\d+)'
-    return {device: int(share) / 100 for device, share in re.findall(pattern, rules)}
+    pattern = r'chain ingress \{\s+type filter hook ingress device "([^"]+)".*\s+numgen random mod 10000 <= (\d+)'
+    return {device: (int(last) + 1) / 100 for device, last in re.findall(pattern, rules)}

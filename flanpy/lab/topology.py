@@ -133,8 +133,8 @@ def loss_script(host: HostPlan, percent: float) -> str:
     """
     table = f"lab_{host.name.replace('-', '_')}"
     script = f"table netdev {table}\ndelete table netdev {table}\n"
-    if percent > 0:
-        drop = f"numgen random mod 10000 < {round(percent * 100)} counter drop"
+    if round(percent * 100) > 0:
+        drop = f"numgen random mod 10000 <= {round(percent * 100) - 1} counter drop"
         script += f"table netdev {table} {{\n"
         for hook in ("ingress", "egress"):
             script += f'  chain {hook} {{ type filter hook {hook} device "{host.port}" priority 0; {drop}; }}\n'

@@ -1,0 +1,351 @@
+"""A lab as its users meet it: real etcd, real agents, the command line.
+
+etcd ── underlay ─┬─ host1 ── host1-pod1        (two hosts, one pod each; the demo makes three and six)
+                  └─ host2 ── host2-pod1
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flanpy.errors import LabError
+from flanpy.lab import lifecycle, registry
+from flanpy.lab.cluster import Lab
+from flanpy.lab.process import has_ended
+from flanpy.lab.status import agent_status, read_status
+from flanpy.lab.traffic import ping_all, wait_for_ping
+from tests.support.lab import (
+    FLANPY,
+    ROOT,
+    eventually,
+    lab_directory,
+    lab_spec,
+    machine_state,
+    namespaces_of,
+    processes_in,
+    running_lab,
+)
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with running_lab(tmp_path_factory.mktemp("labs"), lab_spec()) as running:
+        yield running
+
+
+def pings(lab: Lab, count: int = 2) -> list[int]:
+    a, b = lab.segment().pods
+    return [result.received for result in ping_all(lab.sandbox, [(a, b), (b, a)], count)]
+
+
+def test_pods_of_different_hosts_reach_each_other_through_the_agents(lab: Lab) -> None:
+    before = agent_status(lab, "host1")["datapath"]["verdicts"]["encapsulated"]["packets"]
+    assert pings(lab) == [2, 2]
+    assert agent_status(lab, "host1")["datapath"]["verdicts"]["encapsulated"]["packets"] - before == 4
+
+
+def test_pods_and_hosts_have_names(lab: Lab) -> None:
+    assert lab.sandbox.run("host1-pod1", ["ping", "-c", "1", "host2-pod1"]).returncode == 0
+    assert lab.sandbox.run("host1", ["ping", "-c", "1", "etcd"]).returncode == 0
+
+
+def test_pods_get_the_mtu_that_the_agents_lease_leaves(lab: Lab) -> None:
+    assert lab.lease("host1") is not None
+    links = json.loads(lab.sandbox.run("host1-pod1", ["ip", "-j", "link", "show", "eth0"]).stdout)
+    assert links[0]["mtu"] == 1472
+
+
+def test_the_status_is_what_there_is(lab: Lab) -> None:
+    status = read_status(lab)
+    assert [(host.name, host.cable, host.agent, host.datapath, host.peers) for host in status.hosts] == [
+        ("host1", "plugged", "ready", "userspace", 1),
+        ("host2", "plugged", "ready", "userspace", 1),
+    ]
+    lease = lab.lease("host1")
+    assert lease is not None
+    assert (status.hosts[0].subnet, status.hosts[0].pods[0].address) == (str(lease.subnet), str(lease.subnet[2]))
+
+
+def test_the_status_shows_what_was_done_to_a_cable(lab: Lab) -> None:
+    lab.cut("host2")
+    lab.impair("host2", loss_percent=12.5, rate_mbit=80)
+    try:
+        host = read_status(lab).hosts[1]
+        assert (host.cable, host.loss_percent, host.rate_mbit) == ("cut", 12.5, 80)
+    finally:
+        lab.impair("host2", loss_percent=0, rate_mbit=0)
+        lab.join("host2")
+    host = read_status(lab).hosts[1]
+    assert (host.cable, host.loss_percent, host.rate_mbit) == ("plugged", 0, 0)
+
+
+@pytest.mark.parametrize(("loss", "rate"), [(-1.0, None), (101.0, None), (None, -1.0), (None, 1e9)])
+def test_an_impossible_impairment_is_refused(lab: Lab, loss: float | None, rate: float | None) -> None:
+    with pytest.raises(LabError, match="must be 0"):
+        lab.impair("host1", loss_percent=loss, rate_mbit=rate)
+
+
+def test_a_killed_agent_comes_back_to_its_own_subnet(lab: Lab) -> None:
+    before = lab.lease("host2")
+    lab.stop_agent("host2", signal.SIGKILL)
+    assert read_status(lab).hosts[1].agent == "stopped"
+    lab.start_agents(["host2"])
+    assert lab.lease("host2") == before
+    a, b = lab.segment().pods
+    assert wait_for_ping(lab.sandbox, a, b, 10) is not None
+
+
+def test_etcd_keeps_its_data_when_it_is_killed_and_started_again(lab: Lab) -> None:
+    lab.stop_etcd(signal.SIGKILL)
+    assert pings(lab, 1) == [1, 1]
+    lab.start_etcd()
+    subnets = "import base64, http.client, json, sys; c = http.client.HTTPConnection(sys.argv[1]); "
+    subnets += "k = lambda s: base64.b64encode(s.encode()).decode(); r = {'key': k('/coreos.com/network/subnets/'), "
+    subnets += "'range_end': k('/coreos.com/network/subnets0'), 'count_only': True}; "
+    subnets += "c.request('POST', '/v3/kv/range', json.dumps(r)); print(json.load(c.getresponse())['count'])"
+    count = [sys.executable, "-c", subnets, lab.etcd_url.removeprefix("http://")]
+    assert eventually(lambda: lab.sandbox.run(None, count, check=False).stdout == "2\n")
+
+
+def test_an_agent_that_runs_is_not_started_again(lab: Lab) -> None:
+    with pytest.raises(LabError, match="the agent of host1 runs already"):
+        lab.start_agents(["host1"])
+
+
+def test_an_unknown_host_is_named_with_those_that_there_are(lab: Lab) -> None:
+    with pytest.raises(LabError, match=r"host9: no such host in this lab \(there are: host1, host2\)"):
+        lab.cut("host9")
+
+
+def test_an_agent_that_ends_at_once_is_reported_with_its_log(tmp_path: Path) -> None:
+    with pytest.raises(LabError, match=r"(?s)the agent of host1 has ended; its log is (\S+) and ends:.*no-such-flag") as caught:
+        with running_lab(tmp_path, lab_spec(hosts=1, agent_flags=("--no-such-flag",))):
+            pass
+    log = str(caught.value).split("its log is ")[1].split()[0]
+    assert "no-such-flag" in Path(log).read_text()
+
+
+def test_two_labs_of_the_same_shape_live_side_by_side(lab: Lab, tmp_path: Path) -> None:
+    before = machine_state(mounts=False)
+    with running_lab(tmp_path, lab_spec("other", network="10.5.0.0/16")) as other:
+        assert pings(other) == [2, 2]
+        other.cut("host1")
+        assert pings(lab) == [2, 2]
+    assert machine_state(mounts=False) == before
+
+
+# ------------------------------------------------------------------------------------------------ the command line
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Commands of one user with two labs, ``one`` and ``two``."""
+    with lab_directory(tmp_path_factory.mktemp("labs")) as variables:
+        try:
+            for name in ("one", "two"):
+                flanpy(variables, "up", name, "--hosts", "1", "--pods", "1")
+            yield variables
+        finally:
+            flanpy(variables, "down", "--all")
+            assert registry.labs() == ()
+
+
+def flanpy(environment: dict[str, str], *words: str, status: int = 0) -> str:
+    done = subprocess.run(
+        [*FLANPY, "lab", *words],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_labs_are_listed(environment: dict[str, str]) -> None:
+    assert [entry["name"] for entry in json.loads(flanpy(environment, "list", "--output", "json"))] == ["one", "two"]
+
+
+def test_a_name_that_is_taken_is_refused(environment: dict[str, str]) -> None:
+    assert "one: a lab of this name runs already" in flanpy(environment, "up", "one", status=9)
+
+
+def test_a_network_that_cannot_be_is_refused_before_anything_is_made(environment: dict[str, str]) -> None:
+    assert "Network" in flanpy(environment, "up", "three", "--network", "10.5.0.0/31", status=3)
+    assert "three" not in flanpy(environment, "list")
+
+
+def test_several_labs_need_a_name(environment: dict[str, str]) -> None:
+    assert "which lab? there are: one, two" in flanpy(environment, "status", status=9)
+    assert json.loads(flanpy(environment, "status", "--lab", "one", "--output", "json"))["name"] == "one"
+
+
+@pytest.mark.parametrize(("command", "status"), [("exit 7", 7), ("kill -TERM $$", 143), ("true", 0)])
+def test_exec_passes_the_exit_status_on(environment: dict[str, str], command: str, status: int) -> None:
+    flanpy(environment, "exec", "one", "host1-pod1", "--", "sh", "-c", command, status=status)
+
+
+def test_exec_hands_its_terminal_over(environment: dict[str, str]) -> None:
+    controller, terminal = os.openpty()
+    argv = [*FLANPY, "lab", "exec", "two", "host1", "--", "sh", "-c", "test -t 0 && test -t 1 && echo a terminal"]
+    with subprocess.Popen(argv, env=environment, stdin=terminal, stdout=terminal, stderr=terminal) as process:
+        assert process.wait(20) == 0
+    assert b"a terminal" in os.read(controller, 1000)
+    os.close(controller)
+    os.close(terminal)
+
+
+def test_exec_passes_sigterm_to_the_command(environment: dict[str, str]) -> None:
+    argv = [*FLANPY, "lab", "exec", "one", "host1", "--", "sh", "-c", "trap 'exit 5' TERM; echo go; while :; do sleep 0.01; done"]
+    with subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "go\n"
+        process.terminate()
+        assert process.wait(20) == 5
+
+
+def test_exec_in_a_place_or_of_a_program_that_is_not_there(environment: dict[str, str]) -> None:
+    assert "there are: host1, host1-pod1, etcd" in flanpy(environment, "exec", "one", "pod7", "--", "true", status=9)
+    assert "nosuch: not found" in flanpy(environment, "exec", "one", "host1", "--", "nosuch", status=9)
+
+
+def test_exec_works_in_the_callers_directory(environment: dict[str, str]) -> None:
+    argv = [*FLANPY, "lab", "exec", "one", "host1", "--", "pwd"]
+    assert (
+        subprocess.run(argv, env=environment, cwd="/usr/lib", capture_output=True, text=True, check=True).stdout == "/usr/lib\n"
+    )
+
+
+def test_logs_are_the_agents_own_words(environment: dict[str, str]) -> None:
+    assert "subnet.env written" in flanpy(environment, "logs", "--lab", "one", "host1")
+    assert "serving client traffic" in flanpy(environment, "logs", "--lab", "one", "etcd")
+
+
+def test_a_lab_whose_holder_was_killed_is_gone_with_everything(environment: dict[str, str]) -> None:
+    before = machine_state(mounts=False)
+    flanpy(environment, "up", "victim", "--hosts", "1", "--pods", "1")
+    holder = registry.find("victim").holder
+    inside = namespaces_of(holder)
+    assert len(processes_in(inside)) >= 3
+    os.kill(holder, signal.SIGKILL)
+    assert eventually(lambda: processes_in(inside) == [])
+    assert machine_state(mounts=False) == before
+    assert "victim: no lab of this name (there are: one, two)" in flanpy(environment, "status", "--lab", "victim", status=9)
+    assert not registry.directory("victim").exists()
+
+
+def test_a_start_that_is_killed_leaves_nothing(environment: dict[str, str]) -> None:
+    before = machine_state(mounts=False)
+    argv = [*FLANPY, "lab", "up", "half", "--hosts", "2"]
+    with subprocess.Popen(argv, env=environment, stdout=subprocess.DEVNULL) as starting:
+        record = registry.directory("half") / "lab.json"
+        assert eventually(record.exists)
+        holder = json.loads(record.read_text())["holder"]
+        inside = namespaces_of(holder)
+        starting.kill()
+    assert eventually(lambda: processes_in(inside) == [])
+    assert machine_state(mounts=False) == before
+    assert "half" not in flanpy(environment, "list")
+    assert not registry.directory("half").exists()
+
+
+def test_down_ends_one_lab_and_no_other(environment: dict[str, str]) -> None:
+    flanpy(environment, "up", "short", "--hosts", "1", "--pods", "0")
+    holder = registry.find("short").holder
+    assert flanpy(environment, "down", "short") == "short: gone\n"
+    assert has_ended(holder)
+    assert [entry.spec.name for entry in registry.labs()] == ["one", "two"]
+
+
+# ------------------------------------------------------------------------------------------------ without root, and the demo
+
+NOBODY = 65534
+
+
+def test_a_lab_needs_no_root_where_tun_may_be_opened(tmp_path: Path) -> None:
+    """As user nobody, without any capability, with /dev/net/tun as Debian has it (0666) in a mount namespace of the test."""
+    python = python_of_everybody()
+    labs = tmp_path / "labs"
+    labs.mkdir()
+    os.chown(labs, NOBODY, NOBODY)
+    for directory in (tmp_path, *tmp_path.parents[:2]):
+        directory.chmod(directory.stat().st_mode | 0o011)
+    command = f"{python} -m flanpy lab"
+    script = f"""
+        mount -t tmpfs tmpfs /mnt && mknod -m 666 /mnt/tun c 10 200 && mount --bind /mnt/tun /dev/net/tun
+        exec setpriv --reuid {NOBODY} --regid {NOBODY} --clear-groups --bounding-set=-all sh -eu -c '
+            {command} up mine --hosts 2 --pods 1
+            {command} exec host1-pod1 -- ping -q -c 2 -W 2 host2-pod1
+            {command} exec host1 -- id -u
+            {command} down'
+    """
+    paths = os.pathsep.join([str(ROOT), *(path for path in sys.path if path.endswith("-packages"))])
+    variables = {**os.environ, "FLANPY_LAB_DIR": str(labs), "PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-eu", "-c", script], env=variables, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " 0% packet loss" in done.stdout
+    assert done.stdout.endswith("\n0\nmine: gone\n")
+
+
+def python_of_everybody() -> str:
+    """An interpreter of this version that the user nobody may run."""
+    for python in (sys.executable, f"/usr/bin/python3.{sys.version_info.minor}", "/usr/bin/python3"):
+        drop = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+        probe = [*drop, "sh", "-c", f"exec {python} -c 'import sys; print(sys.version_info[1])'"]
+        done = subprocess.run(probe, capture_output=True, text=True, check=False)
+        if done.stdout.strip() == str(sys.version_info.minor):
+            return python
+    pytest.skip(f"no python3.{sys.version_info.minor} that the user nobody may run")
+
+
+@pytest.mark.timeout(100)
+def test_the_demo_shows_everything_and_leaves_nothing(tmp_path: Path) -> None:
+    before = machine_state(mounts=False)
+    with lab_directory(tmp_path) as variables:
+        shown = flanpy(variables, "demo")
+        assert registry.labs() == ()
+    for sign in (
+        "10.5.0.0/16",
+        "they met on the bridge",
+        "they crossed the overlay",
+        "ICMP",
+        "kernel VXLAN",
+        "own subnet",
+        "removed",
+    ):
+        assert sign in shown
+    assert "LOST" not in shown
+    assert [entry.name for entry in tmp_path.iterdir()] == [".lock"]
+    assert machine_state(mounts=False) == before
+
+
+def test_an_interrupted_demo_leaves_nothing(tmp_path: Path) -> None:
+    before = machine_state(mounts=False)
+    with lab_directory(tmp_path) as variables:
+        for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+            with subprocess.Popen([*FLANPY, "lab", "demo"], env=variables, stdout=subprocess.PIPE, text=True) as demo:
+                assert demo.stdout is not None
+                assert any("agent on every host" in line for line in demo.stdout)
+                (holder,) = (entry.holder for entry in registry.labs())
+                demo.send_signal(number)
+                demo.stdout.read()
+                assert demo.wait(20) == status
+            assert has_ended(holder)
+            assert [entry.name for entry in tmp_path.iterdir()] == [".lock"]
+    assert machine_state(mounts=False) == before
+
+
+def test_a_lab_found_again_is_the_same_lab(tmp_path: Path) -> None:
+    with running_lab(tmp_path, lab_spec("again", hosts=1)) as lab:
+        found = lifecycle.attach("again")
+        assert (found.spec, found.sandbox.pid, found.agent_pid("host1")) == (lab.spec, lab.sandbox.pid, lab.agent_pid("host1"))
