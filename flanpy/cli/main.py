@@ -18,6 +18,7 @@ COMMANDS = {
     "agent": "run the agent of this node",
     "network": "read, write and check the cluster's network config in etcd",
     "lab": "an overlay of several hosts on this machine, in namespaces of its own",
+    "datapath": "what the ebpf datapath needs here, probe by probe",
     "bench": "measure the overlay beside its alternatives",
 }
 """Name of each command (its module is flanpy.cli.<name>) and its line in ``flanpy --help``, in the order shown there."""

@@ -11,7 +11,7 @@ Cost with n leases: ``apply`` copies two dicts (about 1 ms at 65,536) and decode
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 
@@ -20,7 +20,6 @@ from flanpy.errors import CodecError
 from flanpy.model import ForeignLease, Hop, Lease, NetworkConfig, Peer, Record, RecordChange, RecordSet, Refusal, Subnets
 
 UDP = "udp"
-Range = IPv4Network | IPv6Network
 Block = tuple[int, int, int]
 _FIRST_UNICAST, _FIRST_MULTICAST = 0x01000000, 0xE0000000
 
@@ -81,105 +80,129 @@ def _take(record: Record, before: Lease | None, leases: dict[str, Lease], refusa
 
 def view(membership: Membership, config: NetworkConfig, own: Subnets | None, backend_type: str = UDP) -> View:
     """Who the peers are, seen from the node that holds ``own``."""
-    claims = _Claims((lease.subnets for lease in membership.leases.values()), own)
-    own_key = None if own is None else key_of(own)
-    own_lease = membership.leases.get(own_key) if own_key else None
+    judge = _Judge(membership, config, own)
     peers: list[Peer] = []
     foreign: list[ForeignLease] = []
     refusals = dict(membership.refusals)
-    for key, lease in _eldest_first(membership.leases):
-        if key == own_key:
+    for key, lease in sorted(membership.leases.items(), key=_age):
+        if key == judge.own_key:
             continue
-        reason = _unfit(lease, config, own_lease) or claims.conflict(lease.subnets)
+        reason = judge.refuses(key, lease)
         if reason is not None:
             refusals[key] = Refusal(key, reason)
-            continue
-        claims.add(key, lease.subnets)
-        if (lease.attributes.backend_type.lower() or UDP) == backend_type:
+        elif (lease.attributes.backend_type.lower() or UDP) == backend_type:
             peers.append(Peer(lease.subnets, lease.attributes, hop_of(lease, config), lease))
         else:
             foreign.append(ForeignLease(lease.subnets, lease.attributes, lease))
     return View(
-        tuple(sorted(peers, key=lambda peer: _order(peer.subnets))),
+        tuple(sorted(peers, key=_place)),
         tuple(refusals[key] for key in sorted(refusals)),
-        tuple(sorted(foreign, key=lambda lease: _order(lease.subnets))),
+        tuple(sorted(foreign, key=_place)),
     )
 
 
 def hop_of(lease: Lease, config: NetworkConfig) -> Hop:
     """Where the holder of a lease takes encapsulated packets; port 0 for backends that have none."""
-    port = config.backend.options.get("Port") or config.backend.options.get("ListenPort") or 0
-    info = lease.attributes.flanpy
-    return Hop(lease.attributes.public_ip, port if isinstance(port, int) else 0, info is not None and "ecn" in info.features)
+    options = config.backend.options
+    port = options.get("Port") or options.get("ListenPort") or 0
+    features = lease.attributes.flanpy.features if lease.attributes.flanpy is not None else frozenset()
+    return Hop(
+        lease.attributes.public_ip,
+        port if isinstance(port, int) else 0,
+        ecn="ecn" in features,
+        superpacket="superpacket" in features,
+    )
 
 
-def _eldest_first(leases: Mapping[str, Lease]) -> Iterator[tuple[str, Lease]]:
-    return iter(sorted(leases.items(), key=lambda item: (item[1].create_revision, item[0])))
+def _age(item: tuple[str, Lease]) -> tuple[int, str]:
+    return item[1].create_revision, item[0]
 
 
-def _order(subnets: Subnets) -> tuple[int, int]:
-    ipv4 = int(subnets.ipv4.network_address) if subnets.ipv4 else -1
-    return ipv4, int(subnets.ipv6.network_address) if subnets.ipv6 else -1
+def _place(item: Peer | ForeignLease) -> tuple[int, int]:
+    ipv4, ipv6 = item.subnets.ipv4, item.subnets.ipv6
+    return -1 if ipv4 is None else int(ipv4.network_address), -1 if ipv6 is None else int(ipv6.network_address)
 
 
-def _unfit(lease: Lease, config: NetworkConfig, own: Lease | None) -> str | None:
-    """Why a lease cannot be a peer whatever the other leases are; None when it can."""
-    for subnet in _each(lease.subnets):
-        name, network = ("Network", config.network) if subnet.version == 4 else ("IPv6Network", config.ipv6_network)
-        if network is None:
-            return f"{subnet} is of a family that the network config does not enable"
-        if subnet.prefixlen <= network.prefixlen or _block(subnet, network.prefixlen) != _block(network, network.prefixlen):
-            return f"{subnet} is not a part of {name} {network}"
-    address = lease.attributes.public_ip
-    if not _FIRST_UNICAST <= int(address) < _FIRST_MULTICAST or address.is_loopback:
-        return f"PublicIP {address} is no unicast address: no node can be reached there"
-    if own is not None and address == own.attributes.public_ip:
-        return f"PublicIP {address} is our own: an earlier lease of this node, or a node behind the same address"
-    return None
-
-
-class _Claims:
-    """Which address ranges are spoken for, so that an overlap is found without comparing every pair.
+class _Judge:
+    """Says of one lease after the other, the oldest first, why it is refused; remembers which ranges are spoken for.
 
     Ranges are aligned blocks, so two overlap exactly when one contains the other. ``_holders`` has every block that is held,
-    ``_above`` every block of a length in use that contains a held one; blocks are (IP version, length, leading bits).
+    ``_above`` every block of a length in use that contains a held one; blocks are (IP version, length, first address).
     """
 
-    def __init__(self, everybody: Iterable[Subnets], own: Subnets | None) -> None:
+    def __init__(self, membership: Membership, config: NetworkConfig, own: Subnets | None) -> None:
+        self.own_key = None if own is None else key_of(own)
+        own_lease = membership.leases.get(self.own_key) if self.own_key else None
+        self._own_address = None if own_lease is None else own_lease.attributes.public_ip
+        self._networks = {4: ("Network", config.network), 6: ("IPv6Network", config.ipv6_network)}
+        self._inside = {
+            version: (network.prefixlen, int(network.network_address), int(network.broadcast_address))
+            for version, (_, network) in self._networks.items()
+            if network is not None
+        }
         self._holders: dict[Block, str] = {}
         self._above: dict[Block, str] = {}
-        used = {subnet.prefixlen * 8 + subnet.version for subnets in everybody for subnet in _each(subnets)}
-        self._lengths = {version: sorted(use >> 3 for use in used if use & 7 == version) for version in (4, 6)}
-        if own is not None:
-            self.add("our own", own)
+        blocks = [block for lease in membership.leases.values() for block in _blocks(lease.subnets)]
+        own_blocks = () if own is None else _blocks(own)
+        used = {block[:2] for block in (*blocks, *own_blocks)}
+        self._lengths = {version: sorted(length for kind, length in used if kind == version) for version in (4, 6)}
+        for block in own_blocks:
+            self._hold(block, "our own")
 
-    def add(self, holder: str, subnets: Subnets) -> None:
-        """These ranges belong to ``holder``."""
-        for subnet in _each(subnets):
-            for block in self._up_from(subnet):
-                self._above.setdefault(block, holder)
-            self._holders[_block(subnet, subnet.prefixlen)] = holder
-
-    def conflict(self, subnets: Subnets) -> str | None:
-        """Why these ranges cannot be had; None when they are free."""
-        for subnet in _each(subnets):
-            own_block = _block(subnet, subnet.prefixlen)
-            holder = self._holders.get(own_block) or self._above.get(own_block)
-            holder = holder or next((self._holders[block] for block in self._up_from(subnet) if block in self._holders), None)
-            if holder is not None:
-                return f"{subnet} overlaps {holder}, which was there first"
+    def refuses(self, key: str, lease: Lease) -> str | None:
+        """Why this lease cannot be a peer; None when it can, and then its ranges are its own from now on."""
+        blocks = _blocks(lease.subnets)
+        for block in blocks:
+            reason = self._outside(block) or self._taken(block)
+            if reason is not None:
+                return reason
+        address = lease.attributes.public_ip
+        number = int(address)
+        if not _FIRST_UNICAST <= number < _FIRST_MULTICAST or number >> 24 == 127:
+            return f"PublicIP {address} is no unicast address: no node can be reached there"
+        if address == self._own_address:
+            return f"PublicIP {address} is our own: an earlier lease of this node, or a node behind the same address"
+        for block in blocks:
+            self._hold(block, key)
         return None
 
-    def _up_from(self, subnet: Range) -> Iterator[Block]:
-        return (_block(subnet, length) for length in self._lengths[subnet.version] if length < subnet.prefixlen)
+    def _outside(self, block: Block) -> str | None:
+        version, length, first = block
+        name, network = self._networks[version]
+        if network is None:
+            return f"{_shown(block)} is of a family that the network config does not enable"
+        shortest, low, high = self._inside[version]
+        return None if length > shortest and low <= first <= high else f"{_shown(block)} is not a part of {name} {network}"
+
+    def _taken(self, block: Block) -> str | None:
+        holder = self._holders.get(block) or self._above.get(block)
+        if holder is None:
+            holder = next((self._holders[each] for each in self._containing(block) if each in self._holders), None)
+        return None if holder is None else f"{_shown(block)} overlaps {holder}, which was there first"
+
+    def _hold(self, block: Block, holder: str) -> None:
+        self._holders[block] = holder
+        for each in self._containing(block):
+            self._above.setdefault(each, holder)
+
+    def _containing(self, block: Block) -> list[Block]:
+        version, length, first = block
+        bits = 32 if version == 4 else 128
+        return [
+            (version, shorter, first >> (bits - shorter) << (bits - shorter))
+            for shorter in self._lengths[version]
+            if shorter < length
+        ]
 
 
-def _each(subnets: Subnets) -> Iterator[Range]:
-    if subnets.ipv4 is not None:
-        yield subnets.ipv4
-    if subnets.ipv6 is not None:
-        yield subnets.ipv6
+def _blocks(subnets: Subnets) -> tuple[Block, ...]:
+    ipv4, ipv6 = subnets.ipv4, subnets.ipv6
+    if ipv6 is None and ipv4 is not None:
+        return ((4, ipv4.prefixlen, int(ipv4.network_address)),)
+    blocks6 = () if ipv6 is None else ((6, ipv6.prefixlen, int(ipv6.network_address)),)
+    return blocks6 if ipv4 is None else ((4, ipv4.prefixlen, int(ipv4.network_address)), *blocks6)
 
 
-def _block(subnet: Range, length: int) -> Block:
-    return subnet.version, length, int(subnet.network_address) >> (subnet.max_prefixlen - length)
+def _shown(block: Block) -> str:
+    version, length, first = block
+    return str(IPv4Network((first, length)) if version == 4 else IPv6Network((first, length)))

@@ -1,0 +1,43 @@
+"""``flanpy datapath probe``: whether the ebpf datapath can run here. Parses arguments and prints; datapath.ebpf_probe tries."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+
+EPILOG = """\
+examples:
+  flanpy datapath probe                  what the ebpf datapath needs, what is there, and the cure for what is not
+  flanpy datapath probe --output json | jq '.probes[] | select(.ok | not)'
+
+exit status: 0 ebpf can run here, 1 it cannot (userspace runs everywhere)
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The subcommand and its flag."""
+    parser.epilog = EPILOG
+    commands = parser.add_subparsers(dest="datapath_command", metavar="probe", required=True)
+    probe = commands.add_parser("probe", help="try everything that the ebpf datapath needs; changes nothing")
+    probe.add_argument("--output", choices=("table", "json"), default="table", help="what to print (default: table)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Probe and print; 0 when all is there."""
+    from flanpy.datapath.ebpf_probe import probe_all
+
+    probes = probe_all()
+    works = all(probe.ok for probe in probes)
+    if arguments.output == "json":
+        print(json.dumps({"ebpf": works, "probes": [asdict(probe) for probe in probes]}, indent=2))
+        return 0 if works else 1
+    width = max(len(probe.name) for probe in probes)
+    for probe in probes:
+        print(f"{'ok     ' if probe.ok else 'MISSING'}  {probe.name:{width}}  {probe.reason}")
+        if not probe.ok:
+            print(f"{'':{width + 11}}cure: {probe.cure}")
+        if probe.log:
+            print("\n".join(f"{'':{width + 11}}| {line}" for line in probe.log.splitlines()))
+    print("ebpf can run here" if works else "ebpf cannot run here; the userspace datapath can")
+    return 0 if works else 1

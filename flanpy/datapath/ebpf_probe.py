@@ -1,0 +1,164 @@
+"""Whether the ebpf datapath can run here: one probe a need, each with its outcome, the reason and the cure.
+
+The probes try what they ask about, on objects of their own that are gone afterwards; nothing is attached and no pin is made. The
+last one sends a packet through the loaded programs and back, by the kernel's test run, and compares every byte.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+from flanpy.datapath import ebpf_syscall as bpf
+from flanpy.datapath.ebpf_attach import has_tcx
+from flanpy.datapath.ebpf_layout import Header, build_snapshot
+from flanpy.datapath.ebpf_pins import BPFFS, Pins, mount_bpffs
+from flanpy.datapath.ebpf_programs import Loaded, load, publish, read_object
+from flanpy.errors import DatapathError, PlatformError
+from flanpy.model import ForwardTable, Hop, TableEntry
+
+OLDEST = (5, 15)
+_CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38, "CAP_BPF": 39}
+_NET_ADMIN, _SYS_ADMIN, _PERFMON, _BPF = (1 << number for number in _CAPABILITIES.values())
+_REDIRECT = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What one probe has found; ``cure`` is empty when nothing is wrong, ``log`` holds a verifier's words."""
+
+    name: str
+    ok: bool
+    reason: str
+    cure: str = ""
+    log: str = ""
+
+
+def probe_all() -> tuple[Probe, ...]:
+    """Every probe, in the order in which they build on each other; those that cannot be tried any more say so."""
+    found = [_object(), _kernel(), _capabilities(), _bpffs()]
+    with _loading() as (outcome, loaded):
+        found.append(outcome)
+        if loaded is None:
+            later = "not tried: the programs are not loaded"
+            return (*found, Probe("hook", False, later, "see programs"), Probe("self-test", False, later, "see programs"))
+        found.append(_hook(loaded))
+        found.append(self_test(loaded))
+    return tuple(found)
+
+
+def first_problem(probes: tuple[Probe, ...]) -> str | None:
+    """Why ebpf cannot run, in one line with the cure, or None when it can."""
+    return next((f"{probe.name}: {probe.reason}; {probe.cure}" for probe in probes if not probe.ok), None)
+
+
+def _object() -> Probe:
+    try:
+        parsed = read_object()
+    except PlatformError as error:
+        return Probe("object", False, str(error), "build flanpy with clang installed (Debian: apt-get install clang)")
+    return Probe("object", True, f"{len(parsed.programs)} programs and {len(parsed.maps)} maps in this build")
+
+
+def _kernel() -> Probe:
+    release = os.uname().release
+    found = re.match(r"(\d+)\.(\d+)", release)
+    version = (int(found[1]), int(found[2])) if found else (0, 0)
+    if version < OLDEST:
+        return Probe("kernel", False, f"Linux {release}", f"Linux {OLDEST[0]}.{OLDEST[1]} or newer, or --datapath userspace")
+    return Probe("kernel", True, f"Linux {release} on {platform.machine()}")
+
+
+def _capabilities() -> Probe:
+    text = Path("/proc/thread-self/status").read_text(encoding="ascii")
+    effective = int(re.search(r"^CapEff:\s*([0-9a-f]+)", text, re.MULTILINE)[1], 16)  # type: ignore[index]
+    needed = {"CAP_NET_ADMIN": _NET_ADMIN, "CAP_BPF": _BPF | _SYS_ADMIN, "CAP_PERFMON": _PERFMON | _SYS_ADMIN}
+    missing = [name for name, any_of in needed.items() if not effective & any_of]
+    if missing:
+        return Probe(
+            "capabilities",
+            False,
+            f"{', '.join(missing)} not held",
+            "run as root, or systemd: AmbientCapabilities=" + " ".join(needed),
+        )
+    return Probe("capabilities", True, "CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON are held")
+
+
+def _bpffs() -> Probe:
+    try:
+        mount_bpffs(BPFFS)
+    except PlatformError as error:
+        return Probe("bpffs", False, str(error), f"mount -t bpf bpf {BPFFS}")
+    if not os.access(BPFFS, os.W_OK):
+        return Probe("bpffs", False, f"{BPFFS} cannot be written", "give the agent's user the directory, or run as root")
+    return Probe("bpffs", True, f"mounted at {BPFFS}: programs and maps outlive the agent")
+
+
+@contextmanager
+def _loading() -> Iterator[tuple[Probe, Loaded | None]]:
+    """The programs, loaded with maps of their own for the length of the block."""
+    try:
+        loaded = load(Pins(BPFFS / "flanpy-no-such-directory"))
+    except (DatapathError, PlatformError) as error:
+        cure = "--datapath userspace, and a report with this log" if getattr(error, "__notes__", None) else "see the other probes"
+        yield Probe("programs", False, str(error), cure, "\n".join(getattr(error, "__notes__", []))), None
+        return
+    try:
+        yield Probe("programs", True, "the verifier takes all of them"), loaded
+    finally:
+        loaded.close()
+
+
+def _hook(loaded: Loaded) -> Probe:
+    if has_tcx(loaded.programs["fp_encap"]):
+        return Probe("hook", True, "tcx links")
+    return Probe("hook", True, "filters of a clsact qdisc (tcx came with Linux 6.6)")
+
+
+def self_test(loaded: Loaded) -> Probe:
+    """Send a packet out and in again, and compare: only the two hops may show in it."""
+    cure = "--datapath userspace, and a report: the programs do not work on this kernel as they should"
+    sent = _ethernet(_packet(ttl=64))
+    try:
+        publish(loaded.maps, build_snapshot(*_both_ends(1, 2)))
+        verdict, wire = bpf.test_run(loaded.programs["fp_bypass"], sent)
+        if (
+            verdict != _REDIRECT
+            or wire[34:42] != struct.pack("!HHHH", 8285, 8285, 8 + len(sent) - 14, 0)
+            or wire[42:50] != sent[14:22]
+        ):
+            return Probe("self-test", False, f"encapsulation gave {verdict} and {wire.hex()}", cure)
+        publish(loaded.maps, build_snapshot(*_both_ends(2, 1)))
+        verdict, back = bpf.test_run(loaded.programs["fp_decap"], wire)
+    except OSError as error:
+        return Probe("self-test", False, f"the kernel does not run programs for a test: {error.strerror}", cure)
+    if verdict != _REDIRECT or back[14:] != _packet(ttl=62):
+        return Probe("self-test", False, f"decapsulation gave {verdict} and {back.hex()}", cure)
+    return Probe("self-test", True, "a packet went out and came back as it should")
+
+
+def _both_ends(own: int, peer: int) -> tuple[ForwardTable, Header]:
+    hop = Hop(IPv4Address(f"192.0.2.{peer}"), 8285)
+    table = ForwardTable(1, (TableEntry(IPv4Network(f"198.18.{peer}.0/24"), hop),), (IPv4Network(f"198.18.{own}.0/24"),))
+    return table, Header(1, 1, IPv4Address(f"192.0.2.{own}"), 8285, 1472, carries=False, self_test=True)
+
+
+def _packet(ttl: int) -> bytes:
+    source, destination = IPv4Address("198.18.1.1").packed, IPv4Address("198.18.2.1").packed
+    payload = struct.pack("!HHHH", 9, 9, 16, 0) + b"flanpy!\n"
+    fields = (0x45, 0, 20 + len(payload), 7, 0x4000, ttl, 17)
+    words = struct.unpack("!10H", struct.pack("!BBHHHBBH4s4s", *fields, 0, source, destination))
+    total = sum(words)
+    check = ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
+    return struct.pack("!BBHHHBBH4s4s", *fields, check, source, destination) + payload
+
+
+def _ethernet(packet: bytes) -> bytes:
+    return bytes(12) + b"\x08\x00" + packet
