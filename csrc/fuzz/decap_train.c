@@ -96,8 +96,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
     struct fz_node node;
     struct batch batch = {.count = 0, .packets = 0};
     fz_node_init(&node, 1472, fz_u8(&input));
-    void *memory = fz_aligned(fp_decap_bytes());
-    batch.decap = fp_decap_init(memory);
+    static void *memory;
+    batch.decap = fp_decap_init(fz_lasting(&memory, fp_decap_bytes()));
     uint64_t datagrams = 0;
     while (input.left > 0) {
         if (batch.count == TRAINS_MAX)
@@ -108,7 +108,5 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
     for (uint32_t i = 0; i < FP_VERDICT_COUNT; i++)
         batch.packets += node.counters.by[i].packets;
     FZ_CHECK(batch.packets == datagrams); /* each got one verdict */
-    free(memory);
-    free(node.table);
     return 0;
 }

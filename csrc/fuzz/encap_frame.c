@@ -57,12 +57,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
     uint32_t max_segments = fz_u8(&input);
     uint32_t mtu_bytes = fz_u16(&input);
     fz_node_init(&node, mtu_bytes, fz_u8(&input));
-    void *memory = fz_aligned(fp_encap_bytes());
-    struct fp_encap *encap = fp_encap_init(memory, max_segments);
+    static void *memory;
+    struct fp_encap *encap = fp_encap_init(fz_lasting(&memory, fp_encap_bytes()), max_segments);
     while (input.left > 0)
         offer(encap, &node.context, &input);
     flush(encap);
-    free(memory);
-    free(node.table);
     return 0;
 }

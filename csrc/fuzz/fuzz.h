@@ -74,6 +74,21 @@ FP_INLINE void fz_repair(uint8_t *packet, size_t bytes, const uint32_t *source, 
     fp_ip_store_check(packet, header_bytes);
 }
 
+FP_INLINE void *fz_aligned(size_t bytes)
+{
+    void *memory = aligned_alloc(64, (bytes + 63) / 64 * 64);
+    FZ_CHECK(memory != NULL);
+    return memory;
+}
+
+/* Memory that lasts for the whole run: allocating a megabyte for each input would be most of the work. */
+FP_INLINE void *fz_lasting(void **memory, size_t bytes)
+{
+    if (*memory == NULL)
+        *memory = fz_aligned(bytes);
+    return *memory;
+}
+
 #define FZ_HERE 0x0a050105u  /* 10.5.1.5, ours */
 #define FZ_THERE 0x0a050207u /* 10.5.2.7, behind 172.16.0.2 */
 
@@ -82,7 +97,6 @@ static const struct fp_address fz_peer = {{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0
 struct fz_node {
     struct fp_context context;
     struct fp_verdict_counters counters;
-    void *table;
 };
 
 /* 10.5.1.0/24 is ours, 10.5.2.0/24 is the peer's. */
@@ -90,18 +104,12 @@ FP_INLINE void fz_node_init(struct fz_node *node, uint32_t mtu_bytes, uint32_t o
 {
     const struct fp_route4 routes[] = {{0x0a050100, 24, FP_HOP_LOCAL}, {0x0a050200, 24, 0}};
     struct fp_hop hop = {.address = fz_peer, .port = 8285, .flags = FP_HOP_ECN};
+    static void *table;
     size_t bytes = fp_table_bytes(routes, 2, 1);
-    node->table = aligned_alloc(64, bytes);
-    FZ_CHECK(fp_table_build(node->table, bytes, 1, routes, 2, &hop, 1) == 0);
+    if (table == NULL)
+        FZ_CHECK(fp_table_build(fz_lasting(&table, bytes), bytes, 1, routes, 2, &hop, 1) == 0);
     memset(&node->counters, 0, sizeof node->counters);
-    node->context = (struct fp_context){node->table, &node->counters, mtu_bytes, options, 0x0a050100};
-}
-
-FP_INLINE void *fz_aligned(size_t bytes)
-{
-    void *memory = aligned_alloc(64, (bytes + 63) / 64 * 64);
-    FZ_CHECK(memory != NULL);
-    return memory;
+    node->context = (struct fp_context){table, &node->counters, mtu_bytes, options, 0x0a050100};
 }
 
 #endif

@@ -94,8 +94,8 @@ static void check_equal(const struct made *made, const struct fp_write *write)
 
 static void receive(const struct made *made, const struct fp_context *context, const struct fp_send *sends, size_t count)
 {
-    void *memory = fz_aligned(fp_decap_bytes());
-    struct fp_decap *decap = fp_decap_init(memory);
+    static void *memory;
+    struct fp_decap *decap = fp_decap_init(fz_lasting(&memory, fp_decap_bytes()));
     const struct fp_write *writes;
     size_t packets = 0;
     for (size_t i = 0; i < count; i++) {
@@ -108,7 +108,6 @@ static void receive(const struct made *made, const struct fp_context *context, c
         FZ_CHECK(written == 1);
         check_equal(made, &writes[0]);
     }
-    free(memory);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
@@ -117,16 +116,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
     struct fz_node node;
     fz_node_init(&node, 65507, FP_OPT_SOURCE_CHECK | FP_OPT_USO);
     struct made made = make(&input);
-    void *memory = fz_aligned(fp_encap_bytes());
-    struct fp_encap *encap = fp_encap_init(memory, 64);
+    static void *memory;
+    struct fp_encap *encap = fp_encap_init(fz_lasting(&memory, fp_encap_bytes()), 64);
     if (fp_encap_frame(encap, &node.context, made.frame, FP_VNET_HDR_BYTES + made.bytes) == FP_ENCAPSULATED) {
         const struct fp_send *sends;
         size_t count = fp_encap_sends(encap, &sends);
         if (count <= 2)
             receive(&made, &node.context, sends, count);
     }
-    free(memory);
     free(made.frame);
-    free(node.table);
     return 0;
 }

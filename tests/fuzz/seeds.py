@@ -65,7 +65,7 @@ def stream(base: Packet, count: int, size: int) -> list[bytes]:
 def decap_train() -> Iterator[tuple[str, bytes]]:
     """Trains that are merged, split, refused."""
     tcp, udp = stream(BACK, 5, 60), stream(replace(BACK, udp=True), 5, 60)
-    short = stream(BACK, 3, 60)[:2] + [replace(BACK, payload=b"end", sequence=1120, ident=3, flags="PA").raw()]
+    short = [*stream(BACK, 2, 60), replace(BACK, payload=b"end", sequence=1120, ident=3, flags="PA").raw()]
     syn = [replace(BACK, flags=flags).raw() for flags in ("S", "SA", "RA", "FA", "UA", "A")]
     yield "tcp_train", trains((b"".join(tcp), 100))
     yield "udp_train", trains((b"".join(udp), 88))

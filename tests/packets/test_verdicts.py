@@ -36,6 +36,21 @@ def to(destination: str, **changes: object) -> bytes:
     return replace(GOOD, destination=destination, **changes).raw()  # type: ignore[arg-type]
 
 
+def bare(protocol: int, payload: bytes) -> bytes:
+    """An IP packet with whatever behind its header."""
+    return raw(IP(src="10.5.1.5", dst="10.5.2.7", proto=protocol) / Raw(payload))
+
+
+UDP_VNET = replace(SUPER_VNET, gso_type=GSO_UDP_L4)
+FRAGMENT = with_ip_check(DATA[:6] + b"\x20\x00" + DATA[8:])
+EMPTY = replace(GOOD, payload=b"").raw()
+TINY, TINY_VNET = Packet(payload=pattern(2001)).superpacket(1)
+
+
+def superpacket(**changes: object) -> bytes:
+    return replace(Packet(payload=pattern(3000)), **changes).superpacket(1400)[0]  # type: ignore[arg-type]
+
+
 ENCAP = [
     counted_one("empty", "drop_truncated", b""),
     counted_one("one byte short of a header", "drop_truncated", DATA[:19]),
@@ -65,17 +80,17 @@ ENCAP = [
         "superpacket that is a fragment", "drop_bad_offload", with_ip_check(SUPER[:6] + b"\x20\x00" + SUPER[8:]), SUPER_VNET
     ),
     counted_one("superpacket of ICMP", "drop_bad_offload", raw(IP(dst="10.5.2.7", src="10.5.1.5") / ICMP()), SUPER_VNET),
-    counted_one("superpacket without a TCP header", "drop_truncated", raw(IP(src="10.5.1.5", dst="10.5.2.7", proto=6) / Raw(b"x" * 19)), SUPER_VNET),
+    counted_one("superpacket without a TCP header", "drop_truncated", bare(6, b"x" * 19), SUPER_VNET),
     counted_one("superpacket with a TCP header of 16", "drop_bad_header", SUPER[:32] + b"\x40" + SUPER[33:], SUPER_VNET),
-    counted_one("superpacket with TCP options past its end", "drop_truncated", replace(GOOD, payload=b"").raw()[:32] + b"\xf0" + replace(GOOD, payload=b"").raw()[33:], SUPER_VNET),
-    counted_one("superpacket without a UDP header", "drop_truncated", raw(IP(src="10.5.1.5", dst="10.5.2.7", proto=17) / Raw(b"x" * 7)), replace(SUPER_VNET, gso_type=GSO_UDP_L4)),
+    counted_one("superpacket with TCP options past its end", "drop_truncated", EMPTY[:32] + b"\xf0" + EMPTY[33:], SUPER_VNET),
+    counted_one("superpacket without a UDP header", "drop_truncated", bare(17, b"x" * 7), UDP_VNET),
     counted_one("checksum before the payload", "drop_bad_offload", DATA, Vnet(NEEDS_CSUM, 0, 0, 0, 19, 16)),
     counted_one("checksum past the end", "drop_bad_offload", DATA, Vnet(NEEDS_CSUM, 0, 0, 0, 20, len(DATA) - 21)),
     counted_one("checksum far past the end", "drop_bad_offload", DATA, Vnet(NEEDS_CSUM, 0, 0, 0, 0xFFFF, 0xFFFF)),
-    counted_one("checksum of a fragment", "drop_bad_offload", with_ip_check(DATA[:6] + b"\x20\x00" + DATA[8:]), Vnet(NEEDS_CSUM, 0, 0, 0, 20, 16)),
-    Case("more than 2000 segments", "drop_bad_offload", *([Packet(payload=pattern(2001)).superpacket(1)[0]]), (2001, 2001 * 41), Packet(payload=pattern(2001)).superpacket(1)[1]),
-    Case("superpacket without a route", "drop_no_route", Packet(destination="10.9.9.9", payload=pattern(3000)).superpacket(1400)[0], (3, 3120), SUPER_VNET),
-    Case("superpacket with time to live 1", "drop_ttl", Packet(ttl=1, payload=pattern(3000)).superpacket(1400)[0], (3, 3120), SUPER_VNET),
+    counted_one("checksum of a fragment", "drop_bad_offload", FRAGMENT, Vnet(NEEDS_CSUM, 0, 0, 0, 20, 16)),
+    Case("more than 2000 segments", "drop_bad_offload", TINY, (2001, 2001 * 41), TINY_VNET),
+    Case("superpacket without a route", "drop_no_route", superpacket(destination="10.9.9.9"), (3, 3120), SUPER_VNET),
+    Case("superpacket with time to live 1", "drop_ttl", superpacket(ttl=1), (3, 3120), SUPER_VNET),
     Case("superpacket of segments that are too big", "drop_too_big", SUPER, (3, 3120), replace(SUPER_VNET, gso_size=1433)),
 ]  # fmt: skip
 
