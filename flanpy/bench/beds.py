@@ -39,6 +39,8 @@ class Bed:
     b: Side
     mtu_bytes: int
     processes: list[Entered] = field(default_factory=list)
+    flanneld: str | None = None
+    """Path of flanneld's binary, for the setup of that name."""
     mode: str | None = None
     stations: tuple[Station, Station] | None = None
     """Senders and receivers of probes in pod a and pod b, once somebody has asked for them."""
@@ -77,11 +79,11 @@ class Bed:
                 )
 
 
-def make_bed(sandbox: Sandbox, setup: str, underlay_mtu_bytes: int) -> Bed:
+def make_bed(sandbox: Sandbox, setup: str, underlay_mtu_bytes: int, flanneld: str | None = None) -> Bed:
     """Make and start the bed of one setup, with an iperf3 server in pod b; returns when its pods reach each other."""
     a, b = topology.sides(setup)
     sandbox.script(topology.bed_script(setup, underlay_mtu_bytes))
-    bed = Bed(setup, sandbox, a, b, topology.inner_mtu(setup, underlay_mtu_bytes))
+    bed = Bed(setup, sandbox, a, b, topology.inner_mtu(setup, underlay_mtu_bytes), flanneld=flanneld)
     for here, there in ((a, b), (b, a)):
         STARTERS[setup](bed, here, there)
     serve = ["iperf3", "--server", "--json", "--interval", "0.1", "--port", str(IPERF_PORT)]
@@ -111,16 +113,22 @@ def _start_vxlan(bed: Bed, here: Side, there: Side) -> None:
     bed.sandbox.script(topology.vxlan_script(here, there, bed.mtu_bytes))
 
 
-def _start_carrier(module: str) -> Callable[[Bed, Side, Side], None]:
+def _start_carrier(module: str, *options: str) -> Callable[[Bed, Side, Side], None]:
     def start(bed: Bed, here: Side, there: Side) -> None:
         """Start a process that opens the TUN device, then set the device up."""
         argv = [sys.executable, "-m", module, "--address", str(here.underlay), "--port", str(topology.PORT)]
         argv += ["--device", topology.TUNNEL, "--mtu", str(bed.mtu_bytes)]
         argv += [word for side in (here, there) for word in ("--route", f"{side.subnet}={side.underlay}:{topology.PORT}")]
-        start_process(bed, here.host, argv)
+        start_process(bed, here.host, [*argv, *(option.format(host=here.host) for option in options)])
         bed.sandbox.script(topology.tun_script(here, bed.mtu_bytes))
 
     return start
+
+
+def _start_flanneld(bed: Bed, here: Side, there: Side) -> None:
+    from flanpy.bench.flanneld import start_flanneld
+
+    start_flanneld(bed, here, there)
 
 
 STARTERS: Mapping[str, Callable[[Bed, Side, Side], None]] = MappingProxyType(
@@ -128,6 +136,8 @@ STARTERS: Mapping[str, Callable[[Bed, Side, Side], None]] = MappingProxyType(
         "routed": _start_routed,
         "vxlan": _start_vxlan,
         "proxy": _start_carrier("flanpy.bench.proxy_process"),
-        "userspace": _start_carrier("flanpy.bench.userspace_process"),
+        "userspace": _start_carrier("flanpy.bench.datapath_process"),
+        "ebpf": _start_carrier("flanpy.bench.datapath_process", "--kind=ebpf", "--pins=/sys/fs/bpf/{host}"),
+        "flanneld": _start_flanneld,
     }
 )

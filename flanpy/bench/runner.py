@@ -114,7 +114,7 @@ def run_beds(settings: Settings, tasks: Sequence[Task], recorder: Recorder, prog
         beds: dict[str, Bed] = {}
         for setup in settings.setups:
             progress.note(f"making the bed of {setup}")
-            beds[setup] = make_bed(sandbox, setup, settings.mtu_bytes)
+            beds[setup] = make_bed(sandbox, setup, settings.mtu_bytes, settings.flanneld)
         for step in plan(settings, tasks):
             progress.step(f"round {step.round + 1}/{settings.rounds}  {step.mode}  {step.task.title}  {step.setup}")
             _take(beds[step.setup], step, recorder)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from flanpy.bench import agents, core
 from flanpy.bench.latency import latency_tasks
@@ -19,13 +18,22 @@ from flanpy.lab.process import require_tool
 TOOLS = {"ip": "iproute2", "ethtool": "ethtool", "iperf3": "iperf3", "ping": "iputils-ping", "bridge": "iproute2"}
 
 
-def missing() -> dict[str, str]:
-    """Setups that cannot be measured on this machine, and why."""
-    lacking = {"flanneld": "needs a flanneld binary: --flanneld PATH"}
-    for setup, module in (("userspace", "flanpy.datapath.userspace"), ("ebpf", "flanpy.datapath.ebpf")):
-        if importlib.util.find_spec(module) is None:
-            lacking[setup] = "this build of flanpy does not have it"
-    return lacking
+def missing(setups: Iterable[str]) -> dict[str, str]:
+    """Those of the setups that cannot be measured on this machine, and why."""
+    return {setup: reason for setup in setups if (reason := _lack(setup))}
+
+
+def _lack(setup: str) -> str | None:
+    """What a setup lacks here; the probes of ebpf load its programs, so they are made only when they are asked for."""
+    if setup == "flanneld":
+        return "needs a flanneld binary: --flanneld PATH"
+    if setup == "ebpf":
+        if os.geteuid() != 0:
+            return "needs root"
+        from flanpy.datapath.ebpf_probe import first_problem, probe_all
+
+        return first_problem(probe_all())
+    return None
 
 
 def run(settings: Settings, *, quick: bool) -> Result:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -72,10 +72,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Measure, write the results, show them."""
     from flanpy.bench import suite
 
-    settings = settings_of(arguments, suite.missing())
     if arguments.list:
-        show_list(suite.missing())
+        show_list(suite.missing(SETUPS))
         return 0
+    settings = settings_of(arguments, suite.missing)
     result = suite.run(settings, quick=is_quick(arguments))
     show(result, arguments)
     return 0
@@ -86,22 +86,12 @@ def is_quick(arguments: argparse.Namespace) -> bool:
     return bool(arguments.quick or arguments.what == "quick")
 
 
-def settings_of(arguments: argparse.Namespace, missing: dict[str, str]) -> Settings:
-    """The options as settings; ``missing`` are the setups that do not work here, and why. Raises UsageError."""
+def settings_of(arguments: argparse.Namespace, missing: Callable[[Iterable[str]], dict[str, str]]) -> Settings:
+    """The options as settings; ``missing`` tells which setups do not work here, and why. Raises UsageError."""
     quick = is_quick(arguments)
-    setups = QUICK_SETUPS if quick else tuple(SETUPS)
-    if arguments.flanneld:
-        setups = (*(name for name in setups if name != "flanneld"), "flanneld")
-    if arguments.setups:
-        setups = chosen("--setups", arguments.setups, SETUPS)
-        for name in setups:
-            if name in missing and not (name == "flanneld" and arguments.flanneld):
-                raise UsageError(f"--setups: {name} does not work here: {missing[name]}")
-    else:
-        setups = tuple(name for name in setups if name not in missing or (name == "flanneld" and arguments.flanneld))
     groups = ("core",) if arguments.what == "core" else QUICK_GROUPS if quick else tuple(GROUPS)
     return Settings(
-        setups=setups,
+        setups=setups_of(arguments, QUICK_SETUPS if quick else tuple(SETUPS), missing),
         modes=chosen("--modes", arguments.modes, MODES) if arguments.modes else QUICK_MODES if quick else tuple(MODES),
         rounds=bounded("--rounds", arguments.rounds, 1, 1000),
         seconds=bounded("--seconds", arguments.seconds, 0.1, 600),
@@ -109,6 +99,22 @@ def settings_of(arguments: argparse.Namespace, missing: dict[str, str]) -> Setti
         groups=chosen("--groups", arguments.groups, GROUPS) if arguments.groups else groups,
         flanneld=arguments.flanneld,
     )
+
+
+def setups_of(
+    arguments: argparse.Namespace, usual: tuple[str, ...], missing: Callable[[Iterable[str]], dict[str, str]]
+) -> tuple[str, ...]:
+    """The setups to measure: those that are named, which must work here, or those of the usual ones that do."""
+    if arguments.what == "core":
+        return ()
+    wanted = chosen("--setups", arguments.setups, SETUPS) if arguments.setups else usual
+    if arguments.flanneld:
+        wanted = (*(name for name in wanted if name != "flanneld"), "flanneld")
+    lacking = missing(name for name in wanted if name != "flanneld" or not arguments.flanneld)
+    for name, reason in lacking.items():
+        if arguments.setups:
+            raise UsageError(f"--setups: {name} does not work here: {reason}")
+    return tuple(name for name in wanted if name not in lacking)
 
 
 def chosen(option: str, text: str, known: Iterable[str]) -> tuple[str, ...]:

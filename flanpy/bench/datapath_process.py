@@ -1,4 +1,4 @@
-"""The userspace datapath as a process of a bed: TUN device, sockets, one published table, no etcd and no agent.
+"""A datapath of ours as a process of a bed: TUN device, sockets, one published table, no etcd and no agent.
 
 Says ``ready`` when its threads run; the device's address, MTU and routes are the bed's to set. Each line on standard input is
 answered with the datapath's counters as a line of JSON; SIGTERM ends it.
@@ -12,10 +12,12 @@ import json
 import os
 import select
 import sys
+from contextlib import closing
 from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
 
 from flanpy.bench.proxy_process import parse_route, stop_at_sigterm
-from flanpy.datapath import DatapathSettings
+from flanpy.datapath import Datapath, DatapathSettings
 from flanpy.datapath.sockets import open_underlay
 from flanpy.datapath.userspace import Tuning, UserspaceDatapath
 from flanpy.kernel.tun import open_tun
@@ -24,7 +26,10 @@ from flanpy.model import ForwardTable, Hop, TableEntry
 
 def parse_arguments() -> argparse.Namespace:
     """The command line; the first route is this node's own subnet."""
-    parser = argparse.ArgumentParser(description="The userspace datapath with a fixed table.")
+    parser = argparse.ArgumentParser(description="A datapath with a fixed table.")
+    parser.add_argument("--kind", choices=("userspace", "ebpf"), default="userspace")
+    parser.add_argument("--underlay", default="uplink", help="underlay device (ebpf)")
+    parser.add_argument("--pins", type=Path, default=None, help="directory in bpffs for this host alone (ebpf)")
     parser.add_argument("--device", default="flannel0")
     parser.add_argument("--address", type=IPv4Address, required=True, help="underlay address to bind")
     parser.add_argument("--port", type=int, default=8285)
@@ -37,13 +42,44 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def table_of(arguments: argparse.Namespace) -> ForwardTable:
-    """Every route but the first leads to a peer; the first is ours."""
+    """Every route but the first leads to a peer; the first is ours. Peers have a datapath of the same kind."""
     local: IPv4Network = arguments.route[0].network
-    peers = [TableEntry(route.network, Hop(route.hop, route.port, ecn=True)) for route in arguments.route[1:]]
+    superpacket = arguments.kind == "ebpf"
+    peers = [
+        TableEntry(route.network, Hop(route.hop, route.port, ecn=True, superpacket=superpacket)) for route in arguments.route[1:]
+    ]
     return ForwardTable(generation=1, entries=tuple(peers), local=(local,))
 
 
-def answer_until_stopped(datapath: UserspaceDatapath, stop: int) -> None:
+def open_datapath(arguments: argparse.Namespace) -> Datapath:
+    """The datapath of the kind that is asked for; it owns everything below it."""
+    settings = DatapathSettings(
+        device=arguments.device,
+        tunnel_address=arguments.route[0].network.network_address,
+        underlay_address=arguments.address,
+        port=arguments.port,
+        mtu_bytes=arguments.mtu,
+        queues=arguments.queues,
+    )
+    if arguments.spin_us is not None:
+        settings = dataclasses.replace(settings, spin_us=arguments.spin_us)
+    underlay = open_underlay(arguments.address, arguments.port, arguments.queues)
+    tun = open_tun(arguments.device, arguments.queues)
+    userspace = UserspaceDatapath(settings, tun, underlay, Tuning(threads_per_queue=arguments.threads_per_queue))
+    if arguments.kind == "userspace":
+        return userspace
+    from flanpy.datapath.ebpf import EbpfDatapath, EbpfOptions
+    from flanpy.datapath.ebpf_pins import BPFFS, mount_bpffs
+    from flanpy.kernel.bpf_host import BpfHost
+    from flanpy.kernel.netlink import Kernel
+
+    mount_bpffs(BPFFS)
+    pins = arguments.pins or BPFFS / "flanpy-bench"
+    pins.mkdir(exist_ok=True)
+    return EbpfDatapath(settings, EbpfOptions(arguments.underlay, pin_root=pins), userspace, BpfHost(Kernel()))
+
+
+def answer_until_stopped(datapath: Datapath, stop: int) -> None:
     """Counters for each line on standard input, until SIGTERM."""
     inputs = [stop, sys.stdin.fileno()]
     while True:
@@ -60,19 +96,7 @@ def main() -> None:
     """Run until SIGTERM."""
     arguments = parse_arguments()
     stop = stop_at_sigterm()
-    settings = DatapathSettings(
-        device=arguments.device,
-        tunnel_address=arguments.route[0].network.network_address,
-        underlay_address=arguments.address,
-        port=arguments.port,
-        mtu_bytes=arguments.mtu,
-        queues=arguments.queues,
-    )
-    if arguments.spin_us is not None:
-        settings = dataclasses.replace(settings, spin_us=arguments.spin_us)
-    underlay = open_underlay(arguments.address, arguments.port, arguments.queues)
-    tun = open_tun(arguments.device, arguments.queues)
-    with UserspaceDatapath(settings, tun, underlay, Tuning(threads_per_queue=arguments.threads_per_queue)) as datapath:
+    with closing(open_datapath(arguments)) as datapath:
         datapath.publish(table_of(arguments))
         print("ready", flush=True)
         answer_until_stopped(datapath, stop)
