@@ -35,6 +35,9 @@ class JsonObject:
 
     def get(self, name: str) -> object:
         """The value of a key, compared as Go's decoder does (case-insensitively); None when it is absent or null."""
+        for key, value in self.members:
+            if key == name:
+                return value
         wanted = name.casefold()
         return next((value for key, value in self.members if key.casefold() == wanted), None)
 
@@ -91,11 +94,12 @@ def _quoted(text: str) -> str:
 
 
 def _object(pairs: list[tuple[str, object]]) -> JsonObject:
-    seen: set[str] = set()
-    for key, _ in pairs:
-        if key.casefold() in seen:
-            raise JsonError(f"{key}: given twice")
-        seen.add(key.casefold())
+    if len({key.casefold() for key, _ in pairs}) < len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key.casefold() in seen:
+                raise JsonError(f"{key}: given twice")
+            seen.add(key.casefold())
     return JsonObject(tuple(pairs))
 
 
@@ -111,18 +115,16 @@ def _checked(value: object, depth: int) -> object:
     """The value with arrays as tuples; refuses what is too deep or cannot be written as UTF-8."""
     if depth == 0:
         raise JsonError(f"nested deeper than {MAX_DEPTH} levels")
-    match value:
-        case JsonObject():
-            return JsonObject(tuple((_encodable(key), _checked(member, depth - 1)) for key, member in value.members))
-        case list():
-            return tuple(_checked(item, depth - 1) for item in value)
-        case str():
-            return _encodable(value)
-        case _:
-            return value
+    if isinstance(value, str):
+        return _encodable(value)
+    if isinstance(value, JsonObject):
+        return JsonObject(tuple([(_encodable(key), _checked(member, depth - 1)) for key, member in value.members]))
+    if isinstance(value, list):
+        return tuple([_checked(item, depth - 1) for item in value])
+    return value
 
 
 def _encodable(text: str) -> str:
-    if any("\ud800" <= character <= "\udfff" for character in text):
+    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
         raise JsonError("a string holds a lone surrogate (\\ud800 to \\udfff)")
     return text

@@ -184,6 +184,26 @@ def test_what_is_encoded_decodes_to_the_same(attributes: NodeAttributes) -> None
     assert decode_attributes(encode_attributes(attributes)) == attributes
 
 
+LINE = st.from_regex(
+    r'\{"PublicIP":"[0-9]{1,3}(\.[0-9]{1,3}){3}","PublicIPv6":null(,"BackendData":\{"flanpy":\{"node":"[a-z.-]{1,3}","features":'
+    r'\[("[a-z_0-9-]{1,4}",?){0,3}\]\}\})?\}',
+    fullmatch=True,
+)
+
+
+def told(value: bytes) -> NodeAttributes | None:
+    try:
+        return decode_attributes(value)
+    except CodecError:
+        return None
+
+
+@given(LINE)
+def test_the_short_way_for_udp_leases_reads_what_the_long_way_reads(line: str) -> None:
+    """A blank keeps a value off the short way."""
+    assert told(line.encode()) == told(b" " + line.encode())
+
+
 def test_a_scalar_cannot_carry_the_flanpy_object() -> None:
     with pytest.raises(CodecError, match="^BackendData: 3 is not an object"):
         encode_attributes(NodeAttributes(ADDRESS, backend_data="3", flanpy=FlanpyInfo("n")))

@@ -1,5 +1,6 @@
 """Records to peers: refused one by one, stable in any order, and quiet when nothing but a revision has changed."""
 
+import time
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
@@ -204,3 +205,13 @@ def test_peers_never_overlap_each_other_or_us(history: list[tuple[IPv4Network, b
     assert not any(a.overlaps(b) for at, a in enumerate(ranges) for b in ranges[:at])
     accounted = {key_of(each.subnets) for each in result.peers} | set(reasons(result)) | {key_of(Subnets(own))}
     assert accounted >= {item.key for item in records}
+
+
+def test_one_change_among_sixty_five_thousand_leases_costs_a_copy() -> None:
+    value = encode_attributes(NodeAttributes(IPv4Address("192.0.2.2")))
+    keys = [f"subnets/10.{at >> 8}.{at & 255}.0-24" for at in range(65536)]
+    members = from_records(RecordSet(9, tuple(Record(key, value, 5, 5, 7) for key in keys)))
+    begin = time.process_time()
+    for revision in range(10, 20):
+        members = apply(members, [RecordChange(revision, keys[revision], None)])
+    assert time.process_time() - begin < 0.5 and len(members.leases) == 65526
