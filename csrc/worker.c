@@ -4,9 +4,9 @@
  *
  * Theory of operation
  *
- * Threads. One for each queue (a TUN queue descriptor and a UDP socket), running both directions to completion, or two, one for each
- *   direction (settings.threads_per_queue). All signals are blocked in them. They share nothing but the descriptors and the
- *   published table, and never wait for each other.
+ * Threads. Two for each queue (a TUN queue descriptor and a UDP socket), one for each direction, or one that runs both to completion
+ *   (settings.threads_per_queue). All signals are blocked in them. They share nothing but the descriptors and the published table,
+ *   and never wait for each other.
  *
  *       turn:  pick up the table -> outward batch -> inward batch          nothing done: spin for spin_us with sched_yield,
  *       sleep: poll on TUN, UDP and the eventfd                            then sleep
@@ -17,7 +17,8 @@
  *
  * Tables. A table is an immutable copy. publish stores the pointer with release and writes the eventfds; a worker loads it with
  *   acquire once a turn, uses that one for the whole turn, and says under the lock that it has moved on. publish waits for all
- *   (at most PUBLISH_LIMIT_S) and frees the old one; if a worker is stuck, the old one is kept until a later publish sees it move.
+ *   (at most PUBLISH_LIMIT_S) and frees the old one; if a worker is stuck, the old one is kept until a later publish sees it move
+ *   (worker_table.c).
  *   Before the first table the descriptors are not read: packets wait in their queues.
  *
  * Bounds. Each direction takes a bounded batch a turn, so neither can starve the other, the table or stop. A full socket holds a turn for
@@ -46,28 +47,7 @@
 
 #include "worker_state.h"
 
-#define PUBLISH_LIMIT_S 2  /* a turn takes milliseconds; a thread that needs longer does not run at all */
 #define QUEUES_MAX 256u    /* a TUN device has no more (MAX_TAP_QUEUES) */
-
-/* A published table: the blob follows on the next cache line. */
-struct snapshot {
-    struct snapshot *retired; /* older ones that a stuck worker may still hold */
-    uint64_t reserved[7];
-    uint8_t blob[];
-};
-_Static_assert(sizeof(struct snapshot) == FP_CACHE_LINE, "the blob behind it must be aligned to 64");
-
-struct fp_datapath {
-    struct fp_worker *workers;
-    size_t n_workers;
-    size_t n_queues;
-    size_t started; /* threads to join */
-    const struct snapshot *table;
-    int stop;
-    pthread_mutex_t publishing; /* one publish at a time */
-    pthread_mutex_t lock;       /* guards fp_worker.held */
-    pthread_cond_t moved_on;
-};
 
 /* ------------------------------------------------------------------------------------------------------- the thread */
 
@@ -84,22 +64,6 @@ bool fp_worker_tun_is_gone(int error)
 static bool has_failed(const struct fp_worker *worker)
 {
     return __atomic_load_n(&worker->stats->failed, __ATOMIC_RELAXED) != 0;
-}
-
-static void pick_up_table(struct fp_worker *worker)
-{
-    struct fp_datapath *datapath = worker->datapath;
-    const struct snapshot *table = __atomic_load_n(&datapath->table, __ATOMIC_ACQUIRE);
-
-    if (table == worker->held)
-        return;
-    worker->context.table = (const struct fp_table *)(const void *)table->blob;
-    __atomic_store_n(&worker->stats->generation, fp_table_generation(worker->context.table), __ATOMIC_RELAXED);
-    fp_worker_work(worker, FP_WORK_TABLES, 1);
-    pthread_mutex_lock(&datapath->lock);
-    worker->held = table;
-    pthread_cond_signal(&datapath->moved_on);
-    pthread_mutex_unlock(&datapath->lock);
 }
 
 static bool turn(struct fp_worker *worker)
@@ -153,21 +117,13 @@ static void *run(void *argument)
     struct fp_worker *worker = argument;
 
     while (!__atomic_load_n(&worker->datapath->stop, __ATOMIC_ACQUIRE)) {
-        pick_up_table(worker);
+        fp_worker_pick_up_table(worker);
         if (turn(worker))
             worker->idle_since_ns = UINT64_MAX; /* busy; the clock is read when it is not */
         else if (!spin(worker))
             sleep_in_poll(worker);
     }
     return NULL;
-}
-
-static void wake(const struct fp_worker *worker)
-{
-    const uint64_t one = 1;
-
-    if (write(worker->wake_fd, &one, sizeof(one)) < 0)
-        return; /* EAGAIN: the counter is full of wake-ups that it has not seen yet, so it will wake */
 }
 
 /* ------------------------------------------------------------------------------------------------- start and stop */
@@ -285,26 +241,16 @@ int fp_datapath_start(const struct fp_queue *queues, size_t n_queues, const stru
     return error;
 }
 
-static void free_snapshots(struct snapshot *snapshot)
-{
-    while (snapshot) {
-        struct snapshot *older = snapshot->retired;
-
-        free(snapshot);
-        snapshot = older;
-    }
-}
-
 void fp_datapath_stop(struct fp_datapath *datapath)
 {
     __atomic_store_n(&datapath->stop, 1, __ATOMIC_RELEASE);
     for (size_t i = 0; i < datapath->started; i++)
-        wake(&datapath->workers[i]);
+        fp_worker_wake(&datapath->workers[i]);
     for (size_t i = 0; i < datapath->started; i++)
         pthread_join(datapath->workers[i].thread, NULL);
     for (size_t i = 0; i < datapath->n_workers; i++)
         free_worker(&datapath->workers[i]);
-    free_snapshots((struct snapshot *)datapath->table);
+    fp_snapshots_free(datapath->table);
     pthread_cond_destroy(&datapath->moved_on);
     pthread_mutex_destroy(&datapath->lock);
     pthread_mutex_destroy(&datapath->publishing);
@@ -312,63 +258,7 @@ void fp_datapath_stop(struct fp_datapath *datapath)
     free(datapath);
 }
 
-/* ---------------------------------------------------------------------------------------------- tables and counters */
-
-/* Wait until every worker holds this table. 0 or -ETIMEDOUT. */
-static int wait_for_workers(struct fp_datapath *datapath, const struct snapshot *table)
-{
-    struct timespec deadline;
-    int error = 0;
-
-    clock_gettime(CLOCK_MONOTONIC, &deadline);
-    deadline.tv_sec += PUBLISH_LIMIT_S;
-    pthread_mutex_lock(&datapath->lock);
-    for (size_t i = 0; i < datapath->n_workers && !error;) {
-        if (datapath->workers[i].held == table)
-            i++;
-        else
-            error = pthread_cond_timedwait(&datapath->moved_on, &datapath->lock, &deadline);
-    }
-    pthread_mutex_unlock(&datapath->lock);
-    return error ? -ETIMEDOUT : 0;
-}
-
-static struct snapshot *copy_table(const void *table, size_t bytes)
-{
-    size_t rounded = (sizeof(struct snapshot) + bytes + FP_CACHE_LINE - 1) / FP_CACHE_LINE * FP_CACHE_LINE;
-    struct snapshot *snapshot = aligned_alloc(FP_CACHE_LINE, rounded);
-
-    if (!snapshot)
-        return NULL;
-    memset(snapshot, 0, sizeof(*snapshot));
-    memcpy(snapshot->blob, table, bytes);
-    return snapshot;
-}
-
-int fp_datapath_publish(struct fp_datapath *datapath, const void *table, size_t bytes)
-{
-    struct snapshot *snapshot = copy_table(table, bytes);
-    int error;
-
-    if (!snapshot)
-        return -ENOMEM;
-    if (fp_table_check(snapshot->blob, bytes) != 0) {
-        free(snapshot);
-        return -EINVAL;
-    }
-    pthread_mutex_lock(&datapath->publishing);
-    snapshot->retired = (struct snapshot *)datapath->table;
-    __atomic_store_n(&datapath->table, snapshot, __ATOMIC_RELEASE);
-    for (size_t i = 0; i < datapath->n_workers; i++)
-        wake(&datapath->workers[i]);
-    error = wait_for_workers(datapath, snapshot);
-    if (!error) {
-        free_snapshots(snapshot->retired);
-        snapshot->retired = NULL;
-    }
-    pthread_mutex_unlock(&datapath->publishing);
-    return error;
-}
+/* -------------------------------------------------------------------------------------------------------- counters */
 
 static uint64_t peek(const uint64_t *counter)
 {

@@ -40,6 +40,26 @@ struct fp_inward {
     struct fp_decap *decap;
 };
 
+/* A published table: the blob follows on the next cache line. */
+struct fp_snapshot {
+    struct fp_snapshot *retired; /* older ones that a stuck worker may still hold */
+    uint64_t reserved[7];
+    uint8_t blob[];
+};
+_Static_assert(sizeof(struct fp_snapshot) == FP_CACHE_LINE, "the blob behind it must be aligned to 64");
+
+struct fp_datapath {
+    struct fp_worker *workers;
+    size_t n_workers;
+    size_t n_queues;
+    size_t started; /* threads to join */
+    struct fp_snapshot *table; /* stored with release, loaded with acquire */
+    int stop;
+    pthread_mutex_t publishing; /* one publish at a time */
+    pthread_mutex_t lock;       /* guards fp_worker.held */
+    pthread_cond_t moved_on;
+};
+
 struct fp_worker {
     struct fp_datapath *datapath;
     struct fp_queue queue;
@@ -48,7 +68,7 @@ struct fp_worker {
     int wake_fd;  /* eventfd: a new table, or stop */
     int route_fd; /* a UDP socket of our own to ask the kernel for a path MTU; -1: not known */
     pthread_t thread;
-    const void *held; /* table in use; written by the thread under the datapath's lock */
+    const struct fp_snapshot *held; /* table in use; written by the thread under the datapath's lock */
 
     struct fp_context context;
     struct fp_outward out;
@@ -72,6 +92,10 @@ void fp_bucket_fill(struct fp_bucket *bucket);
 void fp_worker_answer(struct fp_worker *worker, enum fp_verdict verdict, const uint8_t *packet, size_t bytes, uint32_t mtu_bytes);
 /* The worker cannot go on (errno); from now on it only waits for stop and acknowledges tables. */
 void fp_worker_fail(struct fp_worker *worker, int error);
+/* Use the table that is published now, and say so to the publisher if it is another one. */
+void fp_worker_pick_up_table(struct fp_worker *worker);
+void fp_worker_wake(const struct fp_worker *worker);
+void fp_snapshots_free(struct fp_snapshot *snapshot); /* and all older ones behind it */
 /* Whether this errno of the TUN device says that the device is gone; a device that is only down says EIO. */
 bool fp_worker_tun_is_gone(int error);
 

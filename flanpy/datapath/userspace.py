@@ -45,7 +45,7 @@ class Tuning:
     """What hardly anybody changes. ICMP errors are limited for each worker; two threads a queue split the directions."""
 
     icmp_per_second: int = 100
-    threads_per_queue: int = 1
+    threads_per_queue: int = 2
 
 
 class UserspaceDatapath:
@@ -109,6 +109,10 @@ class UserspaceDatapath:
                 lib.fp_datapath_stop(handle)
             self._tun.close()
             self._underlay.close()
+
+    def teardown(self) -> None:
+        """Nothing of this datapath outlives it."""
+        self.close()
 
     def _running(self) -> Any:
         if self._handle is None:

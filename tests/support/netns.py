@@ -96,8 +96,10 @@ def _join(left: Namespace, right: Namespace, names: tuple[str, str], *, mtu: int
 
 
 def _wire(where: Namespace, device: str, *, gro: bool) -> None:
-    """No superpackets on this end: every packet is at most of MTU size, as on a real wire."""
-    where.script(f"ethtool -K {device} tso off gso off gro {'on' if gro else 'off'} >/dev/null")
+    """No superpackets on this end, neither TCP's nor UDP's nor VXLAN's: every packet is at most of MTU size, as on a real wire."""
+    kinds = ("tso", "gso", "tx-udp-segmentation", "tx-udp_tnl-segmentation", "tx-udp_tnl-csum-segmentation")
+    off = " ".join(f"{kind} off" for kind in kinds)
+    where.script(f"ethtool -K {device} {off} gro {'on' if gro else 'off'} >/dev/null")
 
 
 def _open(
@@ -184,7 +186,7 @@ def udp_socket(where: Namespace, address: IPv4Address | None = None, port: int =
 
 
 def capture(where: Namespace, device: str) -> socket.socket:
-    """A packet socket that sees what comes in and goes out on a device, from now on."""
+    """A packet socket that sees the IPv4 packets that come in on a device, from now on (after GRO, if the device does that)."""
     with inside(where):
         made = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0800))
     made.bind((device, 0x0800))

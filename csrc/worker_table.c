@@ -1,0 +1,104 @@
+/*
+ * worker_table.c: the hand-over of route tables from the thread that publishes to the workers; the theory stands in worker.c.
+ *
+ *   publish: copy -> check -> store-release -> wake all -> wait until all have moved on -> free the old one
+ *   worker:  load-acquire once a turn -> say under the lock that it has moved on
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "worker_state.h"
+
+#define PUBLISH_LIMIT_S 2 /* a turn takes milliseconds; a thread that needs longer does not run at all */
+
+void fp_worker_pick_up_table(struct fp_worker *worker)
+{
+    struct fp_datapath *datapath = worker->datapath;
+    const struct fp_snapshot *table = __atomic_load_n(&datapath->table, __ATOMIC_ACQUIRE);
+
+    if (table == worker->held)
+        return;
+    worker->context.table = (const struct fp_table *)(const void *)table->blob;
+    __atomic_store_n(&worker->stats->generation, fp_table_generation(worker->context.table), __ATOMIC_RELAXED);
+    fp_worker_work(worker, FP_WORK_TABLES, 1);
+    pthread_mutex_lock(&datapath->lock);
+    worker->held = table;
+    pthread_cond_signal(&datapath->moved_on);
+    pthread_mutex_unlock(&datapath->lock);
+}
+
+void fp_worker_wake(const struct fp_worker *worker)
+{
+    const uint64_t one = 1;
+
+    if (write(worker->wake_fd, &one, sizeof(one)) < 0)
+        return; /* EAGAIN: the counter is full of wake-ups that it has not seen yet, so it will wake */
+}
+
+void fp_snapshots_free(struct fp_snapshot *snapshot)
+{
+    while (snapshot) {
+        struct fp_snapshot *older = snapshot->retired;
+
+        free(snapshot);
+        snapshot = older;
+    }
+}
+
+/* Wait until every worker holds this table. 0 or -ETIMEDOUT. */
+static int wait_for_workers(struct fp_datapath *datapath, const struct fp_snapshot *table)
+{
+    struct timespec deadline;
+    int error = 0;
+
+    clock_gettime(CLOCK_MONOTONIC, &deadline);
+    deadline.tv_sec += PUBLISH_LIMIT_S;
+    pthread_mutex_lock(&datapath->lock);
+    for (size_t i = 0; i < datapath->n_workers && !error;) {
+        if (datapath->workers[i].held == table)
+            i++;
+        else
+            error = pthread_cond_timedwait(&datapath->moved_on, &datapath->lock, &deadline);
+    }
+    pthread_mutex_unlock(&datapath->lock);
+    return error ? -ETIMEDOUT : 0;
+}
+
+static struct fp_snapshot *copy_table(const void *table, size_t bytes)
+{
+    size_t rounded = (sizeof(struct fp_snapshot) + bytes + FP_CACHE_LINE - 1) / FP_CACHE_LINE * FP_CACHE_LINE;
+    struct fp_snapshot *snapshot = aligned_alloc(FP_CACHE_LINE, rounded);
+
+    if (!snapshot)
+        return NULL;
+    memset(snapshot, 0, sizeof(*snapshot));
+    memcpy(snapshot->blob, table, bytes);
+    return snapshot;
+}
+
+int fp_datapath_publish(struct fp_datapath *datapath, const void *table, size_t bytes)
+{
+    struct fp_snapshot *snapshot = copy_table(table, bytes);
+    int error;
+
+    if (!snapshot)
+        return -ENOMEM;
+    if (fp_table_check(snapshot->blob, bytes) != 0) {
+        free(snapshot);
+        return -EINVAL;
+    }
+    pthread_mutex_lock(&datapath->publishing);
+    snapshot->retired = datapath->table;
+    __atomic_store_n(&datapath->table, snapshot, __ATOMIC_RELEASE);
+    for (size_t i = 0; i < datapath->n_workers; i++)
+        fp_worker_wake(&datapath->workers[i]);
+    error = wait_for_workers(datapath, snapshot);
+    if (!error) {
+        fp_snapshots_free(snapshot->retired);
+        snapshot->retired = NULL;
+    }
+    pthread_mutex_unlock(&datapath->publishing);
+    return error;
+}
