@@ -6,9 +6,14 @@ The TUN device and the underlay's sockets are opened here and belong to the data
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from flanpy.datapath import Datapath, DatapathSettings
-from flanpy.errors import PlatformError
+from flanpy.errors import DatapathError, InterfaceError, PlatformError
+from flanpy.kernel.netlink import Kernel
+
+if TYPE_CHECKING:
+    from flanpy.datapath.userspace import UserspaceDatapath
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,31 +25,59 @@ class Choice:
     degraded: tuple[str, ...] = ()
 
 
-def open_datapath(kind: str, settings: DatapathSettings) -> tuple[Choice, Datapath]:
+def open_datapath(kind: str, settings: DatapathSettings, kernel: Kernel) -> tuple[Choice, Datapath]:
     """Open ``auto``, ``userspace`` or ``ebpf``. Raises PlatformError, ResourceBusy, InterfaceError or DatapathError.
 
     When it raises, nothing is left open.
     """
+    if kind == "userspace":
+        return _open_userspace(settings, kernel, "asked for")
+    from flanpy.datapath.ebpf_probe import first_problem, probe_all
+
+    problem = first_problem(probe_all())
+    if problem is None:
+        try:
+            return _open_ebpf(settings, kernel, "asked for" if kind == "ebpf" else "auto: every probe passed")
+        except (DatapathError, PlatformError) as error:
+            if kind == "ebpf":
+                raise
+            problem = str(error)
     if kind == "ebpf":
-        raise PlatformError("--datapath ebpf: this version has no ebpf datapath; use userspace or auto")
-    reason = "asked for" if kind == "userspace" else "auto: the best that this version has"
-    return _open_userspace(settings, reason)
+        raise PlatformError(f"--datapath ebpf: {problem} (`flanpy datapath probe` tells more)")
+    return _open_userspace(settings, kernel, f"auto: ebpf cannot run here ({problem})")
 
 
-def _open_userspace(settings: DatapathSettings, reason: str) -> tuple[Choice, Datapath]:
+def _open_userspace(settings: DatapathSettings, kernel: Kernel, reason: str) -> tuple[Choice, Datapath]:
+    from flanpy.datapath.ebpf import cleanup
+    from flanpy.kernel.bpf_host import BpfHost
+
+    cleanup(settings.device, BpfHost(kernel))  # of an earlier run with ebpf, whose device is still there
+    datapath = _userspace(settings, keep=False)
+    return Choice("userspace", reason, datapath.degraded), datapath
+
+
+def _open_ebpf(settings: DatapathSettings, kernel: Kernel, reason: str) -> tuple[Choice, Datapath]:
+    from flanpy.datapath.ebpf import EbpfDatapath, EbpfOptions
+    from flanpy.kernel.bpf_host import BpfHost
+
+    host = BpfHost(kernel)
+    underlay = host.device_of(settings.underlay_address)
+    if underlay is None:
+        raise InterfaceError(f"{settings.underlay_address}: no interface of this machine has this address any more")
+    userspace = _userspace(settings, keep=True)
+    datapath = EbpfDatapath(settings, EbpfOptions(underlay, bypass=settings.ebpf_bypass), userspace, host)
+    return Choice("ebpf", f"{reason}; attached by {datapath.hooks}", userspace.degraded), datapath
+
+
+def _userspace(settings: DatapathSettings, *, keep: bool) -> UserspaceDatapath:
     from flanpy.datapath.sockets import open_underlay
     from flanpy.datapath.userspace import UserspaceDatapath
     from flanpy.kernel.tun import open_tun
 
-    tun = open_tun(settings.device, settings.queues)
+    tun = open_tun(settings.device, settings.queues, keep=keep)
     try:
         underlay = open_underlay(settings.underlay_address, settings.port, settings.queues)
-        try:
-            datapath = UserspaceDatapath(settings, tun, underlay)
-        except BaseException:
-            underlay.close()
-            raise
     except BaseException:
         tun.close()
         raise
-    return Choice("userspace", reason, (*tun.degraded, *underlay.degraded)), datapath
+    return UserspaceDatapath(settings, tun, underlay)

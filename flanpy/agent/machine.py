@@ -45,9 +45,10 @@ class Running:
 class Machine:
     """Everything of ours on this machine. A context manager: leaving it closes the datapath and the netlink socket."""
 
-    def __init__(self, kernel: Kernel, kind: str) -> None:
+    def __init__(self, kernel: Kernel, kind: str, *, teardown: bool = False) -> None:
         self._kernel = kernel
         self._kind = kind
+        self._teardown = teardown
         self._running: Running | None = None
 
     def converge(self, desired: DesiredState, settings: DatapathSettings) -> Outcome:
@@ -83,7 +84,7 @@ class Machine:
                 if running.settings == settings:
                     return 0
                 self._close_datapath()
-        choice, datapath = open_datapath(self._kind, settings)
+        choice, datapath = open_datapath(self._kind, settings, self._kernel)
         self._running = Running(choice, settings, datapath)
         log.info(
             "datapath %s on %s: %s",
@@ -136,12 +137,23 @@ class Machine:
             running.datapath.close()
 
     def close(self) -> None:
-        """Close the datapath; its device goes with it."""
-        self._close_datapath()
+        """Let go of the datapath: userspace ends with its device, ebpf carries on unless it is to be torn down."""
+        running, self._running = self._running, None
+        if running is not None and self._teardown:
+            running.datapath.teardown()
+        elif running is not None:
+            running.datapath.close()
 
 
 def datapath_settings(
-    desired: DesiredState, underlay: IPv4Address, port: int, *, queues: int, source_check: bool, spin_us: int
+    desired: DesiredState,
+    underlay: IPv4Address,
+    port: int,
+    *,
+    queues: int,
+    source_check: bool,
+    spin_us: int,
+    ebpf_bypass: bool = False,
 ) -> DatapathSettings:
     """The settings of the datapath that carries this desired state's tunnel."""
     tunnel = desired.tunnel
@@ -159,4 +171,5 @@ def datapath_settings(
         queues=queues,
         source_check=source_check,
         spin_us=spin_us,
+        ebpf_bypass=ebpf_bypass,
     )

@@ -43,5 +43,6 @@ def make_plan(
         queues=options.queues,
         source_check=options.source_check,
         spin_us=options.spin_us,
+        ebpf_bypass=options.ebpf_bypass,
     )
     return Plan(seen, desired, settings)

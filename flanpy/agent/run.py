@@ -88,7 +88,7 @@ def _run_loop(options: AgentOptions, underlay: Underlay, kernel: Kernel, events:
         )
     )
     stack.callback(store.close)
-    machine = Machine(kernel, options.datapath)
+    machine = Machine(kernel, options.datapath, teardown=options.teardown)
     stack.callback(machine.close)
     executor, watcher = Executor(store, events), Watcher(store, events)
     readiness = Readiness(options.subnet_file, options.ip_masq)

@@ -157,6 +157,23 @@ AGENT_FLAGS = (
         group="datapath",
         flannel=False,
     ),
+    Flag(
+        "ebpf-bypass",
+        "with ebpf, carry packets between underlay and pod bridge past the host's forwarding: faster, but its firewall, network "
+        "policy and masquerading do not see them (docs/ebpf.md)",
+        False,
+        boolean=True,
+        group="datapath",
+        flannel=False,
+    ),
+    Flag(
+        "teardown",
+        "remove the datapath when the agent stops; without it an ebpf datapath stays and carries on",
+        False,
+        boolean=True,
+        group="datapath",
+        flannel=False,
+    ),
     Flag("queues", "TUN queues, each with a thread", 1, _number(1, 64), "N", "datapath", flannel=False),
     Flag(
         "spin-us",
@@ -211,6 +228,8 @@ class AgentOptions:
     ip_blackhole_route: bool
     datapath: str
     source_check: bool
+    ebpf_bypass: bool
+    teardown: bool
     queues: int
     spin_us: int
     healthz_ip: IPv4Address

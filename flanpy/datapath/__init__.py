@@ -28,7 +28,9 @@ class DatapathSettings:
     mtu_bytes: int
     queues: int = 1
     source_check: bool = True
-    spin_us: int = 50
+    spin_us: int = 150
+    ebpf_bypass: bool = False
+    """With ebpf: hand packets to the pods' bridge and take them there, past the host's forwarding, firewall and policy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,4 +68,7 @@ class Datapath(Protocol):
         """Raise DatapathError when a worker has died or can no longer work (TUN device gone), with the reason."""
 
     def close(self) -> None:
-        """Stop the workers (within 1 s also under flood) and free all that is ours; safe to call twice."""
+        """Stop the workers (within 1 s also under flood) and let go; an ebpf datapath stays and carries on. Safe to call twice."""
+
+    def teardown(self) -> None:
+        """Close, and remove what would outlive us."""

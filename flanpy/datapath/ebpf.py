@@ -54,6 +54,9 @@ class Host(Protocol):
     def remove_merging_device(self, device: str) -> None:
         """It is not there any more."""
 
+    def remove_tunnel(self, device: str) -> None:
+        """The TUN device, which outlives its descriptors, is not there any more."""
+
 
 @dataclass(frozen=True, slots=True)
 class EbpfOptions:
@@ -146,13 +149,14 @@ class EbpfDatapath:
                 loaded.close()
 
     def teardown(self) -> None:
-        """Close, and remove programs, maps, pins and the merging device."""
+        """Close, and remove programs, maps, pins and devices."""
         with self._lock:
             for spot in self._spots(self._header) if self._header is not None else ():
                 self._hooks.detach(spot)
         self.close()
         self._pins.clear()
         self._host.remove_merging_device(self._settings.device)
+        self._host.remove_tunnel(self._settings.device)
 
     def _running(self) -> Loaded:
         if self._loaded is None:
@@ -239,5 +243,7 @@ def possible_cpus() -> int:
 def cleanup(device: str, host: Host, root: Path = ROOT) -> bool:
     """Remove what any earlier process has left for this device; whether there was anything."""
     removed = Pins.of(device, root).clear()
-    host.remove_merging_device(device)
+    if removed:
+        host.remove_merging_device(device)
+        host.remove_tunnel(device)
     return removed

@@ -18,6 +18,7 @@ from pyroute2.ethtool import Ethtool
 from pyroute2.netlink.exceptions import NetlinkError
 
 from flanpy.kernel.devices import RTM_GETLINK, list_addresses, list_devices
+from flanpy.kernel.links import remove_link
 from flanpy.kernel.messages import attributes
 from flanpy.kernel.netlink import Kernel, explained, settled
 from flanpy.kernel.tc import ClsactHooks
@@ -88,6 +89,10 @@ class BpfHost:
             _switch(ethtool, far, "rx-gro", on=True)
             for name in (near, far):
                 self._kernel.ip.link("set", index=_index(name), state="up")
+
+    def remove_tunnel(self, device: str) -> None:
+        """The TUN device is gone, and with it every filter on it."""
+        remove_link(self._kernel, device)
 
     def remove_merging_device(self, device: str) -> None:
         """Both ends are gone."""

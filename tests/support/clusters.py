@@ -36,7 +36,7 @@ print(json.dumps(ask(Path(sys.argv[1]), "status")))
 def cluster(logs: Path, *, hosts: int = 2, pods: int = 1, network: str = NETWORK, **spec: Any) -> Iterator[Cluster]:
     """A running lab; it ends with the block, and by itself when this process dies."""
     with Sandbox.create() as sandbox:
-        lab = Lab(LabSpec("test", hosts, pods, network, **spec), sandbox, logs)
+        lab = Lab(LabSpec("test", hosts, pods, network, **{"datapath": "userspace", **spec}), sandbox, logs)
         lab.build()
         yield Cluster(lab)
 
@@ -152,7 +152,7 @@ def _encoded(text: str) -> str:
 def bare(logs: Path, *, network: str | None = NETWORK) -> Iterator[Cluster]:
     """One host and an etcd, no agent yet."""
     with Sandbox.create() as sandbox:
-        lab = Lab(LabSpec("test", 1, 1, network or NETWORK), sandbox, logs)
+        lab = Lab(LabSpec("test", 1, 1, network or NETWORK, datapath="userspace"), sandbox, logs)
         sandbox.script(topology.underlay_script(lab.plan))
         lab.start_etcd()
         lab.put_network_config(network or NETWORK)
