@@ -2,7 +2,7 @@
  * flanpy.h: public API of the C core and the list of verdicts.
  *
  * Two halves:
- *   pure      ip, checksum, icmp, table, segment, coalesce, encap, decap: no system calls, no globals, no allocation; memory
+ *   pure      ip, checksum, icmp, table, segment, runs, coalesce, encap, decap, names: no system calls, no globals, no allocation; memory
  *             comes from the caller, so that tests and fuzzers call them directly. `nm -u` on their objects proves it.
  *   worker.c  the only file with system calls: TUN, UDP, poll, publish.
  *
@@ -192,6 +192,6 @@ size_t fp_icmp_error(const struct fp_context *context, enum fp_verdict verdict, 
 uint64_t fp_sum(const void *data, size_t bytes, uint64_t sum);
 uint64_t fp_copy_sum(void *restrict to, const void *restrict from, size_t bytes, uint64_t sum);
 uint16_t fp_fold(uint64_t sum); /* folded to 16 bits, not complemented, native order */
-const char *fp_cpu(void);       /* the implementation chosen at run time: "scalar", "avx2", "avx512", "neon" */
+const char *fp_cpu(void);       /* the implementation in use: "scalar" (SSE2 or NEON by the compiler), "avx2", "avx512" */
 
 #endif
