@@ -36,6 +36,9 @@ LIST_ATTEMPTS = 5
 CLEANUP_TIMEOUT_S = 2.0
 """Limit of calls that tidy up after another call has used its time."""
 
+ORPHAN_PATIENCE_S = 60.0
+"""How long a lease whose grant had no answer may still appear: the request can sit in a server that hangs."""
+
 READ_BACK_PAUSE_S = 0.1
 """Between attempts to find out what became of a write whose answer was lost."""
 
@@ -53,7 +56,7 @@ class EtcdStore:
         self._keys = KeySpace(normalise_prefix(options.prefix))
         self._lock = threading.Lock()
         self._watches: set[EtcdWatch] = set()
-        self._orphans: set[int] = set()
+        self._orphans: dict[int, float] = {}
 
     def __enter__(self) -> EtcdStore:
         return self
@@ -81,7 +84,6 @@ class EtcdStore:
 
     def create(self, key: str, value: bytes, ttl_s: int) -> Record | None:
         """Write a key that does not exist yet, on a new etcd lease; None when somebody was faster."""
-        self._sweep_orphans()
         lease_id = self._grant(ttl_s)
         try:
             answer = self._write(key, value, lease_id, 0)
@@ -93,13 +95,13 @@ class EtcdStore:
             return ours
         if not answer.succeeded:
             self._revoke(lease_id)
+        self._sweep_orphans()
         return self._written(key, value, lease_id, answer)
 
     def replace(self, key: str, value: bytes, expected_mod_revision: int, ttl_s: int) -> Record | None:
         """Write a key only if nobody has since ``expected_mod_revision``, on a fresh etcd lease (``ttl_s`` 0: on none)."""
         if ttl_s == 0:
             return self.put(key, value, expected_mod_revision=expected_mod_revision)
-        self._sweep_orphans()
         lease_id = self._grant(ttl_s)
         try:
             answer = self._write(key, value, lease_id, expected_mod_revision)
@@ -111,6 +113,7 @@ class EtcdStore:
             return ours
         if not answer.succeeded:
             self._revoke(lease_id)
+        self._sweep_orphans()
         return self._written(key, value, lease_id, answer)
 
     def delete(self, key: str, expected_mod_revision: int | None = None) -> bool:
@@ -236,16 +239,17 @@ class EtcdStore:
     def _drop_lease(self, lease_id: int) -> None:
         """Revoke an etcd lease that has lost a key (0: there was none), unless other keys hang on it."""
         if lease_id:
-            self._revoke_if_unused(lease_id)
+            try:
+                self._revoke_if_unused(lease_id)
+            except StoreError:
+                self._remember_orphan(lease_id)
 
-    def _revoke_if_unused(self, lease_id: int) -> None:
-        try:
-            answer = self._time_to_live(lease_id, CLEANUP_TIMEOUT_S)
-        except StoreError:
-            self._remember_orphan(lease_id)
-            return
+    def _revoke_if_unused(self, lease_id: int) -> bool:
+        """Whether the lease was there: it is revoked now, or a key hangs on it."""
+        answer = self._time_to_live(lease_id, CLEANUP_TIMEOUT_S)
         if answer.TTL >= 0 and not answer.keys:
             self._revoke(lease_id)
+        return bool(answer.TTL >= 0)
 
     def _time_to_live(self, lease_id: int, timeout_s: float | None = None) -> Any:
         request = rpc.LeaseTimeToLiveRequest(ID=lease_id, keys=True)
@@ -253,14 +257,20 @@ class EtcdStore:
 
     def _remember_orphan(self, lease_id: int) -> None:
         with self._lock:
-            self._orphans.add(lease_id)
+            self._orphans.setdefault(lease_id, time.monotonic())
 
     def _sweep_orphans(self) -> None:
-        """Try once more to revoke what an earlier failure left; a lease that holds a key by now is in use and stays."""
+        """Now that etcd answers, revoke what an earlier failure left; a lease that holds a key by now is in use and stays."""
         with self._lock:
-            orphans, self._orphans = self._orphans, set()
-        for lease_id in orphans:
-            self._revoke_if_unused(lease_id)
+            orphans = dict(self._orphans)
+        for lease_id, since in orphans.items():
+            try:
+                was_there = self._revoke_if_unused(lease_id)
+            except StoreError:
+                return
+            if was_there or time.monotonic() - since > ORPHAN_PATIENCE_S:
+                with self._lock:
+                    self._orphans.pop(lease_id, None)
 
     def _forget_watch(self, watch: EtcdWatch) -> None:
         with self._lock:

@@ -39,8 +39,10 @@ def test_a_watch_from_an_old_revision_replays_what_was_and_goes_on(store: Store)
     before = [put(store, "subnets/a", b"1"), put(store, "subnets/a", b"2"), put(store, "subnets/b")]
     store.delete("subnets/a")
     watch = store.watch("subnets/", before[1].mod_revision)
-    threading.Timer(0.2, put, args=(store, END)).start()
+    later = threading.Timer(0.2, put, args=(store, END))
+    later.start()
     seen = [item for batch in until_end(watch) for item in batch]
+    later.join()
 
     gone = RecordChange(before[2].mod_revision + 1, "subnets/a", None)
     assert seen[:3] == [change(before[1]), change(before[2]), gone]
