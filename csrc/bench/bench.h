@@ -84,8 +84,7 @@ struct fb_receive {
     uint32_t magic;
     uint32_t flows;
     uint64_t flow_packets; /* sequence numbers at or above this are foreign; bounds the memory (one bit each) */
-    uint64_t least_ns;     /* do not end before this ... */
-    uint64_t quiet_ns;     /* ... and then when nothing has come for so long */
+    uint64_t quiet_ns;     /* after the stop: end when nothing has come for so long */
     uint64_t deadline_ns;  /* end in any case */
 };
 
@@ -103,8 +102,11 @@ struct fb_received {
 
 /* Ask the kernel for GRO trains, receive stamps and a large buffer on this socket. Refusal of GRO is no error. */
 int fb_receive_prepare(int socket, int buffer_bytes);
-/* -EINVAL, -ENOMEM, or a -errno of the socket. */
-int fb_receive(int socket, const struct fb_receive *what, struct fb_received *out);
+/*
+ * Count until `stop` is readable (the sender is done) and the packets that are still on their way have come.
+ * -EINVAL, -ENOMEM, or a -errno of the socket.
+ */
+int fb_receive(int socket, int stop, const struct fb_receive *what, struct fb_received *out);
 
 /* ------------------------------------------------------------------------------------------------------------- latency */
 

@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <netinet/in.h>
 #include <netinet/udp.h>
+#include <poll.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
@@ -143,23 +144,30 @@ static int drain(struct receiver *receiver, int socket) {
     return total;
 }
 
-static int run(struct receiver *receiver, int socket) {
+/* Sleep for a moment; whether the sender is done. */
+static bool nap(int stop, bool stopped)
+{
+    const struct timespec moment = {.tv_nsec = NAP_NS};
+    struct pollfd wait = {.fd = stop, .events = POLLIN};
+    return ppoll(&wait, stopped ? 0 : 1, &moment, NULL) > 0 || stopped;
+}
+
+static int run(struct receiver *receiver, int socket, int stop)
+{
     const struct fb_receive *what = receiver->what;
     const uint64_t begin_ns = fb_now_ns();
     uint64_t quiet_since_ns = begin_ns;
+    bool stopped = false;
     for (;;) {
         int got = drain(receiver, socket);
         if (got < 0)
             return got;
         const uint64_t now_ns = fb_now_ns();
-        if (got > 0)
+        if (got > 0 || !stopped)
             quiet_since_ns = now_ns;
-        if (now_ns - begin_ns >= what->deadline_ns)
+        if (now_ns - begin_ns >= what->deadline_ns || now_ns - quiet_since_ns >= what->quiet_ns)
             return 0;
-        if (now_ns - begin_ns >= what->least_ns && now_ns - quiet_since_ns >= what->quiet_ns)
-            return 0;
-        const struct timespec nap = {.tv_nsec = NAP_NS};
-        nanosleep(&nap, NULL);
+        stopped = nap(stop, stopped);
     }
 }
 
@@ -195,7 +203,7 @@ static struct receiver *acquire(const struct fb_receive *what, struct fb_receive
     return receiver;
 }
 
-int fb_receive(int socket, const struct fb_receive *what, struct fb_received *out) {
+int fb_receive(int socket, int stop, const struct fb_receive *what, struct fb_received *out) {
     memset(out, 0, sizeof *out);
     /* One bit a packet: 2^32 packets of one flow are half a GiB, more than any run sends. */
     if (what->flows < 1 || what->flows > FB_FLOWS_MAX || what->flow_packets > UINT32_MAX)
@@ -204,7 +212,7 @@ int fb_receive(int socket, const struct fb_receive *what, struct fb_received *ou
     if (receiver == NULL)
         return -ENOMEM;
     prctl(PR_SET_TIMERSLACK, 1000ul);
-    int error = run(receiver, socket);
+    int error = run(receiver, socket, stop);
     release(receiver);
     return error;
 }

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from itertools import islice
 from pathlib import Path
@@ -34,9 +35,6 @@ from flanpy.lab.sandbox import Sandbox
 NETWORK = IPv4Network("10.0.0.0/8")
 CONFIG = json.dumps({"Network": str(NETWORK), "SubnetLen": 24, "Backend": {"Type": "udp"}})
 HOSTS = 3
-LEASES_KNOWN = 1_000
-MANY_LEASES = 65_536
-CONVERGENCES = 40
 CHURN_PPS = 20_000
 SETUP = "agent"
 
@@ -55,14 +53,27 @@ FIGURES = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How much is done: leases that are known while convergence is timed, how often it is, and leases for the last figures."""
+
+    known: int = 1_000
+    convergences: int = 40
+    many: int = 65_536
+
+
+FULL_SCALE = Scale()
+
+
 class AgentRun:
     """One lab and what is measured in it, in an order that builds up: starts, rest, 1,000 leases, 65,536 leases."""
 
-    def __init__(self, lab: Lab, settings: Settings, recorder: Recorder, progress: Progress) -> None:
+    def __init__(self, lab: Lab, settings: Settings, recorder: Recorder, progress: Progress, scale: Scale) -> None:
         self._lab = lab
         self._settings = settings
         self._recorder = recorder
         self._progress = progress
+        self._scale = scale
         self._sink = lab.plan.services_address
         """Peers that do not exist are reached here: outside of all hosts, where a socket waits for their packets."""
 
@@ -131,17 +142,17 @@ class AgentRun:
 
     def convergence(self, etcd: EtcdGateway) -> None:
         """A lease is written, and from then on packets for it are sent from a host every half millisecond until one leaves."""
-        spare = self._fill(etcd, LEASES_KNOWN)[0]
+        spare = self._fill(etcd, self._scale.known)[0]
         with Prober.to_underlay(self._lab, self._hosts()[0]) as prober:
             for number in range(self._settings.rounds):
                 self._progress.step("agents: convergence")
-                times_ms = sorted(_converge_ms(etcd, prober, spare, self._sink) for _ in range(CONVERGENCES))
+                times_ms = sorted(_converge_ms(etcd, prober, spare, self._sink) for _ in range(self._scale.convergences))
                 self._add("agent_convergence_p50", number, times_ms[len(times_ms) // 2])
                 self._add("agent_convergence_p99", number, times_ms[int(len(times_ms) * 0.99)], longest_ms=times_ms[-1])
 
     def churn(self, etcd: EtcdGateway) -> None:
         """Traffic between two pods, at rest and while leases come and go."""
-        spare = list(islice(free_subnets(NETWORK, self._subnets()), LEASES_KNOWN, LEASES_KNOWN + 100))
+        spare = list(islice(free_subnets(NETWORK, self._subnets()), self._scale.known, self._scale.known + 100))
         bed = _pods_as_bed(self._lab, *self._hosts()[:2])
         for number in range(self._settings.rounds):
             self._progress.step("agents: loss while leases change")
@@ -155,8 +166,8 @@ class AgentRun:
 
     def many(self, etcd: EtcdGateway) -> None:
         """65,536 routes: how long the last one takes, and what the agents hold."""
-        self._progress.step(f"agents: {MANY_LEASES:,} leases")
-        free = list(islice(free_subnets(NETWORK, self._subnets()), MANY_LEASES - HOSTS - 1))
+        self._progress.step(f"agents: {self._scale.many:,} leases")
+        free = list(islice(free_subnets(NETWORK, self._subnets()), self._scale.many - HOSTS - 1))
         etcd.put_leases([(subnet, self._sink) for subnet in free[:-1]])
         begin = time.monotonic()
         etcd.put_lease(free[-1], self._sink)
@@ -200,10 +211,10 @@ def steps(settings: Settings) -> int:
     return 2 + 4 * settings.rounds
 
 
-def run_agents(settings: Settings, recorder: Recorder, progress: Progress) -> None:
+def run_agents(settings: Settings, recorder: Recorder, progress: Progress, scale: Scale = FULL_SCALE) -> None:
     """Build a lab, measure, end it."""
     with ExitStack() as stack:
         logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="flanpy-bench-")))
         sandbox = stack.enter_context(Sandbox.create())
         lab = Lab(LabSpec("bench", HOSTS, 1, CONFIG, datapath="userspace"), sandbox, logs)
-        AgentRun(lab, settings, recorder, progress).everything()
+        AgentRun(lab, settings, recorder, progress, scale).everything()

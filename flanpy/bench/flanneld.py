@@ -35,7 +35,7 @@ def start_flanneld(bed: Bed, here: Side, there: Side) -> None:
     log = bed.sandbox.path("/run") / f"{here.host}.log"
     with log.open("w") as output:
         process = bed.sandbox.popen(here.host, argv, stdout=output, stderr=output)
-    bed.processes.append(process)
+    bed.carriers.append(process)
     deadline = time.monotonic() + READY_TIMEOUT_S
     while not bed.sandbox.path(subnet_file).exists():
         if process.poll() is not None or time.monotonic() > deadline:

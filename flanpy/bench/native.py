@@ -115,14 +115,14 @@ def prepare_receiver(receiver: socket.socket, buffer_bytes: int) -> None:
 
 
 def receive(
-    receiver: socket.socket, *, magic: int, flows: int, flow_packets: int, least_s: float, quiet_s: float, deadline_s: float
+    receiver: socket.socket, stop: int, *, magic: int, flows: int, flow_packets: int, quiet_s: float, deadline_s: float
 ) -> Received:
-    """Count probes until nothing has come for ``quiet_s``, not before ``least_s`` and not after ``deadline_s``."""
+    """Count probes until ``stop`` is readable and then nothing has come for ``quiet_s``, at most ``deadline_s`` in all."""
     what = ffi.new("struct fb_receive *")
     what.magic, what.flows, what.flow_packets = magic, flows, flow_packets
-    what.least_ns, what.quiet_ns, what.deadline_ns = int(least_s * NS), int(quiet_s * NS), int(deadline_s * NS)
+    what.quiet_ns, what.deadline_ns = int(quiet_s * NS), int(deadline_s * NS)
     out = ffi.new("struct fb_received *")
-    _checked(lib.fb_receive(receiver.fileno(), what, out), "receiving probes")
+    _checked(lib.fb_receive(receiver.fileno(), stop, what, out), "receiving probes")
     span_s = (out.last_ns - out.first_ns) / NS
     return Received(
         out.packets, out.duplicates, out.reordered, out.foreign, out.bytes, out.receives, span_s, _histogram(out.delay)

@@ -50,8 +50,9 @@ def _bars(axes: Any, result: Result, groups: Sequence[tuple[str, str, str]], set
             label = setup if place == 0 else None
             axes.bar(at, summary.median, width * 0.95, color=COLOURS.get(setup), label=label, yerr=whiskers, ecolor="#404040")
     axes.set_xticks(range(len(groups)), [label for label, _, _ in groups])
-    axes.legend(frameon=False, fontsize="small")
     axes.grid(axis="y", alpha=0.3)
+    if axes.containers:
+        axes.legend(frameon=False, fontsize="small")
 
 
 def _throughput(result: Result) -> Canvas | None:
@@ -105,7 +106,8 @@ def _latency(result: Result) -> Canvas | None:
             axes.set(xscale="log", yscale="log", ylim=(1e-4, 1), xlabel="us", ylabel="share that took longer")
             axes.set_title(f"{name.removeprefix('latency_').removesuffix('_p50')}, {mode}", fontsize="medium")
             axes.grid(alpha=0.3)
-            axes.legend(frameon=False, fontsize="small")
+            if axes.lines:
+                axes.legend(frameon=False, fontsize="small")
     canvas.subplots_adjust(wspace=0.3, hspace=0.45)
     return canvas
 

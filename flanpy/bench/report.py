@@ -85,6 +85,28 @@ def goals_table(verdicts: Sequence[Verdict]) -> Table:
     return Table("Goals", ("setup", "figure", "goal", "measured", ""), rows)
 
 
+PER = (
+    ("packets / TUN read", "encapsulated", "tun_reads"),
+    ("datagrams / send", "udp_sent_segments", "udp_sends"),
+    ("datagrams / receive", "udp_received_segments", "udp_receives"),
+    ("packets / TUN write", "decapsulated", "tun_writes"),
+)
+CALLS = ("tun_reads", "tun_writes", "udp_sends", "udp_receives", "polls")
+
+
+def work_table(result: Result) -> Table | None:
+    """How well the datapaths batch: packets for each system call, and calls for each packet, both hosts together."""
+    rows = []
+    for where, done in result.work.items():
+        packets = done.get("encapsulated", 0) + done.get("decapsulated", 0)
+        if packets:
+            batches = (number(done.get(many, 0) / done[one]) if done.get(one) else "–" for _, many, one in PER)
+            calls = sum(done.get(name, 0) for name in CALLS)
+            rows.append((where, *batches, number(calls / packets), number(done.get("polls", 0) / packets)))
+    head = ("setup, mode, task", *(title for title, _, _ in PER), "calls / packet", "sleeps / packet")
+    return Table("What the datapaths did", head, tuple(rows)) if rows else None
+
+
 def tables(result: Result) -> Iterator[Table]:
     """All tables in the order of the report: goals first, then each figure with its ratios."""
     verdicts = judge(result)
@@ -95,6 +117,9 @@ def tables(result: Result) -> Iterator[Table]:
         ratios = ratio_table(result, figure)
         if ratios is not None:
             yield ratios
+    work = work_table(result)
+    if work is not None:
+        yield work
 
 
 def markdown_table(table: Table) -> str:
@@ -127,8 +152,10 @@ def _conditions(result: Result) -> str:
         *(f"- **{name}**: {SETUPS[name]}" for name in settings.setups),
         *(f"- *{name}*: {MODES[name]}" for name in settings.modes),
     ]
-    if result.warnings:
-        lines += ["", *(f"- warning: {text}" for text in result.warnings)]
+    if result.warnings or result.failures:
+        lines.append("")
+    lines += [f"- warning: {text}" for text in result.warnings]
+    lines += [f"- failed: {text.splitlines()[0]}" for text in result.failures]
     return "\n".join(lines)
 
 

@@ -19,6 +19,7 @@ from flanpy.bench import health, machine
 from flanpy.bench.beds import Bed, make_bed
 from flanpy.bench.samples import Figure, Result, Sample, Settings
 from flanpy.bench.tasks import Task, Value
+from flanpy.errors import LabError
 from flanpy.lab.sandbox import Sandbox
 
 BUSY_LOAD = 0.5
@@ -43,6 +44,9 @@ class Step:
     mode: str
     task: Task
     setup: str
+
+    def __str__(self) -> str:
+        return f"{self.setup}, {self.mode}, {self.task.title}"
 
 
 def plan(settings: Settings, tasks: Sequence[Task]) -> Iterator[Step]:
@@ -72,6 +76,8 @@ class Recorder:
         self._samples: list[Sample] = []
         self._losses: dict[str, Counter[str]] = {}
         self._buckets: dict[str, Counter[int]] = {}
+        self._work: dict[str, Counter[str]] = {}
+        self._failures: list[str] = []
         self.warnings: list[str] = []
         if os.getloadavg()[0] > BUSY_LOAD:
             self.warnings.append(f"the machine was not idle when the run began (load {os.getloadavg()[0]:.2f})")
@@ -89,7 +95,16 @@ class Recorder:
     def add_losses(self, step: Step, lost: dict[str, int]) -> None:
         """Keep what the kernel lost during a step."""
         if lost:
-            self._losses.setdefault(f"{step.setup} {step.mode} {step.task.title}", Counter()).update(lost)
+            self._losses.setdefault(str(step), Counter()).update(lost)
+
+    def add_work(self, step: Step, done: dict[str, int]) -> None:
+        """Keep what the datapath did during a step."""
+        if done:
+            self._work.setdefault(str(step), Counter()).update(done)
+
+    def fail(self, step: Step, reason: str) -> None:
+        """A sample could not be taken; the run goes on."""
+        self._failures.append(f"round {step.round + 1}, {step}: {reason}")
 
     def result(self) -> Result:
         """Everything so far."""
@@ -104,12 +119,17 @@ class Recorder:
             samples=tuple(self._samples),
             warnings=tuple(self.warnings),
             losses=tuple(losses),
+            failures=tuple(self._failures),
+            work={where: dict(sorted(done.items())) for where, done in self._work.items()},
             distributions={name: sorted(counts.items()) for name, counts in self._buckets.items()},
         )
 
 
 def run_beds(settings: Settings, tasks: Sequence[Task], recorder: Recorder, progress: Progress) -> None:
-    """Make the beds, warm each one up in each mode, and take every sample of the plan."""
+    """Make the beds and take every sample of the plan.
+
+    A sample that fails is recorded as a failure and the run goes on, without the setup if its packets are carried no more.
+    """
     with Sandbox.create() as sandbox:
         beds: dict[str, Bed] = {}
         for setup in settings.setups:
@@ -117,14 +137,25 @@ def run_beds(settings: Settings, tasks: Sequence[Task], recorder: Recorder, prog
             beds[setup] = make_bed(sandbox, setup, settings.mtu_bytes, settings.flanneld)
         for step in plan(settings, tasks):
             progress.step(f"round {step.round + 1}/{settings.rounds}  {step.mode}  {step.task.title}  {step.setup}")
-            _take(beds[step.setup], step, recorder)
+            if step.setup not in beds:
+                continue
+            try:
+                _take(beds[step.setup], step, recorder)
+            except LabError as error:
+                recorder.fail(step, str(error))
+                progress.note(f"failed: {error}")
+                if beds[step.setup].carries:
+                    beds[step.setup].start_helpers()
+                else:
+                    del beds[step.setup]
 
 
 def _take(bed: Bed, step: Step, recorder: Recorder) -> None:
     bed.set_mode(step.mode)
     bed.check()
-    before = health.read_losses(bed)
+    lost, done = health.read_losses(bed), bed.counters()
     values = step.task.measure(bed)
-    recorder.add_losses(step, health.increase(before, health.read_losses(bed)))
+    recorder.add_work(step, health.increase(done, bed.counters()))
+    recorder.add_losses(step, health.increase(lost, health.read_losses(bed)))
     for value in values:
         recorder.add(value, step.setup, step.mode, step.round)

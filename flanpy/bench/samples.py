@@ -86,6 +86,10 @@ class Result:
     warnings: tuple[str, ...] = ()
     losses: tuple[str, ...] = ()
     """What the kernel's counters say was lost, by setup, mode and task, all rounds together."""
+    failures: tuple[str, ...] = ()
+    """Samples that could not be taken, and why."""
+    work: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """What the datapaths did, by setup, mode and task, all rounds together: verdicts and counters."""
     distributions: Mapping[str, Any] = field(default_factory=dict)
     """Latency buckets by ``figure/setup/mode``: [[least ns of the bucket, count], ...], over all rounds."""
 
@@ -122,5 +126,7 @@ def from_json(text: str) -> Result:
         samples=tuple(Sample(**sample) for sample in raw["samples"]),
         warnings=tuple(raw["warnings"]),
         losses=tuple(raw["losses"]),
+        failures=tuple(raw["failures"]),
+        work=raw["work"],
         distributions=raw["distributions"],
     )

@@ -1,6 +1,6 @@
 """A process in each pod that sends, receives and asks when told to: one line of JSON in, one line out.
 
-    {"do": "receive", ...}   -> {"ready": true}, and when the packets have ceased -> {"done": {...}}
+    {"do": "receive", ...}   -> {"ready": true}; after an empty line, when the packets have ceased -> {"done": {...}}
     {"do": "generate", ...}  -> {"done": {...}}
     {"do": "ask", ...}       -> {"done": {...}}
 
@@ -80,7 +80,8 @@ def main() -> None:
                 done = ask(**order)
             case "receive":
                 _say({"ready": True})
-                done = native.receive(receiver, **order)
+                done = native.receive(receiver, sys.stdin.fileno(), **order)
+                sys.stdin.readline()
             case other:
                 raise SystemExit(f"station: no such order: {other}")
         _say({"done": dataclasses.asdict(done)})

@@ -15,13 +15,11 @@ from flanpy.errors import LabError
 from flanpy.lab.cluster import IMPORT_PATH
 
 QUIET_S = 0.1
-"""A receiver ends when nothing has come for so long."""
+"""After the last packet was sent, a receiver ends when nothing has come for so long."""
 
 
 FLAT_OUT_PPS = 20_000_000
 """More than the generator can send."""
-DRAIN_S = 3.0
-"""Longest time that packets may stand in queues after the last was sent."""
 
 
 class Station:
@@ -32,14 +30,21 @@ class Station:
         self._place = place
         argv = [sys.executable, "-m", "flanpy.bench.station"]
         self._process = bed.sandbox.popen(place, argv, env=IMPORT_PATH, stdin=subprocess.PIPE)
-        bed.processes.append(self._process)
+        bed.helpers.append(self._process)
         self._expect_line("ready", READY_TIMEOUT_S)
 
     def order(self, do: str, **arguments: Any) -> None:
         """Give an order; ``done`` waits for its end."""
+        self._write(json.dumps({"do": do, **arguments}))
+
+    def stop(self) -> None:
+        """Tell a receiver that everything has been sent."""
+        self._write("")
+
+    def _write(self, line: str) -> None:
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
+            self._process.stdin.write(f"{line}\n")
             self._process.stdin.flush()
         except BrokenPipeError as error:
             raise self._ended() from error
@@ -89,13 +94,13 @@ def send_and_count(
     sender, receiver = stations(bed)
     bed.magic += 1
     what = {"magic": bed.magic, "flows": flows}
-    least_s = min(seconds, packets / rate_pps) if rate_pps else seconds
     flow_packets = min(packets, int((rate_pps or FLAT_OUT_PPS) * seconds * 1.2)) + train
-    receiver.order("receive", **what, flow_packets=flow_packets, least_s=least_s, quiet_s=QUIET_S, deadline_s=seconds + DRAIN_S)
+    receiver.order("receive", **what, flow_packets=flow_packets, quiet_s=QUIET_S, deadline_s=seconds + READY_TIMEOUT_S)
     receiver.ready()
     sending = {"payload_bytes": payload_bytes, "train": train, "rate_pps": rate_pps, "seconds": seconds, "packets": packets}
     sender.order("generate", **what, **sending, to=str(bed.b.pod_address))
     sent = Sent(**sender.done(seconds + READY_TIMEOUT_S))
+    receiver.stop()
     received = receiver.done(seconds + READY_TIMEOUT_S)
     return sent, Received(**{**received, "delay": histogram(received["delay"])})
 

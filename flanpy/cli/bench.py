@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from flanpy.bench.samples import MODES, SETUPS, Settings
-from flanpy.errors import UsageError
+from flanpy.errors import LabError, UsageError
 
 if TYPE_CHECKING:
     from flanpy.bench.samples import Result
@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
     settings = settings_of(arguments, suite.missing)
     result = suite.run(settings, quick=is_quick(arguments))
     show(result, arguments)
-    return 0
+    return LabError.exit_code if result.failures else 0
 
 
 def is_quick(arguments: argparse.Namespace) -> bool:
@@ -168,4 +168,6 @@ def show(result: Result, arguments: argparse.Namespace) -> None:
         output.print_tables(report.tables(result))
     for warning in result.warnings:
         print(f"warning: {warning}", file=sys.stderr)
+    for failure in result.failures:
+        print(f"failed: {failure}", file=sys.stderr)
     print(f"written: {directory}/ ({', '.join(names)})", file=sys.stderr)

@@ -19,8 +19,10 @@ from scapy.packet import Raw
 
 from flanpy.bench import health
 from flanpy.bench.beds import Bed, make_bed
-from flanpy.bench.samples import from_json
+from flanpy.bench.runner import Recorder, run_beds
+from flanpy.bench.samples import Figure, Settings, from_json
 from flanpy.bench.stations import ask, send_and_count
+from flanpy.bench.tasks import Task, Value
 from flanpy.bench.tcp import run_tcp
 from flanpy.cli.main import main
 from flanpy.errors import LabError
@@ -70,10 +72,55 @@ def test_loss_is_counted_to_the_packet() -> None:
 
 def test_a_bed_whose_process_has_ended_says_which() -> None:
     with bed("proxy") as living:
-        living.processes[0].send_signal(15)
-        living.processes[0].wait(10)
+        living.carriers[0].send_signal(15)
+        living.carriers[0].wait(10)
         with pytest.raises(LabError, match="proxy: a process of the bed has ended"):
             living.check()
+
+
+class Silence:
+    """Progress that nobody sees."""
+
+    def step(self, doing: str) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+
+def test_a_sample_that_fails_is_recorded_and_the_others_are_taken() -> None:
+    calls: list[str] = []
+
+    def measure(living: Bed) -> list[Value]:
+        calls.append(living.setup)
+        if len(calls) == 1:
+            raise LabError("the first one fails")
+        if living.setup == "proxy":
+            living.carriers[0].kill()
+            living.carriers[0].wait()
+            raise LabError("its proxy has died")
+        return [Value("answer", 42.0)]
+
+    figure = Figure("answer", "the answer", "")
+    settings = Settings(("routed", "proxy"), ("wire",), 3, 1.0, (), ())
+    recorder = Recorder(settings, [figure])
+    run_beds(settings, [Task("asking", (figure,), 0.1, measure)], recorder, Silence())
+    result = recorder.result()
+    assert result.failures == (
+        "round 1, routed, wire, asking: the first one fails",
+        "round 1, proxy, wire, asking: its proxy has died",
+    )
+    assert result.values("answer", "routed", "wire") == {1: 42.0, 2: 42.0}
+    assert calls == ["routed", "proxy", "routed", "routed"]
+
+
+def test_the_userspace_bed_tells_what_its_datapath_has_done() -> None:
+    with bed("userspace") as living:
+        before = living.counters()
+        sent, received = send_and_count(living, payload_bytes=64, rate_pps=5_000, seconds=2.0, train=20, flows=4, packets=2_000)
+        done = living.counters() - before
+    assert (sent.packets, received.packets) == (2_000, 2_000)
+    assert done["encapsulated"] >= 2_000
+    assert done["decapsulated"] >= 2_000
+    assert 0 < done["tun_reads"] <= 2_000 + 50
 
 
 def capture(living: Bed, place: str, device: str) -> socket.socket:

@@ -29,10 +29,22 @@ def probe(sequence: int, flow: int = 0, magic: int = MAGIC) -> bytes:
     return PROBE.pack(magic, flow, sequence, 1) + bytes(40)
 
 
-def receive(receiver: socket.socket, flows: int = 2, flow_packets: int = 1000) -> native.Received:
-    return native.receive(
-        receiver, magic=MAGIC, flows=flows, flow_packets=flow_packets, least_s=0.0, quiet_s=0.05, deadline_s=5.0
-    )
+def receive(receiver: socket.socket, flows: int = 2, flow_packets: int = 1000, stop: int | None = None) -> native.Received:
+    """Count what has come; the sender is done already unless ``stop`` tells when."""
+    readable, writable = os.pipe()
+    os.close(writable)
+    try:
+        return native.receive(
+            receiver,
+            readable if stop is None else stop,
+            magic=MAGIC,
+            flows=flows,
+            flow_packets=flow_packets,
+            quiet_s=0.05,
+            deadline_s=10.0,
+        )
+    finally:
+        os.close(readable)
 
 
 def test_every_packet_in_order_counts_once(pair: tuple[socket.socket, socket.socket]) -> None:
@@ -69,10 +81,14 @@ def test_what_is_not_of_this_run_is_foreign(pair: tuple[socket.socket, socket.so
 
 def test_the_generator_sends_as_many_as_it_says_and_all_arrive(pair: tuple[socket.socket, socket.socket]) -> None:
     got: list[native.Received] = []
-    counting = threading.Thread(target=lambda: got.append(receive(pair[1], flows=1, flow_packets=10_000)))
+    stop, stopper = os.pipe()
+    counting = threading.Thread(target=lambda: got.append(receive(pair[1], flows=1, flow_packets=10_000, stop=stop)))
     counting.start()
     sent = native.generate([pair[0]], magic=MAGIC, payload_bytes=64, train=40, rate_pps=50_000, seconds=2.0, packets=5_000)
+    os.write(stopper, b"x")
     counting.join()
+    os.close(stop)
+    os.close(stopper)
     assert (sent.packets, got[0].packets, got[0].duplicates, got[0].reordered) == (5_000, 5_000, 0, 0)
     assert got[0].delay.count == 5_000
 

@@ -8,7 +8,7 @@ import pytest
 
 from flanpy.bench.goals import Goal, Point, judge
 from flanpy.bench.output import new_directory, write
-from flanpy.bench.report import figure_table, markdown, number, ratio_table, spread
+from flanpy.bench.report import figure_table, markdown, number, ratio_table, spread, work_table
 from flanpy.bench.runner import Recorder, Step, plan
 from flanpy.bench.samples import Figure, Result, Sample, Settings, from_json, to_json
 from flanpy.bench.statistics import summarize
@@ -93,6 +93,14 @@ def test_the_report_names_conditions_goals_warnings_and_losses() -> None:
         assert part in text
 
 
+def test_what_a_datapath_did_is_shown_by_packet_and_call() -> None:
+    done = {"encapsulated": 400, "decapsulated": 400, "tun_reads": 10, "tun_writes": 20, "udp_sends": 10, "udp_receives": 40}
+    done |= {"udp_sent_segments": 400, "udp_received_segments": 400}
+    table = work_table(dataclasses.replace(recorded(), work={"userspace, wire, TCP": done, "vxlan, wire, TCP": {}}))
+    assert table is not None
+    assert table.rows == (("userspace, wire, TCP", "40", "40", "10", "20", "0.1", "0"),)
+
+
 @pytest.mark.parametrize(
     ("value", "text"), [(0, "0"), (0.01234, "0.0123"), (4.567, "4.57"), (123.4, "123"), (1234567, "1,235,000")]
 )
@@ -136,9 +144,11 @@ def test_a_recorder_adds_up_distributions_and_losses_over_rounds() -> None:
     for turn in range(2):
         recorder.add(Value("tcp_1", 1.0, {}, ((10, 1), (20, 2))), "vxlan", "wire", turn)
         recorder.add_losses(step, {"a UdpRcvbufErrors": 2})
+        recorder.add_work(step, {"udp_sends": 3})
     result = recorder.result()
+    assert result.work == {"vxlan, wire, TCP": {"udp_sends": 6}}
     assert result.distributions == {"tcp_1/vxlan/wire": [(10, 2), (20, 4)]}
-    assert result.losses == ("vxlan wire TCP: a UdpRcvbufErrors 4",)
+    assert result.losses == ("vxlan, wire, TCP: a UdpRcvbufErrors 4",)
 
 
 def settings(*argv: str, missing: dict[str, str] | None = None) -> Settings:
