@@ -50,8 +50,13 @@ def base_directory() -> Path:
     """Where this user's labs are kept; made on first use, refused when it belongs to somebody else."""
     chosen = os.environ.get("FLANPY_LAB_DIR")
     base = Path(chosen) if chosen else Path(tempfile.gettempdir()) / f"flanpy-labs-{os.geteuid()}"
-    base.mkdir(mode=0o700, parents=True, exist_ok=True)
-    status = base.lstat()
+    try:
+        base.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = base.lstat()
+    except OSError as error:
+        raise LabError(
+            f"{base}: cannot keep labs there ({error.strerror}); set FLANPY_LAB_DIR to a directory of your own"
+        ) from error
     if status.st_uid != os.geteuid() or base.is_symlink():
         raise LabError(f"{base}: belongs to another user; set FLANPY_LAB_DIR to a directory of your own")
     return base

@@ -65,10 +65,10 @@ class Screen:
         """A line of text."""
         self._console.print(escape(text))
 
-    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> None:
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = (), gap: int = 2) -> None:
         """A table; columns named in ``right`` are aligned to the right. A cell with a word of COLOURS gets its colour."""
         self.done()
-        table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+        table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, gap, 0, 0))
         for column in columns:
             table.add_column(column, justify="right" if column in right else "left", overflow="fold")
         for row in rows:

@@ -142,6 +142,20 @@ def loss_script(host: HostPlan, percent: float) -> str:
     return f"nft -f - <<'END'\n{script}END\n"
 
 
+COUNT_TABLE = "lab_count"
+"""The nftables table (family netdev) of ``count_script``; it has a counter for each host, of the host's name."""
+
+
+def count_script(plan: Plan, udp_port: int) -> str:
+    """Count what every host sends to this UDP port, at the bridge's end of its cable: no datapath has a say in it."""
+    lines = [f"table netdev {COUNT_TABLE} {{"]
+    for host in plan.hosts:
+        rule = f"ip protocol udp udp dport {udp_port} counter name {host.name}"
+        lines.append(f"  counter {host.name} {{ }}")
+        lines.append(f'  chain {host.name} {{ type filter hook ingress device "{host.port}" priority -10; {rule}; }}')
+    return "nft -f - <<'END'\n" + "\n".join([*lines, "}"]) + "\nEND\n"
+
+
 def rate_script(host: HostPlan, rate_mbit: float) -> str:
     """Limit the host's uplink to this rate in each direction; 0 ends it. The queue holds 50 ms, the burst 10 ms."""
     script = ""

@@ -13,6 +13,8 @@ from flanpy.errors import LabError
 from flanpy.lab.cluster import Lab
 from flanpy.lab.plan import PodPlan
 from flanpy.lab.sandbox import Sandbox
+from flanpy.lab.status import agent_status
+from flanpy.lab.topology import COUNT_TABLE
 
 PING_TIMEOUT_S = 30.0
 SERVER_TIMEOUT_S = 5.0
@@ -103,35 +105,32 @@ def tcp_gbit(sandbox: Sandbox, source: PodPlan, target: PodPlan, seconds: int) -
 
 @dataclass(frozen=True, slots=True)
 class TunnelCount:
-    """Packets through a host's tunnel: as the kernel counts the device, and as the agent's datapath counts verdicts."""
+    """Packets of a host's tunnel: on its cable as nftables counts them there, and as the agent's datapath counts verdicts.
 
-    device_sent: int
-    device_received: int
+    On the cable several packets can travel as one (a GSO train); the agent counts every pod's packet.
+    """
+
+    on_cable: int
     encapsulated: int
     decapsulated: int
 
     def since(self, before: TunnelCount) -> TunnelCount:
         """The difference to an earlier count."""
         return TunnelCount(
-            self.device_sent - before.device_sent,
-            self.device_received - before.device_received,
-            self.encapsulated - before.encapsulated,
-            self.decapsulated - before.decapsulated,
+            self.on_cable - before.on_cable, self.encapsulated - before.encapsulated, self.decapsulated - before.decapsulated
         )
 
 
-def tunnel_counts(lab: Lab, device: str = "flannel0") -> dict[str, TunnelCount]:
-    """The counters of every host's tunnel."""
-    return {host.name: _tunnel_count(lab, host.name, device) for host in lab.plan.hosts}
+def tunnel_counts(lab: Lab) -> dict[str, TunnelCount]:
+    """The counters of every host; ``topology.count_script`` must have been run."""
+    listed = json.loads(lab.sandbox.run(None, ["nft", "-j", "list", "counters", "table", "netdev", COUNT_TABLE]).stdout)
+    cables = {item["counter"]["name"]: item["counter"]["packets"] for item in listed["nftables"] if "counter" in item}
+    return {host.name: _tunnel_count(lab, host.name, cables[host.name]) for host in lab.plan.hosts}
 
 
-def _tunnel_count(lab: Lab, host: str, device: str) -> TunnelCount:
-    from flanpy.lab.status import agent_status
-
-    (link,) = json.loads(lab.sandbox.run(host, ["ip", "-j", "-s", "link", "show", "dev", device]).stdout)
+def _tunnel_count(lab: Lab, host: str, on_cable: int) -> TunnelCount:
     datapath = agent_status(lab, host)["datapath"]
     if datapath is None:
         raise LabError(f"the agent of {host} has no datapath; {lab.log_tail(host)}")
     packets = {name: count["packets"] for name, count in datapath["verdicts"].items()}
-    sent, received = link["stats64"]["tx"]["packets"], link["stats64"]["rx"]["packets"]
-    return TunnelCount(sent, received, packets["encapsulated"], packets["decapsulated"])
+    return TunnelCount(on_cable, packets["encapsulated"], packets["decapsulated"])

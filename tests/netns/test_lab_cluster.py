@@ -15,11 +15,12 @@ from pathlib import Path
 import pytest
 
 from flanpy.errors import LabError
-from flanpy.lab import lifecycle, registry
+from flanpy.lab import demo, lifecycle, registry
 from flanpy.lab.cluster import Lab
 from flanpy.lab.process import has_ended
+from flanpy.lab.screen import Screen
 from flanpy.lab.status import agent_status, read_status
-from flanpy.lab.traffic import ping_all, wait_for_ping
+from flanpy.lab.traffic import PingResult, TunnelCount, ping_all, wait_for_ping
 from tests.support.lab import (
     FLANPY,
     ROOT,
@@ -121,6 +122,43 @@ def test_an_agent_that_runs_is_not_started_again(lab: Lab) -> None:
 def test_an_unknown_host_is_named_with_those_that_there_are(lab: Lab) -> None:
     with pytest.raises(LabError, match=r"host9: no such host in this lab \(there are: host1, host2\)"):
         lab.cut("host9")
+
+
+def test_the_demo_finds_an_agent_that_does_not_run_and_names_its_log(lab: Lab) -> None:
+    demo.show_leases(lab, Screen())
+    lab.stop_agent("host2")
+    try:
+        with pytest.raises(
+            LabError, match=r"(?s)host2: its agent should be ready with 1 peers: stopped.*logs/host2.log and ends:"
+        ):
+            demo.show_leases(lab, Screen())
+    finally:
+        lab.start_agents(["host2"])
+
+
+NOTHING = TunnelCount(0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("bridged", "crossed"),
+    [
+        (TunnelCount(1, 0, 0), TunnelCount(4, 4, 4)),
+        (TunnelCount(0, 1, 0), TunnelCount(4, 4, 4)),
+        (NOTHING, TunnelCount(0, 4, 4)),
+        (NOTHING, TunnelCount(4, 3, 4)),
+        (NOTHING, TunnelCount(4, 4, 3)),
+    ],
+)
+def test_the_demo_does_not_believe_wrong_counters(lab: Lab, bridged: TunnelCount, crossed: TunnelCount) -> None:
+    demo.check_counters(lab, {"host1": NOTHING}, {"host1": TunnelCount(1, 4, 4)}, {"host1": 4})
+    with pytest.raises(LabError, match=r"(?s)host1: .*logs/host1.log"):
+        demo.check_counters(lab, {"host1": bridged}, {"host1": crossed}, {"host1": 4})
+
+
+def test_the_demo_does_not_believe_lost_pings(lab: Lab) -> None:
+    a, b = lab.segment().pods
+    with pytest.raises(LabError, match=r"(?s)host1-pod1 to host2-pod1: 1 of 3 pings had no answer.*host1.log.*host2.log"):
+        demo.check_answers(lab, [PingResult(b, a, 3, 3, 0.1), PingResult(a, b, 3, 2, 0.1)])
 
 
 def test_an_agent_that_ends_at_once_is_reported_with_its_log(tmp_path: Path) -> None:
@@ -316,8 +354,8 @@ def test_the_demo_shows_everything_and_leaves_nothing(tmp_path: Path) -> None:
         assert registry.labs() == ()
     for sign in (
         "10.5.0.0/16",
-        "they met on the bridge",
-        "they crossed the overlay",
+        "meet on the bridge",
+        "cross the overlay",
         "ICMP",
         "kernel VXLAN",
         "own subnet",
@@ -333,13 +371,13 @@ def test_an_interrupted_demo_leaves_nothing(tmp_path: Path) -> None:
     before = machine_state(mounts=False)
     with lab_directory(tmp_path) as variables:
         for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
-            with subprocess.Popen([*FLANPY, "lab", "demo"], env=variables, stdout=subprocess.PIPE, text=True) as demo:
-                assert demo.stdout is not None
-                assert any("agent on every host" in line for line in demo.stdout)
+            with subprocess.Popen([*FLANPY, "lab", "demo"], env=variables, stdout=subprocess.PIPE, text=True) as process:
+                assert process.stdout is not None
+                assert any("agent on every host" in line for line in process.stdout)
                 (holder,) = (entry.holder for entry in registry.labs())
-                demo.send_signal(number)
-                demo.stdout.read()
-                assert demo.wait(20) == status
+                process.send_signal(number)
+                process.stdout.read()
+                assert process.wait(20) == status
             assert has_ended(holder)
             assert [entry.name for entry in tmp_path.iterdir()] == [".lock"]
     assert machine_state(mounts=False) == before

@@ -15,7 +15,7 @@ from flanpy.errors import LabError
 from flanpy.lab import topology
 from flanpy.lab.plan import UPLINK, Plan, PodPlan, Segment, fixed_subnets, plan_lab, plan_segment
 from flanpy.lab.sandbox import Sandbox
-from flanpy.lab.traffic import ping_all, tcp_gbit, tcp_server
+from flanpy.lab.traffic import ping_all, tcp_gbit, tcp_server, wait_for_ping
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ def test_a_cut_host_is_unreachable_until_it_is_joined_again(bed: Bed) -> None:
         assert "NO-CARRIER" in bed.sandbox.run("host2", ["ip", "link", "show", UPLINK]).stdout
     finally:
         bed.sandbox.script(topology.join_script(bed.plan.hosts[1]))
+    assert wait_for_ping(bed.sandbox, *bed.routed.pods, timeout_s=10) is not None
     assert bed.ping(bed.routed) == [2, 2]
 
 
