@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from types import MappingProxyType
+from typing import Literal
 
 Address = IPv4Address | IPv6Address
 Interface = IPv4Interface | IPv6Interface
@@ -217,6 +218,8 @@ class Uplink:
     mtu_bytes: int
     address: IPv4Address | None
     address6: IPv6Address | None = None
+    on_link: tuple[Network, ...] = ()
+    """The networks of its addresses: whoever is in one of them is reached without a router."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +229,54 @@ class Tunnel:
     name: str
     mtu_bytes: int
     addresses: tuple[Interface, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class VxlanLink:
+    """A VXLAN device as it should be. ``mac`` is lower case; ``local`` and ``uplink`` (a device name) are the underlay's."""
+
+    name: str
+    vni: int
+    port: int
+    mac: str
+    local: Address
+    uplink: str
+    mtu_bytes: int
+    addresses: tuple[Interface, ...]
+    learning: bool = False
+    gbp: bool = False
+
+
+Link = VxlanLink
+"""A device that the kernel carries packets through by itself."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Neighbour:
+    """A permanent neighbour entry: this address on this device has this MAC."""
+
+    device: str
+    address: Address
+    mac: str
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class FdbEntry:
+    """A permanent forwarding entry of a VXLAN device: frames to this MAC go to this node (port 0: the device's own)."""
+
+    device: str
+    mac: str
+    destination: Address
+    port: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LocalFacts:
+    """What a backend has to know of this machine before it can say what our lease says."""
+
+    node_id: str
+    macs: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """MAC of each VXLAN device that is there, by name."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -243,6 +294,8 @@ class Route:
     table: int = 254
     protocol: int = ROUTE_PROTOCOL
     onlink: bool = False
+    kind: str = "unicast"
+    """What becomes of the packets: ``unicast`` leads somewhere; a ``blackhole`` drops them and has the device ""."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -266,9 +319,54 @@ class ForwardTable:
 
 
 @dataclass(frozen=True, slots=True)
+class Rule:
+    """One line of the firewall: all conditions that are set must hold. ``comment`` says what for and is seen by the operator."""
+
+    comment: str
+    action: Literal["return", "accept", "masquerade"]
+    source: Network | None = None
+    destination: Network | None = None
+    not_source: Network | None = None
+    not_destination: Network | None = None
+    mark: int = 0
+    """All of these bits are set in the packet's mark."""
+    fully_random: bool = False
+
+    @property
+    def version(self) -> int | None:
+        """The IP version that this rule is about; None: any."""
+        networks = (self.source, self.destination, self.not_source, self.not_destination)
+        return next((network.version for network in networks if network is not None), None)
+
+
+FirewallTool = Literal["auto", "nft", "iptables"]
+
+
+@dataclass(frozen=True, slots=True)
+class FirewallRules:
+    """What our part of the firewall should be, in order; empty chains are not there at all.
+
+    ``networks`` are our subnets and networks: what a flanneld has left about one of them is ours to remove.
+    """
+
+    masquerade: tuple[Rule, ...] = ()
+    forward: tuple[Rule, ...] = ()
+    networks: tuple[Network, ...] = ()
+    tool: FirewallTool = "auto"
+
+
+@dataclass(frozen=True, slots=True)
 class DesiredState:
     """All that should be true on this machine; the reconciler makes it so."""
 
     tunnel: Tunnel | None
     routes: frozenset[Route]
-    table: ForwardTable
+    table: ForwardTable | None
+    """What a datapath of ours forwards by; None when the kernel carries the packets alone."""
+    mtu_bytes: int = 0
+    """The largest packet of a pod."""
+    links: tuple[Link, ...] = ()
+    neighbours: frozenset[Neighbour] = frozenset()
+    fdb: frozenset[FdbEntry] = frozenset()
+    rules: FirewallRules | None = None
+    """None: nothing is known about rules, so none is touched."""

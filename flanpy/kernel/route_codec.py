@@ -3,7 +3,8 @@
     struct rtmsg   u8 family | u8 dst_len | u8 src_len | u8 tos | u8 table | u8 protocol | u8 scope | u8 type | u32 flags
     attributes     RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_MULTIPATH, RTA_TABLE
 
-A route is a unicast one. Metric 0 means the kernel's default, which IPv6 turns into 1024: it is read back as 0.
+A route leads to a device or, as a blackhole, nowhere. Metric 0 means the kernel's default, which IPv6 turns into 1024: it is read
+back as 0.
 """
 
 from __future__ import annotations
@@ -23,7 +24,11 @@ _RTMSG = struct.Struct("=BBBBBBBBI")
 _RTNEXTHOP = struct.Struct("=HBBi")
 _U32 = struct.Struct("=I")
 _DST, _OIF, _GATEWAY, _PRIORITY, _PREFSRC, _MULTIPATH, _TABLE = 1, 4, 5, 6, 7, 9, 15
-_UNICAST, _UNIVERSE, _LINK, _NOWHERE = 1, 0, 253, 255
+_UNIVERSE, _LINK, _NOWHERE = 0, 253, 255
+_KINDS = {1: "unicast", 6: "blackhole", 7: "unreachable", 8: "prohibit"}
+_NUMBERS = {name: number for number, name in _KINDS.items()}
+_NOWHERE_KINDS = frozenset(_KINDS) - {1}
+"""Routes without a device; IPv6 tells the loopback's for them."""
 _ONLINK = 4
 _DEFAULT_METRIC6 = 1024
 _LARGE_TABLE = 252
@@ -32,13 +37,13 @@ _LARGE_TABLE = 252
 
 def new_body(route: Route, index: int) -> bytes:
     """The body of a request that writes this route by the device of this index."""
-    scope = _LINK if route.gateway is None and route.destination.version == 4 else _UNIVERSE
-    return _body(route, index, scope, _UNICAST, _ONLINK if route.onlink else 0)
+    on_link = route.gateway is None and route.destination.version == 4 and route.kind == "unicast"
+    return _body(route, index, _LINK if on_link else _UNIVERSE, _NUMBERS[route.kind], _ONLINK if route.onlink else 0)
 
 
 def delete_body(route: Route, index: int) -> bytes:
-    """The body of a request that deletes this route, of whatever scope and type it is."""
-    return _body(route, index, _NOWHERE, 0, 0)
+    """The body of a request that deletes this route, of whatever scope it is; one that leads nowhere is told by its type."""
+    return _body(route, index, _NOWHERE, 0 if route.device else _NUMBERS.get(route.kind, 0), 0)
 
 
 def _body(route: Route, index: int, scope: int, kind: int, flags: int) -> bytes:
@@ -86,11 +91,11 @@ def parse(body: memoryview, names: Mapping[int, str]) -> Route | None:
     """
     if len(body) < _RTMSG.size:
         return None
-    family, prefix_len, _, tos, small_table, protocol, _, _, flags = _RTMSG.unpack_from(body)
+    family, prefix_len, _, tos, small_table, protocol, _, kind, flags = _RTMSG.unpack_from(body)
     if tos or family not in (AF_INET, AF_INET6):
         return None
     found = attributes(body, _RTMSG.size)
-    device = _device(found, names)
+    device = _device(found, names) if kind not in _NOWHERE_KINDS else ""
     if device is None:
         return None
     metric = _number(found.get(_PRIORITY), 0)
@@ -104,6 +109,7 @@ def parse(body: memoryview, names: Mapping[int, str]) -> Route | None:
             table=_number(found.get(_TABLE), small_table),
             protocol=protocol,
             onlink=bool(flags & _ONLINK),
+            kind=_KINDS.get(kind, str(kind)),
         )
     except ValueError:
         return None

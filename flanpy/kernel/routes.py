@@ -127,7 +127,7 @@ class _Pass:
 
     def _add(self, routes: Iterable[Route], how: int) -> list[Route]:
         """Write routes; returns those of which the kernel says that something is there already."""
-        indexes = {name: index for index, name in self.names.items()}
+        indexes = {"": 0} | {name: index for index, name in self.names.items()}
         known = [route for route in routes if self._has_device(route, indexes)]
         requests = ((RTM_NEWROUTE, CREATE | how, new_body(route, indexes[route.device])) for route in known)
         with explained("write routes"):
@@ -143,7 +143,7 @@ class _Pass:
         return existing
 
     def _has_device(self, route: Route, indexes: Mapping[str, int]) -> bool:
-        if route.device in indexes:
+        if route.device in indexes and (route.device or route.kind != "unicast"):
             return True
         self.failed.append((route, f"there is no device {route.device}"))
         return False

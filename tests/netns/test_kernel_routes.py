@@ -284,3 +284,22 @@ def test_without_the_right_to_write_the_cure_is_named(ns: Namespace, kernel: Ker
         with pytest.raises(PlatformError, match=r"Operation not permitted.*CAP_NET_ADMIN"):
             apply(powerless, add(ONLINK))
     assert apply(kernel, add(ONLINK)) == Applied(added=(ONLINK,))
+
+
+BLACKHOLES = frozenset(
+    Route(network, "", metric=4096, kind="blackhole") for network in (IPv4Network("10.7.1.0/24"), IPv6Network("fd07:1::/64"))
+)
+
+
+def test_a_blackhole_is_written_once_drops_what_no_better_route_takes_and_goes_again(ns: Namespace, kernel: Kernel) -> None:
+    ns.ip("addr add 10.7.1.1/24 dev v0\naddr add fd07:1::1/64 dev v0 nodad")
+    assert apply(kernel, Difference(BLACKHOLES)) == Applied(added=tuple(BLACKHOLES))
+    assert list_routes(kernel) == BLACKHOLES
+    assert apply(kernel, Difference(BLACKHOLES)).failed == ()
+    assert "dev v0" in ns.run("ip", "route", "get", "10.7.1.9"), "the connected route has the better metric"
+    ns.ip("addr del 10.7.1.1/24 dev v0")
+    assert "blackhole 10.7.1.0/24 proto 102 metric 4096" in ns.run("ip", "route")
+    with pytest.raises(AssertionError, match="Invalid argument"):
+        ns.run("ip", "route", "get", "10.7.1.9")
+    assert set(apply(kernel, diff(frozenset(), list_routes(kernel))).removed) == BLACKHOLES
+    assert list_routes(kernel) == frozenset()

@@ -83,3 +83,10 @@ def test_a_route_with_a_type_of_service_is_not_one_of_ours() -> None:
 def test_a_dump_request_carries_its_filters() -> None:
     assert dump_body(2, protocol=102) == bytes([2, 0, 0, 0, 0, 102, 0, 0, 0, 0, 0, 0])
     assert dump_body(2, table=1000) == bytes([2, 0, 0, 0, 252, 0, 0, 0, 0, 0, 0, 0]) + attribute(15, struct.pack("=I", 1000))
+
+
+@given(v4_networks | v6_networks, st.sampled_from(["blackhole", "unreachable", "prohibit"]))
+def test_a_route_that_leads_nowhere_comes_back_whatever_device_the_kernel_tells(destination, kind) -> None:
+    route = Route(destination, "", metric=77, kind=kind)
+    assert parse(memoryview(new_body(route, 0)), NAMES) == route
+    assert parse(memoryview(new_body(route, 1)), NAMES) == route, "IPv6 tells the loopback device"
