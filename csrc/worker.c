@@ -22,7 +22,7 @@
  *   Before the first table the descriptors are not read: packets wait in their queues.
  *
  * Bounds. Each direction takes a bounded batch a turn, so neither can starve the other, the table or stop. A full socket holds a turn for
- *   a few milliseconds at most (SEND_RETRIES_MAX in worker_out.c). The spin ends by the clock. poll has no time limit; the eventfd ends it.
+ *   a few milliseconds at most (WAITS_PER_TURN in worker_out.c). The spin ends by the clock. poll has no time limit; the eventfd ends it.
  *
  * Failures.
  *   peer gone      sends succeed or meet an ICMP error that the kernel keeps to itself; unreachable is counted as a drop

@@ -28,7 +28,7 @@
 
 #define FRAMES_PER_TURN 64u   /* keeps a flood from the pods from starving the other direction, tables and stop */
 #define SENDS_PER_CALL 16u    /* messages of one sendmmsg; bounds the arrays on the stack */
-#define SEND_RETRIES_MAX 3u   /* a full socket may hold this worker for 3 ms, not longer */
+#define WAITS_PER_TURN 8u     /* of 1 ms each: a full socket holds this worker no longer, however many runs there are */
 #define FRAME_LEAD 54u        /* the vnet_hdr's 10 bytes then end on a cache line, where the packet begins */
 #define OUTER_HEADER_BYTES 28u
 #define IPV4_HEADER_BYTES 20u
@@ -100,23 +100,27 @@ static bool buffer_is_full(int error)
     return error == EAGAIN || error == ENOBUFS || error == ENOMEM || error == EINTR;
 }
 
-static void wait_for_room(struct fp_worker *worker)
+/* False when this turn has waited long enough already. */
+static bool wait_for_room(struct fp_worker *worker)
 {
     struct pollfd socket = {.fd = worker->queue.udp_fd, .events = POLLOUT};
 
+    if (!worker->out.waits_left)
+        return false;
+    worker->out.waits_left--;
     fp_worker_work(worker, FP_WORK_SEND_RETRIES, 1);
     poll(&socket, 1, 1);
+    return true;
 }
 
 /* 0 or the errno that is left after the retries. */
 static int send_bounded(struct fp_worker *worker, const struct msghdr *header)
 {
-    for (unsigned retry = 0;; retry++) {
+    for (;;) {
         if (sendmsg(worker->queue.udp_fd, header, MSG_DONTWAIT) >= 0)
             return 0;
-        if (!buffer_is_full(errno) || retry == SEND_RETRIES_MAX)
+        if (!buffer_is_full(errno) || !wait_for_room(worker))
             return errno;
-        wait_for_room(worker);
     }
 }
 
@@ -187,10 +191,9 @@ static void path_shrank(struct fp_worker *worker, const struct fp_send *run, str
 /* What follows when the kernel did not take a run. */
 static void send_again(struct fp_worker *worker, const struct fp_send *run, struct message *message, int error)
 {
-    if (buffer_is_full(error)) {
+    if (buffer_is_full(error) && wait_for_room(worker)) {
         struct msghdr header;
 
-        wait_for_room(worker);
         fill(&header, message, run->data, run->bytes, run->segments > 1 ? run->segment_bytes : 0, run->tos);
         error = send_bounded(worker, &header);
     }
@@ -270,6 +273,7 @@ bool fp_outward_turn(struct fp_worker *worker)
     uint8_t *frame = worker->out.frame + FRAME_LEAD;
     unsigned frames = 0;
 
+    worker->out.waits_left = WAITS_PER_TURN;
     while (frames < FRAMES_PER_TURN) {
         ssize_t bytes = read(worker->queue.tun_fd, frame, FP_FRAME_BYTES_MAX);
 

@@ -30,6 +30,7 @@ struct fp_outward {
     void *encap_memory;
     struct fp_encap *encap;
     uint32_t max_segments; /* 1 after EIO: this socket cannot cut */
+    uint32_t waits_left;   /* for room in the socket, in this turn */
 };
 
 /* UDP -> TUN: trains lie one behind the other in the arena and stay there until their writes are done. */

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from flanpy.datapath import DatapathSettings
-from flanpy.datapath.sockets import open_underlay
+from flanpy.datapath.sockets import Underlay, open_underlay
 from flanpy.datapath.userspace import UserspaceDatapath
 from flanpy.errors import DatapathError, InterfaceError, PlatformError, ResourceBusy
 from flanpy.kernel.tun import open_tun
@@ -209,6 +209,65 @@ def test_a_firewall_on_the_underlay_is_counted_and_recovers() -> None:
         assert eventually(lambda: made.a.packets("drop_send") == 2)
         made.a.host.script("nft delete table ip t")
         assert " 1 received" in made.a.pod.run("ping", "-c1", "-W1", str(made.b.pod_address))
+
+
+def test_a_peer_without_agent_harms_nobody() -> None:
+    """Its host answers with ICMP port unreachable, which an unconnected socket is not bothered with."""
+    with overlay() as made:
+        made.b.datapath.close()
+        made.a.pod.run("ping", "-c3", "-i0.05", "-W0.2", str(made.b.pod_address), check=False)
+        assert counters(made.a.datapath.stats()) == {"encapsulated": 3}
+        made.a.datapath.check()
+
+
+def slow_underlay(address: IPv4Address, port: int, queues: int) -> Underlay:
+    """Sockets with the smallest buffer, so that a slow device fills them."""
+    made = open_underlay(address, port, queues)
+    for each in made.sockets:
+        each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4608)
+    return made
+
+
+def test_a_full_socket_is_retried_then_counted_and_recovers() -> None:
+    """The uplink takes 20 Mbit/s while the pod sends as fast as it can."""
+    with overlay(underlay=slow_underlay) as made:
+        made.a.host.script("tc qdisc add dev uplink root tbf rate 20mbit burst 64k limit 10m")
+        sender = start([sys.executable, "-c", FLOOD, str(made.b.pod_address)], made.a.pod)
+        try:
+            assert eventually(lambda: made.a.packets("drop_send") > 100)
+            assert made.a.datapath.stats().counters["send_retries"] > 3
+            started = time.monotonic()
+            made.a.datapath.publish(table(made.a, made.b, generation=2))
+            assert time.monotonic() - started < 0.5
+        finally:
+            sender.send_signal(signal.SIGKILL)
+            sender.communicate()
+        made.a.host.script("tc qdisc del dev uplink root")
+        assert eventually(lambda: " 1 received" in made.a.pod.run("ping", "-c1", "-W0.5", str(made.b.pod_address), check=False))
+
+
+def lite_underlay(address: IPv4Address, port: int, queues: int) -> Underlay:
+    """UDP-Lite sockets: all else works with them, but Linux answers UDP_SEGMENT with EIO."""
+    made = tuple(
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK, socket.IPPROTO_UDPLITE) for _ in range(queues)
+    )
+    for each in made:
+        each.bind((str(address), port))
+    return Underlay(made, max_segments=63, gro=False, degraded=())
+
+
+def test_a_route_that_cannot_cut_turns_segmentation_off_once_and_loses_nothing() -> None:
+    datagrams = [bytes([number]) * 1200 for number in range(40)]
+    with overlay(underlay=lite_underlay) as made, udp_socket(made.b.pod, made.b.pod_address) as receiver:
+        with udp_socket(made.a.pod) as sender:
+            sender.setsockopt(socket.IPPROTO_UDP, 103, 1200)
+            for _ in range(2):
+                sender.sendto(b"".join(datagrams), receiver.getsockname())
+                assert [receiver.recv(2000) for _ in datagrams] == datagrams
+        stats = made.a.datapath.stats()
+        assert stats.counters["gso_off"] == 1
+        assert stats.counters["udp_sends"] == stats.counters["udp_sent_segments"] == 80
+        assert counters(stats) == {"encapsulated": 80}
 
 
 def test_a_taken_port_is_named_with_its_holder() -> None:

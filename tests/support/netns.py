@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
 from flanpy.datapath import DatapathSettings, DatapathStats
-from flanpy.datapath.sockets import SO_RCVBUFFORCE, open_underlay
+from flanpy.datapath.sockets import SO_RCVBUFFORCE, Underlay, open_underlay
 from flanpy.datapath.userspace import Tuning, UserspaceDatapath
 from flanpy.kernel.tun import open_tun
 from flanpy.model import ForwardTable, Hop, TableEntry
@@ -102,8 +102,18 @@ def _wire(where: Namespace, device: str, *, gro: bool) -> None:
     where.script(f"ethtool -K {device} {off} gro {'on' if gro else 'off'} >/dev/null")
 
 
+OpenUnderlay = Callable[[IPv4Address, int, int], Underlay]
+
+
 def _open(
-    number: int, host: Namespace, *, queues: int, source_check: bool, spin_us: int, tuning: Tuning | None
+    number: int,
+    host: Namespace,
+    underlay: OpenUnderlay,
+    *,
+    queues: int,
+    source_check: bool,
+    spin_us: int,
+    tuning: Tuning | None,
 ) -> UserspaceDatapath:
     settings = DatapathSettings(
         device="flannel0",
@@ -117,7 +127,7 @@ def _open(
     )
     with inside(host):
         tun = open_tun(settings.device, queues)
-        datapath = UserspaceDatapath(settings, tun, open_underlay(settings.underlay_address, PORT, queues), tuning)
+        datapath = UserspaceDatapath(settings, tun, underlay(settings.underlay_address, PORT, queues), tuning)
     host.script(
         f"ip link set flannel0 mtu {MTU} up; ip addr add {settings.tunnel_address}/32 dev flannel0; ip route add {CLUSTER} dev flannel0"
     )
@@ -142,6 +152,7 @@ def overlay(
     spin_us: int = 50,
     tuning: Tuning | None = None,
     published: bool = True,
+    underlay: OpenUnderlay = open_underlay,
 ) -> Iterator[Overlay]:
     """The topology of the module's docstring, with tables published."""
     with ExitStack() as stack:
@@ -154,7 +165,7 @@ def overlay(
             _addresses(number, host, pod)
             if wire:
                 _wire(host, "uplink", gro=gro)
-            datapath = _open(number, host, queues=queues, source_check=source_check, spin_us=spin_us, tuning=tuning)
+            datapath = _open(number, host, underlay, queues=queues, source_check=source_check, spin_us=spin_us, tuning=tuning)
             stack.callback(datapath.close)
             sides.append(Side(number, host, pod, datapath))
         made = Overlay(*sides)
