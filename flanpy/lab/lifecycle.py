@@ -6,9 +6,10 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from flanpy.errors import FlanpyError
+from flanpy.errors import FlanpyError, LabError
 from flanpy.lab import registry
 from flanpy.lab.cluster import Lab, Progress
+from flanpy.lab.plan import MOST_PODS, check_name, plan_lab
 from flanpy.lab.preflight import check_machine
 from flanpy.lab.registry import LabSpec
 from flanpy.lab.sandbox import Sandbox
@@ -18,10 +19,19 @@ def silent(_: str) -> None:
     """Progress that nobody watches."""
 
 
+def check(spec: LabSpec) -> None:
+    """Raise LabError when there can be no such lab, or not on this machine; changes nothing."""
+    check_name(spec.name)
+    plan_lab(spec.hosts, mode=spec.mode, mtu_bytes=spec.mtu_bytes)
+    if not 0 <= spec.pods <= MOST_PODS:
+        raise LabError(f"--pods {spec.pods}: a host has 0 to {MOST_PODS} pods")
+    check_machine(spec.datapath)
+
+
 @contextmanager
 def temporary(spec: LabSpec, progress: Progress = silent) -> Iterator[Lab]:
     """A lab for the length of the block: it ends with it, or with this process. After a FlanpyError its logs are kept."""
-    check_machine(spec.datapath)
+    check(spec)
     lock = registry.claim(spec.name)
     keep_logs = False
     try:
@@ -40,7 +50,7 @@ def temporary(spec: LabSpec, progress: Progress = silent) -> Iterator[Lab]:
 
 def start(spec: LabSpec, progress: Progress = silent) -> Lab:
     """Start a lab that lives on when this process has ended. After a FlanpyError nothing is left of it but its logs."""
-    check_machine(spec.datapath)
+    check(spec)
     lock = registry.claim(spec.name)
     sandbox: Sandbox | None = None
     done = keep_logs = False

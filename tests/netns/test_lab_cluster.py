@@ -1,4 +1,4 @@
-"""A lab as its users meet it: real etcd, real agents, the command line.
+"""A lab from inside this process: real etcd, real agents, and what can be done to them.
 
 etcd ── underlay ─┬─ host1 ── host1-pod1        (two hosts, one pod each; the demo makes three and six)
                   └─ host2 ── host2-pod1
@@ -15,21 +15,15 @@ from pathlib import Path
 import pytest
 
 from flanpy.errors import LabError
-from flanpy.lab import demo, lifecycle, registry
+from flanpy.lab import demo, lifecycle
 from flanpy.lab.cluster import Lab
-from flanpy.lab.process import has_ended
 from flanpy.lab.screen import Screen
 from flanpy.lab.status import agent_status, read_status
 from flanpy.lab.traffic import PingResult, TunnelCount, ping_all, wait_for_ping
 from tests.support.lab import (
-    FLANPY,
     ROOT,
     eventually,
-    lab_directory,
     lab_spec,
-    machine_state,
-    namespaces_of,
-    processes_in,
     running_lab,
 )
 
@@ -170,140 +164,17 @@ def test_an_agent_that_ends_at_once_is_reported_with_its_log(tmp_path: Path) -> 
 
 
 def test_two_labs_of_the_same_shape_live_side_by_side(lab: Lab, tmp_path: Path) -> None:
-    before = machine_state(mounts=False)
     with running_lab(tmp_path, lab_spec("other", network="10.5.0.0/16")) as other:
         assert pings(other) == [2, 2]
         other.cut("host1")
         assert pings(lab) == [2, 2]
-    assert machine_state(mounts=False) == before
 
 
-# ------------------------------------------------------------------------------------------------ the command line
+def test_a_lab_found_again_is_the_same_lab(tmp_path: Path) -> None:
+    with running_lab(tmp_path, lab_spec("again", hosts=1)) as lab:
+        found = lifecycle.attach("again")
+        assert (found.spec, found.sandbox.pid, found.agent_pid("host1")) == (lab.spec, lab.sandbox.pid, lab.agent_pid("host1"))
 
-
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Commands of one user with two labs, ``one`` and ``two``."""
-    with lab_directory(tmp_path_factory.mktemp("labs")) as variables:
-        try:
-            for name in ("one", "two"):
-                flanpy(variables, "up", name, "--hosts", "1", "--pods", "1")
-            yield variables
-        finally:
-            flanpy(variables, "down", "--all")
-            assert registry.labs() == ()
-
-
-def flanpy(environment: dict[str, str], *words: str, status: int = 0) -> str:
-    done = subprocess.run(
-        [*FLANPY, "lab", *words],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        stdin=subprocess.DEVNULL,
-    )
-    assert done.returncode == status, done.stdout + done.stderr
-    return done.stdout + done.stderr
-
-
-def test_labs_are_listed(environment: dict[str, str]) -> None:
-    assert [entry["name"] for entry in json.loads(flanpy(environment, "list", "--output", "json"))] == ["one", "two"]
-
-
-def test_a_name_that_is_taken_is_refused(environment: dict[str, str]) -> None:
-    assert "one: a lab of this name runs already" in flanpy(environment, "up", "one", status=9)
-
-
-def test_a_network_that_cannot_be_is_refused_before_anything_is_made(environment: dict[str, str]) -> None:
-    assert "Network" in flanpy(environment, "up", "three", "--network", "10.5.0.0/31", status=3)
-    assert "three" not in flanpy(environment, "list")
-
-
-def test_several_labs_need_a_name(environment: dict[str, str]) -> None:
-    assert "which lab? there are: one, two" in flanpy(environment, "status", status=9)
-    assert json.loads(flanpy(environment, "status", "--lab", "one", "--output", "json"))["name"] == "one"
-
-
-@pytest.mark.parametrize(("command", "status"), [("exit 7", 7), ("kill -TERM $$", 143), ("true", 0)])
-def test_exec_passes_the_exit_status_on(environment: dict[str, str], command: str, status: int) -> None:
-    flanpy(environment, "exec", "one", "host1-pod1", "--", "sh", "-c", command, status=status)
-
-
-def test_exec_hands_its_terminal_over(environment: dict[str, str]) -> None:
-    controller, terminal = os.openpty()
-    argv = [*FLANPY, "lab", "exec", "two", "host1", "--", "sh", "-c", "test -t 0 && test -t 1 && echo a terminal"]
-    with subprocess.Popen(argv, env=environment, stdin=terminal, stdout=terminal, stderr=terminal) as process:
-        assert process.wait(20) == 0
-    assert b"a terminal" in os.read(controller, 1000)
-    os.close(controller)
-    os.close(terminal)
-
-
-def test_exec_passes_sigterm_to_the_command(environment: dict[str, str]) -> None:
-    argv = [*FLANPY, "lab", "exec", "one", "host1", "--", "sh", "-c", "trap 'exit 5' TERM; echo go; while :; do sleep 0.01; done"]
-    with subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "go\n"
-        process.terminate()
-        assert process.wait(20) == 5
-
-
-def test_exec_in_a_place_or_of_a_program_that_is_not_there(environment: dict[str, str]) -> None:
-    assert "there are: host1, host1-pod1, etcd" in flanpy(environment, "exec", "one", "pod7", "--", "true", status=9)
-    assert "nosuch: not found" in flanpy(environment, "exec", "one", "host1", "--", "nosuch", status=9)
-
-
-def test_exec_works_in_the_callers_directory(environment: dict[str, str]) -> None:
-    argv = [*FLANPY, "lab", "exec", "one", "host1", "--", "pwd"]
-    assert (
-        subprocess.run(argv, env=environment, cwd="/usr/lib", capture_output=True, text=True, check=True).stdout == "/usr/lib\n"
-    )
-
-
-def test_logs_are_the_agents_own_words(environment: dict[str, str]) -> None:
-    assert "subnet.env written" in flanpy(environment, "logs", "--lab", "one", "host1")
-    assert "serving client traffic" in flanpy(environment, "logs", "--lab", "one", "etcd")
-
-
-def test_a_lab_whose_holder_was_killed_is_gone_with_everything(environment: dict[str, str]) -> None:
-    before = machine_state(mounts=False)
-    flanpy(environment, "up", "victim", "--hosts", "1", "--pods", "1")
-    holder = registry.find("victim").holder
-    inside = namespaces_of(holder)
-    assert len(processes_in(inside)) >= 3
-    os.kill(holder, signal.SIGKILL)
-    assert eventually(lambda: processes_in(inside) == [])
-    assert machine_state(mounts=False) == before
-    assert "victim: no lab of this name (there are: one, two)" in flanpy(environment, "status", "--lab", "victim", status=9)
-    assert not registry.directory("victim").exists()
-
-
-def test_a_start_that_is_killed_leaves_nothing(environment: dict[str, str]) -> None:
-    before = machine_state(mounts=False)
-    argv = [*FLANPY, "lab", "up", "half", "--hosts", "2"]
-    with subprocess.Popen(argv, env=environment, stdout=subprocess.DEVNULL) as starting:
-        record = registry.directory("half") / "lab.json"
-        assert eventually(record.exists)
-        holder = json.loads(record.read_text())["holder"]
-        inside = namespaces_of(holder)
-        starting.kill()
-    assert eventually(lambda: processes_in(inside) == [])
-    assert machine_state(mounts=False) == before
-    assert "half" not in flanpy(environment, "list")
-    assert not registry.directory("half").exists()
-
-
-def test_down_ends_one_lab_and_no_other(environment: dict[str, str]) -> None:
-    flanpy(environment, "up", "short", "--hosts", "1", "--pods", "0")
-    holder = registry.find("short").holder
-    assert flanpy(environment, "down", "short") == "short: gone\n"
-    assert has_ended(holder)
-    assert [entry.spec.name for entry in registry.labs()] == ["one", "two"]
-
-
-# ------------------------------------------------------------------------------------------------ without root, and the demo
 
 NOBODY = 65534
 
@@ -344,46 +215,3 @@ def python_of_everybody() -> str:
         if done.stdout.strip() == str(sys.version_info.minor):
             return python
     pytest.skip(f"no python3.{sys.version_info.minor} that the user nobody may run")
-
-
-@pytest.mark.timeout(100)
-def test_the_demo_shows_everything_and_leaves_nothing(tmp_path: Path) -> None:
-    before = machine_state(mounts=False)
-    with lab_directory(tmp_path) as variables:
-        shown = flanpy(variables, "demo")
-        assert registry.labs() == ()
-    for sign in (
-        "10.5.0.0/16",
-        "meet on the bridge",
-        "cross the overlay",
-        "ICMP",
-        "kernel VXLAN",
-        "own subnet",
-        "removed",
-    ):
-        assert sign in shown
-    assert "LOST" not in shown
-    assert [entry.name for entry in tmp_path.iterdir()] == [".lock"]
-    assert machine_state(mounts=False) == before
-
-
-def test_an_interrupted_demo_leaves_nothing(tmp_path: Path) -> None:
-    before = machine_state(mounts=False)
-    with lab_directory(tmp_path) as variables:
-        for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
-            with subprocess.Popen([*FLANPY, "lab", "demo"], env=variables, stdout=subprocess.PIPE, text=True) as process:
-                assert process.stdout is not None
-                assert any("agent on every host" in line for line in process.stdout)
-                (holder,) = (entry.holder for entry in registry.labs())
-                process.send_signal(number)
-                process.stdout.read()
-                assert process.wait(20) == status
-            assert has_ended(holder)
-            assert [entry.name for entry in tmp_path.iterdir()] == [".lock"]
-    assert machine_state(mounts=False) == before
-
-
-def test_a_lab_found_again_is_the_same_lab(tmp_path: Path) -> None:
-    with running_lab(tmp_path, lab_spec("again", hosts=1)) as lab:
-        found = lifecycle.attach("again")
-        assert (found.spec, found.sandbox.pid, found.agent_pid("host1")) == (lab.spec, lab.sandbox.pid, lab.agent_pid("host1"))

@@ -16,7 +16,7 @@ import pytest
 from flanpy.errors import LabError
 from flanpy.lab.process import has_ended
 from flanpy.lab.sandbox import Sandbox
-from tests.support.lab import eventually, machine_state, namespaces_of, processes_in
+from tests.support.lab import eventually, namespaces_of, outside, processes_in
 
 CREATE_AND_WAIT = (
     "import sys; from flanpy.lab.sandbox import Sandbox; s = Sandbox.create(); s.script('ip netns add a'); "
@@ -32,21 +32,21 @@ def sandbox() -> Iterator[Sandbox]:
 
 
 def test_a_sandbox_changes_nothing_outside(sandbox: Sandbox) -> None:
-    before = machine_state()
+    before = outside()
     sandbox.script("ip link add x type bridge; ip netns add c; echo 1.2.3.4 nowhere >>/etc/hosts; mount -t tmpfs t /mnt")
-    assert machine_state() == before
+    assert outside() == before
     assert sandbox.places() == ("a", "b", "c")
 
 
 def test_after_the_block_nothing_is_left() -> None:
-    before = machine_state()
+    before = outside()
     with Sandbox.create() as sandbox:
         sandbox.script("ip netns add a; ip link add x type veth peer name y netns a")
         sandbox.start("a", ["sleep", "1000"], "/run/lab/sleep.log")
         inside = namespaces_of(sandbox.pid)
         assert len(processes_in(inside)) >= 2
     assert processes_in(inside) == []
-    assert machine_state() == before
+    assert outside() == before
 
 
 def test_killing_the_holder_ends_everything_in_it(sandbox: Sandbox) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +15,9 @@ from unittest import mock
 
 from flanpy.lab import lifecycle
 from flanpy.lab.cluster import Lab
+from flanpy.lab.process import Entered
 from flanpy.lab.registry import LabSpec
+from flanpy.lab.sandbox import Sandbox
 
 FLANPY = (sys.executable, "-m", "flanpy")
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,9 +54,56 @@ def eventually(true: Callable[[], bool], timeout_s: float = 10.0) -> bool:
     return True
 
 
+STATE = """
+ip -br link; echo; ip -br address; echo; ip route; echo; ip netns; echo; nft list ruleset; echo
+cat /proc/self/mountinfo; echo; cat /etc/hosts; echo; ps -eo args --no-headers | grep -v -e '^sh -c' -e '^ps ' -e '^grep ' | sort
+"""
+"""A shell script that prints all that a lab must leave as it was: devices, addresses, routes, namespaces, rules, mounts, processes."""
+
+
 @dataclass(frozen=True, slots=True)
-class MachineState:
-    """What a lab must leave as it was: this network namespace's devices, named namespaces, routes, rules and mounts."""
+class Machine:
+    """A machine of the test's own, a sandbox: labs are started on it by the command line, and nobody else changes it."""
+
+    sandbox: Sandbox
+    environment: dict[str, str]
+    labs: Path
+
+    def flanpy(self, *words: str, status: int = 0) -> str:
+        """Run ``flanpy lab ...`` to its end; returns all that it said."""
+        done = self.sandbox.run(None, [*FLANPY, "lab", *words], check=False, env=self.environment, timeout_s=90)
+        assert done.returncode == status, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def start(self, *words: str) -> Entered:
+        """Start ``flanpy lab ...``; its standard output is a pipe."""
+        return self.sandbox.popen(None, [*FLANPY, "lab", *words], env=self.environment, stderr=subprocess.DEVNULL)
+
+    def holder(self, lab: str) -> int:
+        """The pid of a lab's holder on this machine, once it has one."""
+        record = self.labs / lab / "lab.json"
+        assert eventually(record.exists)
+        return int(json.loads(record.read_text())["holder"])
+
+    def state(self) -> str:
+        """What the machine looks like."""
+        return self.sandbox.run(None, ["sh", "-c", STATE]).stdout
+
+    def becomes(self, state: str) -> bool:
+        """Whether the machine looks like that soon; the kernel frees namespaces a moment after their last process."""
+        return eventually(lambda: self.state() == state)
+
+
+@contextmanager
+def machine(labs: Path) -> Iterator[Machine]:
+    """A fresh machine that keeps its labs' files below ``labs``."""
+    with lab_directory(labs), Sandbox.create() as sandbox:
+        yield Machine(sandbox, {"FLANPY_LAB_DIR": str(labs), "PYTHONPATH": str(ROOT)}, labs)
+
+
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """What this process sees of the machine it runs on; quick to read, for tests that take a moment only."""
 
     devices: frozenset[str]
     names: frozenset[str]
@@ -62,14 +112,14 @@ class MachineState:
     hosts_file: bytes
 
 
-def machine_state(*, mounts: bool = True) -> MachineState:
-    """Look at the machine as this process sees it; without ``mounts`` where a test is long and others may mount meanwhile."""
+def outside() -> Outside:
+    """Look at the machine as this process sees it."""
     named = Path("/run/netns")
-    return MachineState(
+    return Outside(
         devices=frozenset(entry.name for entry in Path("/sys/class/net").iterdir()),
         names=frozenset(entry.name for entry in named.iterdir()) if named.is_dir() else frozenset(),
         routes=Path("/proc/net/route").read_text(),
-        mounts=Path("/proc/self/mountinfo").read_text() if mounts else "",
+        mounts=Path("/proc/self/mountinfo").read_text(),
         hosts_file=Path("/etc/hosts").read_bytes(),
     )
 

@@ -1,0 +1,147 @@
+"""`flanpy lab` as its users meet it, on a machine of the test's own that nobody else changes: two labs, one host each.
+
+machine ── lab one ── etcd ── host1 ── host1-pod1
+        └─ lab two ── etcd ── host1 ── host1-pod1
+"""
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.lab import FLANPY, Machine, machine
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    with machine(tmp_path_factory.mktemp("labs")) as made:
+        empty = made.state()
+        for name in ("one", "two"):
+            made.flanpy("up", name, "--hosts", "1", "--pods", "1")
+        yield made
+        assert made.flanpy("down", "--all") == "one: gone\ntwo: gone\n"
+        assert made.becomes(empty)
+
+
+def names(here: Machine) -> list[str]:
+    return [entry["name"] for entry in json.loads(here.flanpy("list", "--output", "json"))]
+
+
+def test_labs_are_listed(here: Machine) -> None:
+    assert names(here) == ["one", "two"]
+    assert f"one: 1 hosts, 1 pods on each, held by process {here.holder('one')}\n" in here.flanpy("list")
+
+
+def test_a_name_that_is_taken_is_refused(here: Machine) -> None:
+    assert "one: a lab of this name runs already" in here.flanpy("up", "one", status=9)
+
+
+@pytest.mark.parametrize(
+    ("words", "message", "status"),
+    [
+        (("three", "--network", "10.5.0.0/31"), "Network", 3),
+        (("three", "--hosts", "0"), "--hosts 0: a lab has 1 to 200 hosts", 9),
+        (("three", "--pods", "101"), "--pods 101: a host has 0 to 100 pods", 9),
+        (("three", "--mtu", "9"), "--mtu 9: must be 576 to 9000 bytes", 9),
+        (("../three",), "a lab's name has 1 to 31 letters", 9),
+        (("three", "--network-config", "/nowhere"), "--network-config: cannot read /nowhere", 9),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_made(
+    here: Machine, words: tuple[str, ...], message: str, status: int
+) -> None:
+    before = here.state()
+    assert message in here.flanpy("up", *words, status=status)
+    assert here.state() == before
+    assert sorted(entry.name for entry in here.labs.iterdir()) == [".lock", "one", "two"]
+
+
+def test_several_labs_need_a_name(here: Machine) -> None:
+    assert "which lab? there are: one, two" in here.flanpy("status", status=9)
+    assert json.loads(here.flanpy("status", "--lab", "one", "--output", "json"))["name"] == "one"
+
+
+def test_the_status_is_a_table_for_people(here: Machine) -> None:
+    shown = here.flanpy("status", "--lab", "two")
+    assert "lab two: held by process" in shown
+    assert "host1-pod1 10.5." in shown
+
+
+@pytest.mark.parametrize(("command", "status"), [("exit 7", 7), ("kill -TERM $$", 143), ("true", 0)])
+def test_exec_passes_the_exit_status_on(here: Machine, command: str, status: int) -> None:
+    here.flanpy("exec", "one", "host1-pod1", "--", "sh", "-c", command, status=status)
+
+
+def test_exec_hands_its_terminal_over(here: Machine) -> None:
+    controller, terminal = os.openpty()
+    argv = [*FLANPY, "lab", "exec", "two", "host1", "--", "sh", "-c", "test -t 0 && test -t 1 && echo a terminal"]
+    with open(terminal, "r+b", buffering=0) as file:  # noqa: PTH123
+        process = here.sandbox.popen(None, argv, env=here.environment, stdin=file, stdout=file, stderr=file)
+        assert process.wait(20) == 0
+        assert b"a terminal" in os.read(controller, 1000)
+    os.close(controller)
+
+
+def test_exec_passes_sigterm_to_the_command(here: Machine) -> None:
+    script = "trap 'exit 5' TERM; echo go; while :; do sleep 0.01; done"
+    with here.start("exec", "one", "host1", "--", "sh", "-c", script) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "go\n"
+        process.terminate()
+        assert process.wait(20) == 5
+
+
+def test_exec_in_a_place_or_of_a_program_that_is_not_there(here: Machine) -> None:
+    assert "there are: host1, host1-pod1, etcd" in here.flanpy("exec", "one", "pod7", "--", "true", status=9)
+    assert "nosuch: not found" in here.flanpy("exec", "one", "host1", "--", "nosuch", status=9)
+
+
+def test_exec_works_in_the_callers_directory(here: Machine) -> None:
+    argv = [*FLANPY, "lab", "exec", "one", "host1", "--", "pwd"]
+    assert here.sandbox.run(None, argv, env=here.environment, cwd="/usr/lib").stdout == "/usr/lib\n"
+
+
+def test_a_cable_is_cut_and_joined_by_command(here: Machine) -> None:
+    def cable() -> str:
+        return str(json.loads(here.flanpy("status", "--lab", "one", "--output", "json"))["hosts"][0]["cable"])
+
+    here.flanpy("cut", "--lab", "one", "host1")
+    assert cable() == "cut"
+    here.flanpy("join", "--lab", "one", "host1")
+    assert cable() == "plugged"
+    assert "give --loss PERCENT, --rate MBIT or both" in here.flanpy("impair", "--lab", "one", "host1", status=9)
+
+
+def test_logs_are_the_agents_own_words(here: Machine) -> None:
+    assert "subnet.env written" in here.flanpy("logs", "--lab", "one", "host1")
+    assert "serving client traffic" in here.flanpy("logs", "--lab", "one", "etcd")
+
+
+def test_a_lab_whose_holder_was_killed_is_gone_with_everything(here: Machine) -> None:
+    before = here.state()
+    here.flanpy("up", "victim", "--hosts", "2", "--pods", "1")
+    assert here.state() != before
+    here.sandbox.signal(here.holder("victim"), signal.SIGKILL)
+    assert here.becomes(before)
+    assert "victim: no lab of this name (there are: one, two)" in here.flanpy("status", "--lab", "victim", status=9)
+    assert not (here.labs / "victim").exists()
+
+
+def test_a_start_that_is_killed_leaves_nothing(here: Machine) -> None:
+    before = here.state()
+    with here.start("up", "half", "--hosts", "2") as process:
+        here.holder("half")
+        process.kill()
+    assert here.becomes(before)
+    assert names(here) == ["one", "two"]
+    assert not (here.labs / "half").exists()
+
+
+def test_down_ends_one_lab_and_no_other(here: Machine) -> None:
+    before = here.state()
+    here.flanpy("up", "short", "--hosts", "1", "--pods", "0")
+    assert here.flanpy("down", "short") == "short: gone\n"
+    assert here.becomes(before)
+    assert names(here) == ["one", "two"]
