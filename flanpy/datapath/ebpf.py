@@ -66,6 +66,8 @@ class EbpfOptions:
     bypass: bool = False
     inner_gro: bool = True
     pin_root: Path = ROOT
+    hooks: str = "auto"
+    """``tcx``, ``clsact``, or ``auto``: tcx where the kernel has it."""
 
 
 class EbpfDatapath:
@@ -88,7 +90,8 @@ class EbpfDatapath:
         try:
             self._pins.make()
             self._loaded = load(self._pins)
-            self._hooks: Hooks = TcxHooks(self._pins) if has_tcx(self._loaded.programs["fp_encap"]) else host.clsact_hooks()
+            tcx = options.hooks == "tcx" or (options.hooks == "auto" and has_tcx(self._loaded.programs["fp_encap"]))
+            self._hooks: Hooks = TcxHooks(self._pins) if tcx else host.clsact_hooks()
         except BaseException:
             self.close()
             raise

@@ -163,6 +163,6 @@ def _switch(ethtool: Ethtool, device: str, prefix: str, *, on: bool) -> None:
     """Switch the offloads of that name, or, with ``tx-tcp``, of that family."""
     features = ethtool.get_features(device)
     for name, feature in features.features.items():
-        if name == prefix or (name.startswith(f"{prefix}-") and name.endswith("-segmentation")):
+        if name == prefix or (name.startswith(prefix) and name.endswith("-segmentation")):
             feature.enable = on
     ethtool.set_features(device, features)

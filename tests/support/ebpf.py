@@ -11,6 +11,7 @@ Pins go into a directory of the test's own in bpffs, which is removed with every
 from __future__ import annotations
 
 import os
+import socket
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -22,7 +23,7 @@ from typing import Any
 from flanpy.datapath import Datapath, DatapathSettings, DatapathStats
 from flanpy.datapath.ebpf import EbpfDatapath, EbpfOptions
 from flanpy.datapath.ebpf_pins import BPFFS, mount_bpffs
-from flanpy.datapath.sockets import open_underlay
+from flanpy.datapath.sockets import SO_RCVBUFFORCE, open_underlay
 from flanpy.datapath.userspace import UserspaceDatapath
 from flanpy.kernel.bpf_host import BpfHost
 from flanpy.kernel.netlink import Kernel
@@ -82,6 +83,10 @@ class EbpfSide:
     def hop(self) -> Hop:
         return Hop(self.underlay_address, PORT, ecn=True, superpacket=self.kind == "ebpf")
 
+    def packets(self, verdict: str) -> int:
+        """How many packets met this verdict so far, in both halves together."""
+        return self.stats.verdicts[verdict].packets
+
     def open(self) -> Datapath:
         """Open the datapath of this side's kind; the TUN device is kept for ebpf."""
         settings = self.settings
@@ -138,6 +143,28 @@ def table(own: EbpfSide, *peers: EbpfSide, generation: int = 1) -> ForwardTable:
     return ForwardTable(generation, tuple(TableEntry(peer.subnet, peer.hop) for peer in peers), (own.subnet,))
 
 
+def tap(where: Namespace, device: str) -> socket.socket:
+    """A packet socket that sees everything on a device before tc does, so also what the programs take away."""
+    with inside(where):
+        made = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+    made.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 64 << 20)
+    made.bind((device, 3))
+    made.settimeout(2)
+    return made
+
+
+def drained(wire: socket.socket) -> Iterator[bytes]:
+    """What a tap has seen so far: IPv4 packets, their link header taken off."""
+    wire.setblocking(False)
+    while True:
+        try:
+            frame = wire.recv(1 << 17)
+        except BlockingIOError:
+            return
+        if frame[12:14] == b"\x08\x00":
+            yield frame[14:]
+
+
 def _hosts(stack: ExitStack, mtu: int, bridge: bool) -> list[tuple[Namespace, Namespace]]:
     made = [(stack.enter_context(namespace()), stack.enter_context(namespace())) for _ in range(2)]
     left, right = made[0][0], made[1][0]
@@ -165,6 +192,7 @@ def ebpf_overlay(
     mtu: int = 1500,
     bridge: bool = False,
     source_check: bool = True,
+    queues: int = 1,
     published: bool = True,
     **options: Any,
 ) -> Iterator[EbpfOverlay]:
@@ -182,13 +210,15 @@ def ebpf_overlay(
                 port=PORT,
                 mtu_bytes=mtu - 28,
                 source_check=source_check,
+                queues=queues,
             )
             chosen = replace(EbpfOptions("uplink", pin_root=root), **options)
             side = EbpfSide(number, host, pod, kinds[number - 1], settings, chosen)
             stack.callback(side.close)
             side.open()
             host.script(
-                f"ip link set flannel0 mtu {mtu - 28} up; ip addr add 10.5.{number}.0/32 dev flannel0; ip route add 10.5.0.0/16 dev flannel0"
+                f"ip link set flannel0 mtu {mtu - 28} up; ip addr add 10.5.{number}.0/32 dev flannel0;"
+                "ip route add 10.5.0.0/16 dev flannel0"
             )
             sides.append(side)
         made = EbpfOverlay(*sides)

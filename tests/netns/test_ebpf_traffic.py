@@ -1,0 +1,169 @@
+"""What every pair of datapaths carries between two pods, over underlays that carry superpackets and that do not.
+
+The topology is drawn in tests/support/ebpf.py.
+"""
+
+import hashlib
+import os
+import socket
+import struct
+
+import pytest
+from scapy.layers.inet import IP, TCP, UDP
+
+from tests.netns.test_datapath_traffic import send_and_digest
+from tests.support.ebpf import EbpfOverlay, drained, ebpf_overlay, tap
+from tests.support.netns import counters, udp_socket
+
+pytestmark = pytest.mark.root
+
+CONTENT_BYTES = 24 << 20
+PAIRS = [("ebpf", "ebpf"), ("ebpf", "userspace"), ("userspace", "ebpf")]
+UNDERLAYS = {"superpacket": {}, "wire": {"wire": True}, "wire-gro": {"wire": True, "gro": True}, "jumbo": {"mtu": 9000}}
+UDP_SEGMENT = 103
+
+
+def checks_off(made: EbpfOverlay) -> None:
+    """Pods whose interface leaves no checksum to anybody."""
+    for side in (made.a, made.b):
+        side.pod.script("ethtool -K eth0 tx off >/dev/null")
+
+
+@pytest.mark.parametrize("underlay", UNDERLAYS)
+@pytest.mark.parametrize("kinds", PAIRS, ids="-".join)
+def test_tcp_content_arrives_unharmed_both_ways(kinds: tuple[str, str], underlay: str) -> None:
+    content = os.urandom(CONTENT_BYTES)
+    expected = hashlib.sha256(content).hexdigest()
+    with ebpf_overlay(kinds, **UNDERLAYS[underlay]) as made:
+        assert send_and_digest(made.a, made.b, content) == expected
+        assert send_and_digest(made.b, made.a, content) == expected
+        assert set(counters(made.a.stats)) == set(counters(made.b.stats)) == {"encapsulated", "decapsulated"}
+        assert made.b.stats.verdicts["decapsulated"].bytes > CONTENT_BYTES
+
+
+@pytest.mark.parametrize("kinds", PAIRS, ids="-".join)
+def test_tcp_from_pods_without_checksum_offload_arrives_unharmed(kinds: tuple[str, str]) -> None:
+    content = os.urandom(CONTENT_BYTES)
+    with ebpf_overlay(kinds) as made:
+        checks_off(made)
+        assert send_and_digest(made.a, made.b, content) == hashlib.sha256(content).hexdigest()
+
+
+def test_tcp_behind_a_bridge_travels_whole_from_pod_to_pod() -> None:
+    """A bridge has no tunnel offloads: a superpacket that still passed for a tunnel's would be cut on it."""
+    content = os.urandom(CONTENT_BYTES)
+    with ebpf_overlay(bridge=True) as made:
+        for _ in range(2):
+            assert send_and_digest(made.a, made.b, content) == hashlib.sha256(content).hexdigest()
+        with tap(made.b.pod, "eth0") as wire:
+            assert send_and_digest(made.a, made.b, content[: 8 << 20]) == hashlib.sha256(content[: 8 << 20]).hexdigest()
+            sizes = [len(packet) for packet in drained(wire)]
+        assert max(sizes) > 20_000
+
+
+def test_superpackets_are_sent_whole_where_the_peer_and_the_underlay_take_them() -> None:
+    content = os.urandom(CONTENT_BYTES)
+    with ebpf_overlay() as made:
+        assert send_and_digest(made.a, made.b, content) == hashlib.sha256(content).hexdigest()
+        assert made.a.stats.counters["bpf_superpackets_out"] == made.b.stats.counters["bpf_superpackets_in"] > 100
+        assert made.a.stats.verdicts["encapsulated"].packets > 10 * made.a.stats.counters["bpf_superpackets_out"]
+
+
+@pytest.mark.parametrize("underlay", ["superpacket", "wire"])
+@pytest.mark.parametrize("kinds", PAIRS, ids="-".join)
+def test_udp_of_every_size_arrives_unharmed(kinds: tuple[str, str], underlay: str) -> None:
+    sizes = [1, 2, 3, 63, 64, 500, *range(1400, 1446), 2000, 8000, 65000]
+    with ebpf_overlay(kinds, **UNDERLAYS[underlay]) as made, udp_socket(made.b.pod, made.b.pod_address) as receiver:
+        with udp_socket(made.a.pod) as sender:
+            for size in sizes:
+                sent = os.urandom(size)
+                sender.sendto(sent, receiver.getsockname())
+                assert receiver.recv(65536) == sent, f"{size} bytes"
+
+
+@pytest.mark.parametrize("off", [False, True], ids=["offload", "no-offload"])
+@pytest.mark.parametrize("underlay", ["superpacket", "wire"])
+@pytest.mark.parametrize("kinds", PAIRS, ids="-".join)
+def test_udp_superpackets_arrive_cut_in_order(kinds: tuple[str, str], underlay: str, off: bool) -> None:
+    """Trains and single datagrams of one flow in turn: whichever half takes them, none overtakes another."""
+    with ebpf_overlay(kinds, **UNDERLAYS[underlay]) as made, udp_socket(made.b.pod, made.b.pod_address) as receiver:
+        if off:
+            checks_off(made)
+        with udp_socket(made.a.pod) as sender:
+            expected = []
+            for turn in range(20):
+                train = [struct.pack("!II", turn, number) + os.urandom(1192) for number in range(30)] + [b"%d end" % turn]
+                sender.sendmsg(
+                    [b"".join(train)], [(socket.IPPROTO_UDP, UDP_SEGMENT, struct.pack("H", 1200))], 0, receiver.getsockname()
+                )
+                sender.sendto(b"alone", receiver.getsockname())
+                expected += [*train, b"alone"]
+            assert [receiver.recv(65536) for _ in expected] == expected
+
+
+def test_udp_superpackets_travel_whole_once_the_peer_has_said_that_they_arrive() -> None:
+    content = os.urandom(4 << 20)
+    with ebpf_overlay() as made, udp_socket(made.b.pod, made.b.pod_address) as receiver, udp_socket(made.a.pod) as sender:
+        assert send_and_digest(made.a, made.b, content) == hashlib.sha256(content).hexdigest()
+        before = made.b.stats.counters["bpf_superpackets_in"]
+        datagrams = [os.urandom(1000) for _ in range(30)]
+        sender.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, 1000)
+        sender.sendto(b"".join(datagrams), receiver.getsockname())
+        assert [receiver.recv(65536) for _ in datagrams] == datagrams
+        assert made.b.stats.counters["bpf_superpackets_in"] == before + 1
+
+
+def outers(made: EbpfOverlay, content: bytes) -> list[IP]:
+    """All encapsulated packets from host a that reach host b's interface while pod a sends this content."""
+    with tap(made.b.host, "uplink") as wire:
+        assert send_and_digest(made.a, made.b, content) == hashlib.sha256(content).hexdigest()
+        packets = [IP(packet) for packet in drained(wire)]
+    return [packet for packet in packets if packet.src == str(made.a.underlay_address)]
+
+
+def assert_correct(packet: IP) -> None:
+    """Real size, and every checksum as scapy computes it, but for the outer one of UDP, which may be zero."""
+    assert len(packet) <= 1500 and packet.len == len(packet)
+    inner = IP(bytes(packet[UDP].payload))
+    assert inner.len == len(inner) == packet[UDP].len - 8
+    again = inner.copy()
+    del again.chksum, again[TCP].chksum
+    assert bytes(again) == bytes(inner)
+    outer = packet.copy()
+    del outer.chksum
+    assert IP(bytes(outer)).chksum == packet.chksum
+
+
+def test_a_wire_sees_only_correct_packets_of_real_size() -> None:
+    """An interface that finishes and cuts, like a network card, in front of a peer with ebpf."""
+    with ebpf_overlay(wire=True) as made:
+        for side in (made.a, made.b):
+            side.host.script("ethtool -K uplink tx off >/dev/null")
+        packets = outers(made, os.urandom(400_000))
+        assert len(packets) > 400_000 // 1472
+        for packet in packets:
+            assert_correct(packet)
+            assert packet[UDP].chksum == 0 and packet.flags.DF
+        assert made.a.stats.counters["bpf_superpackets_out"] > 0
+
+
+def test_a_plain_peer_on_a_superpacket_underlay_gets_finished_packets() -> None:
+    """The userspace peer's socket sees trains of whole datagrams, cut by UDP_SEGMENT; none is a superpacket of the inner flow."""
+    with ebpf_overlay(("ebpf", "userspace")) as made:
+        assert send_and_digest(made.a, made.b, os.urandom(CONTENT_BYTES))
+        stats = made.a.stats.counters
+        assert stats["bpf_superpackets_out"] == 0 and stats["bpf_up_plain_peer"] > 0
+        assert made.b.stats.counters["udp_truncated"] == 0
+        assert set(counters(made.b.stats)) == {"encapsulated", "decapsulated"}
+
+
+@pytest.mark.parametrize("bridge", [False, True], ids=["port", "bridge"])
+def test_the_bypass_carries_the_same_and_leaves_the_hosts_own_traffic_alone(bridge: bool) -> None:
+    content = os.urandom(CONTENT_BYTES)
+    with ebpf_overlay(bypass=True, bridge=bridge) as made:
+        assert send_and_digest(made.a, made.b, content) == hashlib.sha256(content).hexdigest()
+        assert send_and_digest(made.b, made.a, content) == hashlib.sha256(content).hexdigest()
+        assert made.a.stats.counters["bpf_bypassed"] > 0
+        for address in ("10.5.2.1", "10.5.2.0", "10.5.2.2"):
+            assert " 2 received" in made.a.pod.run("ping", "-c2", "-i0.1", "-W1", address)
+        assert " 2 received" in made.a.host.run("ping", "-c2", "-i0.1", "-W1", "10.5.2.2")
