@@ -1,0 +1,103 @@
+"""Opening and closing what the userspace datapath stands on: who holds a name or port is said, and nothing is left behind."""
+
+import os
+import socket
+import subprocess
+import sys
+from contextlib import suppress
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import pytest
+
+from flanpy.datapath import DatapathSettings
+from flanpy.datapath.sockets import open_underlay
+from flanpy.datapath.userspace import UserspaceDatapath
+from flanpy.errors import DatapathError, InterfaceError, PlatformError, ResourceBusy
+from flanpy.kernel.tun import open_tun
+from tests.support.namespaces import inside, namespace
+from tests.support.netns import PORT, overlay, start, udp_socket
+
+
+def test_a_taken_port_is_named_with_its_holder() -> None:
+    with namespace() as where, udp_socket(where, IPv4Address("127.0.0.1"), PORT), inside(where):
+        with pytest.raises(ResourceBusy, match=rf"UDP port {PORT} on 127.0.0.1 is in use by .*\(pid {os.getpid()}\)"):
+            open_underlay(IPv4Address("127.0.0.1"), PORT)
+
+
+def test_an_address_that_is_not_ours_is_refused() -> None:
+    with namespace() as where, inside(where), pytest.raises(InterfaceError, match="192.0.2.1: not an address of this machine"):
+        open_underlay(IPv4Address("192.0.2.1"), PORT)
+
+
+def test_a_taken_device_name_says_what_holds_it() -> None:
+    with namespace() as where, inside(where):
+        held = open_tun("flannel0")
+        try:
+            with pytest.raises(ResourceBusy, match="TUN device flannel0 exists already"):
+                open_tun("flannel0")
+        finally:
+            held.close()
+        where.script("ip link add flannel0 type veth peer name other")
+        with pytest.raises(ResourceBusy, match="flannel0 exists already and is no TUN device but one of driver veth"):
+            open_tun("flannel0")
+
+
+@pytest.mark.parametrize("name", ["", "a name", "a/b", "sixteen-bytes-xx"])
+def test_what_is_no_device_name_is_refused(name: str) -> None:
+    with pytest.raises(PlatformError, match="not a device name"):
+        open_tun(name)
+
+
+def test_without_rights_the_cure_is_named() -> None:
+    """In a child that has given up its rights: neither device nor namespace is touched."""
+    program = (
+        "import os\n"
+        "from flanpy.kernel.tun import open_tun\n"
+        "from flanpy.errors import PlatformError\n"
+        "os.setuid(65534)\n"
+        "try: open_tun('flannel0')\n"
+        "except PlatformError as error: print(error)\n"
+    )
+    with namespace() as where:
+        said = start([sys.executable, "-c", program], where).communicate(timeout=20)[0]
+    assert "root" in said
+    assert "flannel0" in said or "/dev/net/tun" in said
+
+
+def test_closing_gives_up_device_port_and_threads() -> None:
+    with overlay() as made:
+        made.a.datapath.close()
+        assert "flannel0" not in made.a.host.run("ip", "-br", "link")
+        with inside(made.a.host):
+            open_underlay(made.a.underlay_address, PORT).close()
+
+
+def test_descriptors_and_threads_stay_flat() -> None:
+    def held() -> tuple[int, int]:
+        return len(list(Path("/proc/self/fd").iterdir())), len(list(Path("/proc/self/task").iterdir()))
+
+    with namespace() as where:
+        with inside(where):
+            where.run("true")
+            before = held()
+        for _ in range(20):
+            with inside(where), suppress(DatapathError, subprocess.SubprocessError):
+                tun = open_tun("flannel0", 2)
+                underlay = open_underlay(IPv4Address("127.0.0.1"), PORT, 2)
+                settings = DatapathSettings("flannel0", IPv4Address("10.5.1.0"), IPv4Address("127.0.0.1"), PORT, 1472, queues=2)
+                UserspaceDatapath(settings, tun, underlay).close()
+        with inside(where):
+            assert held() == before
+
+
+def test_a_socket_that_is_shared_needs_more_queues_than_one() -> None:
+    """One queue takes the port for itself, so that a second agent cannot join it unnoticed."""
+    with namespace() as where, inside(where):
+        first = open_underlay(IPv4Address("127.0.0.1"), PORT)
+        try:
+            assert first.sockets[0].getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT) == 0
+            with pytest.raises(ResourceBusy):
+                open_underlay(IPv4Address("127.0.0.1"), PORT, 2)
+        finally:
+            first.close()
