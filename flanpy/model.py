@@ -138,7 +138,7 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Hop:
-    """Where a peer takes encapsulated packets: underlay address and UDP port (host order)."""
+    """Where a peer takes encapsulated packets: underlay address and UDP port (host order; 0: the backend has none)."""
 
     address: Address
     port: int
@@ -149,7 +149,7 @@ class Hop:
 
     def __str__(self) -> str:
         host = f"[{self.address}]" if self.address.version == 6 else str(self.address)
-        return f"{host}:{self.port}"
+        return f"{host}:{self.port}" if self.port else str(self.address)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from flanpy.backends import udp
 from flanpy.datapath import Datapath, DatapathSettings
 from flanpy.errors import DatapathError, InterfaceError, PlatformError
 from flanpy.kernel.netlink import Kernel
@@ -67,6 +68,14 @@ def _open_ebpf(settings: DatapathSettings, kernel: Kernel, reason: str) -> tuple
     userspace = _userspace(settings, keep=True)
     datapath = EbpfDatapath(settings, EbpfOptions(underlay, bypass=settings.ebpf_bypass), userspace, host)
     return Choice("ebpf", f"{reason}; attached by {datapath.hooks}", userspace.degraded), datapath
+
+
+def remove_leftovers(kernel: Kernel) -> None:
+    """Remove what an agent with the ebpf datapath has left to carry on, on a node whose backend needs none any more."""
+    from flanpy.datapath.ebpf import cleanup
+    from flanpy.kernel.bpf_host import BpfHost
+
+    cleanup(udp.DEVICE, BpfHost(kernel))
 
 
 def _userspace(settings: DatapathSettings, *, keep: bool) -> UserspaceDatapath:

@@ -14,6 +14,7 @@ import queue
 import time
 from dataclasses import dataclass, field, replace
 
+from flanpy import backends
 from flanpy.agent.events import (
     Ask,
     ConfigRead,
@@ -211,7 +212,9 @@ class Loop:
                 f"etcd has no network config at {prefix}/config; write one:  "
                 """flanpy network set --json '{"Network": "10.244.0.0/16", "Backend": {"Type": "udp"}}'"""
             )
-        return parse_network_config(text)
+        config = parse_network_config(text)
+        backends.find(config.backend.type)
+        return config
 
     def _config_fails(self, problem: str) -> None:
         state = self._state
@@ -229,6 +232,10 @@ class Loop:
     # ------------------------------------------------------------------------------------------------ own lease
 
     def _start_leasing(self, config: NetworkConfig) -> None:
+        backend = backends.find(config.backend.type)
+        facts = self._machine.facts(self._identity.node_id)
+        attributes = backend.attributes(self._identity.attributes, config, facts)
+        self._identity = replace(self._identity, attributes=attributes)
         self._state.lease, effects = leasing.start(self._identity, config, time.monotonic())
         self._do(effects)
 
@@ -307,16 +314,21 @@ class Loop:
             self._converge_failed((str(error),))
             return
         self._say_refusals(plan)
-        if state.plan is None or replace(plan.desired.table, generation=state.generation) != state.plan.desired.table:
-            state.generation += 1
-            state.plan = plan
-        else:
-            state.plan = replace(plan, desired=replace(plan.desired, table=state.plan.desired.table))
+        state.plan = self._numbered(plan)
         state.outcome = self._machine.converge(state.plan.desired, state.plan.settings)
         if state.outcome.problems:
             self._converge_failed(state.outcome.problems)
         else:
             self._converged(state.config, state.plan)
+
+    def _numbered(self, plan: Plan) -> Plan:
+        """The plan with a new table's number, or with the table that stands if it says the same."""
+        state, table = self._state, plan.desired.table
+        before = state.plan.desired.table if state.plan is not None else None
+        if table is not None and before is not None and replace(table, generation=before.generation) == before:
+            return replace(plan, desired=replace(plan.desired, table=before))
+        state.generation += 1
+        return plan
 
     def _follow_underlay(self) -> None:
         """Register anew when peers have to reach us by another address; MTU and sockets follow with the next plan."""
@@ -335,15 +347,15 @@ class Loop:
         state.failures = 0
         if state.outcome is not None and state.outcome.changed:
             log.info(
-                "in sync: %d peers, table %d (%.1f ms)",
+                "in sync: %d peers%s (%.1f ms)",
                 len(plan.view.peers),
-                plan.desired.table.generation,
+                f", table {plan.generation}" if plan.generation is not None else "",
                 state.outcome.seconds * 1e3,
-                extra=event("converged", peers=len(plan.view.peers), generation=plan.desired.table.generation),
+                extra=event("converged", peers=len(plan.view.peers), generation=plan.generation),
             )
         self._announce(self._machine.features)
         if state.lease is not None and state.lease.held is not None:
-            self._readiness.reached(config, state.lease.held.subnets, plan.settings.mtu_bytes)
+            self._readiness.reached(config, state.lease.held.subnets, plan.desired.mtu_bytes)
 
     def _announce(self, features: frozenset[str] | None) -> None:
         """Let the lease say what the datapath that runs now can take, if it says something else."""

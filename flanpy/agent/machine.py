@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 
-from flanpy.agent.datapaths import Choice, open_datapath
+from flanpy.agent import overlay
+from flanpy.agent.datapaths import Choice, open_datapath, remove_leftovers
 from flanpy.agent.logs import event
-from flanpy.core.reconcile import diff
 from flanpy.datapath import Datapath, DatapathSettings, DatapathStats
 from flanpy.errors import DatapathError, FlanpyError
-from flanpy.kernel import links, routes
+from flanpy.kernel import links
 from flanpy.kernel.netlink import Kernel
-from flanpy.model import DesiredState, ForwardTable
+from flanpy.kernel.routes import list_routes
+from flanpy.model import DesiredState, ForwardTable, LocalFacts, Route
 
 log = logging.getLogger(__name__)
 
@@ -50,27 +52,45 @@ class Machine:
         self._kind = kind
         self._teardown = teardown
         self._running: Running | None = None
+        self._wanted = False
+        self._swept = False
 
-    def converge(self, desired: DesiredState, settings: DatapathSettings) -> Outcome:
+    def facts(self, node_id: str) -> LocalFacts:
+        """What a backend has to know of this machine before there is a lease. Raises PlatformError."""
+        return LocalFacts(node_id, overlay.vxlan_macs(self._kernel))
+
+    def converge(self, desired: DesiredState, settings: DatapathSettings | None) -> Outcome:
         """One pass; never raises FlanpyError, for what cannot be done now is done by a later pass."""
         started = time.monotonic()
         problems: list[str] = []
         changed = 0
-        try:
-            changed += self._ensure_datapath(settings)
-            if desired.tunnel is not None:
-                changed += bool(links.ensure_tunnel(self._kernel, desired.tunnel).changed)
-            changed += self._publish(desired.table)
-        except FlanpyError as error:
-            problems.append(str(error))
-        try:
-            difference = diff(desired.routes, routes.list_routes(self._kernel))
-            applied = routes.apply(self._kernel, difference)
-            changed += len(applied.added) + len(applied.removed)
-            problems += [f"route {route.destination} dev {route.device}: {reason}" for route, reason in applied.failed]
-        except FlanpyError as error:
-            problems.append(str(error))
+        steps: tuple[Callable[[], int], ...] = (
+            lambda: self._converge_datapath(desired, settings),
+            lambda: overlay.ensure_links(self._kernel, desired, problems),
+            lambda: overlay.converge_routes(self._kernel, desired, problems),
+        )
+        for step in steps:
+            try:
+                changed += step()
+            except FlanpyError as error:
+                problems.append(str(error))
         return Outcome(tuple(problems), changed, time.monotonic() - started)
+
+    def _converge_datapath(self, desired: DesiredState, settings: DatapathSettings | None) -> int:
+        self._wanted = settings is not None
+        if settings is None or desired.table is None:
+            return self._leave_datapath()
+        changed = self._ensure_datapath(settings)
+        if desired.tunnel is not None:
+            changed += bool(links.ensure_tunnel(self._kernel, desired.tunnel).changed)
+        return changed + self._publish(desired.table)
+
+    def _leave_datapath(self) -> int:
+        """The kernel carries the packets: what an earlier run with a datapath has left goes, once."""
+        if not self._swept:
+            remove_leftovers(self._kernel)
+            self._swept = True
+        return 0
 
     def _ensure_datapath(self, settings: DatapathSettings) -> int:
         """Open the datapath when there is none, it has failed, or it was opened for something else; whether anything was done."""
@@ -108,9 +128,9 @@ class Machine:
         return 1
 
     def check(self) -> str | None:
-        """Why the datapath is not alive, or None."""
+        """Why the datapath is not alive, or None, also when none is wanted."""
         if self._running is None:
-            return "no datapath runs yet"
+            return "no datapath runs yet" if self._wanted else None
         try:
             self._running.datapath.check()
         except DatapathError as error:
@@ -130,6 +150,10 @@ class Machine:
     def stats(self) -> DatapathStats | None:
         """The datapath's counters, or None when none runs."""
         return self._running.datapath.stats() if self._running else None
+
+    def routes(self) -> frozenset[Route]:
+        """The kernel's routes of ours that are there. Raises PlatformError."""
+        return list_routes(self._kernel)
 
     def _close_datapath(self) -> None:
         running, self._running = self._running, None

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from flanpy import backends
 from flanpy.agent.machine import datapath_settings
 from flanpy.config.options import AgentOptions
-from flanpy.core.membership import Membership, View, view
+from flanpy.core.membership import UDP, Membership, View, view
 from flanpy.datapath import DatapathSettings
 from flanpy.errors import InterfaceError
 from flanpy.model import DesiredState, Lease, NetworkConfig, Uplink
@@ -22,7 +22,13 @@ class Plan:
 
     view: View
     desired: DesiredState
-    settings: DatapathSettings
+    settings: DatapathSettings | None
+    """How to open the datapath; None when the kernel carries the packets alone."""
+
+    @property
+    def generation(self) -> int | None:
+        """Which table the datapath gets; None when there is no datapath."""
+        return None if self.desired.table is None else self.desired.table.generation
 
 
 def make_plan(
@@ -30,13 +36,17 @@ def make_plan(
 ) -> Plan:
     """Plan for this lease and these members. Raises ConfigError for a backend that this version cannot run, InterfaceError."""
     backend = backends.find(config.backend.type)
-    seen = view(members, config, own.subnets, config.backend.type)
+    seen = backend.screen(config, own, view(members, config, own.subnets, backend.TYPE or UDP), uplink)
     desired = backend.plan(config, own, seen, uplink, generation)
+    return Plan(seen, desired, None if desired.tunnel is None else _settings(config, desired, uplink, options))
+
+
+def _settings(config: NetworkConfig, desired: DesiredState, uplink: Uplink, options: AgentOptions) -> DatapathSettings:
     if uplink.address is None:
-        raise InterfaceError(f"{uplink.name}: has no IPv4 address; the udp backend needs one")
+        raise InterfaceError(f"{uplink.name}: has no IPv4 address; the {config.backend.type} backend needs one")
     port = config.backend.options["Port"]
     assert isinstance(port, int)
-    settings = datapath_settings(
+    return datapath_settings(
         desired,
         uplink.address,
         port,
@@ -45,4 +55,3 @@ def make_plan(
         spin_us=options.spin_us,
         ebpf_bypass=options.ebpf_bypass,
     )
-    return Plan(seen, desired, settings)

@@ -6,32 +6,39 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from ipaddress import IPv4Address
 from types import MappingProxyType
 from typing import Protocol, cast
 
-from flanpy.backends import udp
+from flanpy.backends import alloc, host_gw, udp, vxlan
 from flanpy.core.membership import View
 from flanpy.errors import ConfigError
-from flanpy.model import DesiredState, FlanpyInfo, Lease, NetworkConfig, NodeAttributes, Uplink
+from flanpy.model import DesiredState, Lease, LocalFacts, NetworkConfig, NodeAttributes, Uplink
 
 
 class Backend(Protocol):
     """What each backend module offers."""
 
-    def attributes(self, public_ip: IPv4Address, info: FlanpyInfo | None = None) -> NodeAttributes:
-        """What the lease of a node with this backend says."""
+    TYPE: str
+    """What the leases of its nodes carry as their backend type."""
 
-    def mtu_bytes(self, uplink: Uplink) -> int:
-        """The largest packet of a pod."""
+    def attributes(self, base: NodeAttributes, config: NetworkConfig, facts: LocalFacts) -> NodeAttributes:
+        """What our lease says, from what every lease says (``base``)."""
 
-    def plan(
-        self, config: NetworkConfig, own: Lease, view: View, uplink: Uplink, generation: int, device: str = ...
-    ) -> DesiredState:
-        """The desired state of this machine."""
+    def screen(self, config: NetworkConfig, own: Lease, view: View, uplink: Uplink) -> View:
+        """The view without the peers that this backend cannot reach, each refused with its reason."""
+
+    def plan(self, config: NetworkConfig, own: Lease, view: View, uplink: Uplink, generation: int) -> DesiredState:
+        """The desired state of this machine, for a screened view."""
 
 
-BACKENDS: Mapping[str, Backend] = MappingProxyType({"udp": cast(Backend, udp)})
+BACKENDS: Mapping[str, Backend] = MappingProxyType(
+    {
+        "udp": cast(Backend, udp),
+        "vxlan": cast(Backend, vxlan),
+        "host-gw": cast(Backend, host_gw),
+        "alloc": cast(Backend, alloc),
+    }
+)
 
 
 def find(backend_type: str) -> Backend:

@@ -7,15 +7,16 @@ table    subnet of each peer -> its PublicIP and Port; inner packets from the un
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv4Interface
+from dataclasses import replace
+from ipaddress import IPv4Interface
 
 from flanpy.core.membership import View
 from flanpy.errors import ConfigError, InterfaceError
 from flanpy.model import (
     DesiredState,
-    FlanpyInfo,
     ForwardTable,
     Lease,
+    LocalFacts,
     NetworkConfig,
     NodeAttributes,
     Route,
@@ -24,6 +25,8 @@ from flanpy.model import (
     Uplink,
 )
 
+TYPE = ""
+"""Leases of udp nodes carry no backend type."""
 DEVICE = "flannel0"
 OVERHEAD_BYTES = 28
 """Outer IPv4 header without options (20) and UDP header (8)."""
@@ -32,9 +35,14 @@ MTU_MIN_BYTES = 68
 """RFC 791: every link must carry 68 bytes; the kernel takes the IPv4 address off a device below it."""
 
 
-def attributes(public_ip: IPv4Address, info: FlanpyInfo | None = None) -> NodeAttributes:
+def attributes(base: NodeAttributes, config: NetworkConfig, facts: LocalFacts) -> NodeAttributes:
     """What our lease says: flannel's udp leases carry no backend type and no data."""
-    return NodeAttributes(public_ip=public_ip, flanpy=info)
+    return replace(base, backend_type=TYPE, backend_data=None, backend_v6_data=None)
+
+
+def screen(config: NetworkConfig, own: Lease, view: View, uplink: Uplink) -> View:
+    """A udp lease says nothing that could be wrong by itself."""
+    return view
 
 
 def mtu_bytes(uplink: Uplink) -> int:
@@ -57,4 +65,5 @@ def plan(config: NetworkConfig, own: Lease, view: View, uplink: Uplink, generati
         tunnel=Tunnel(device, mtu_bytes(uplink), (IPv4Interface((subnet.network_address, 32)),)),
         routes=frozenset({Route(config.network, device)}),
         table=ForwardTable(generation, tuple(entries), (subnet,)),
+        mtu_bytes=mtu_bytes(uplink),
     )

@@ -48,11 +48,11 @@ def ensure_tunnel(kernel: Kernel, tunnel: Tunnel) -> Ensured:
 
     Raises PlatformError when the device is gone, ResourceBusy when its name belongs to another kind of device.
     """
-    device = _own_device(kernel, tunnel.name, "tun")
+    device = own_device(kernel, tunnel.name, "tun")
     if device is None:
         raise PlatformError(f"{tunnel.name}: the tunnel device is not there; it must be opened before it is configured")
     with explained(f"configure {tunnel.name}"):
-        changed = [*_ensure_link(kernel, device, tunnel), *_ensure_addresses(kernel, device.index, tunnel.addresses)]
+        changed = [*_ensure_link(kernel, device, tunnel), *ensure_addresses(kernel, device.index, tunnel.addresses)]
         if not device.is_up:
             kernel.ip.link("set", index=device.index, state="up")
             changed.append("set up")
@@ -61,7 +61,7 @@ def ensure_tunnel(kernel: Kernel, tunnel: Tunnel) -> Ensured:
 
 def remove_link(kernel: Kernel, name: str, kind: str = "tun") -> bool:
     """Delete a device; whether it was there. Raises ResourceBusy when the name belongs to another kind of device."""
-    device = _own_device(kernel, name, kind)
+    device = own_device(kernel, name, kind)
     if device is None:
         return False
     with explained(f"remove {name}"):
@@ -74,7 +74,8 @@ def remove_link(kernel: Kernel, name: str, kind: str = "tun") -> bool:
     return True
 
 
-def _own_device(kernel: Kernel, name: str, kind: str) -> Device | None:
+def own_device(kernel: Kernel, name: str, kind: str) -> Device | None:
+    """The device of this name, or None. Raises ResourceBusy when it is of another kind and so not ours."""
     device = find_device(kernel, name)
     if device is not None and device.kind != kind:
         there = device.kind or "hardware"
@@ -85,7 +86,7 @@ def _own_device(kernel: Kernel, name: str, kind: str) -> Device | None:
 def _ensure_link(kernel: Kernel, device: Device, tunnel: Tunnel) -> list[str]:
     changed = []
     if not device.is_up:
-        _without_link_local(kernel, device.index)
+        without_link_local(kernel, device.index)
     if device.mtu_bytes != tunnel.mtu_bytes:
         kernel.ip.link("set", index=device.index, mtu=tunnel.mtu_bytes)
         changed.append(f"MTU {device.mtu_bytes} -> {tunnel.mtu_bytes}")
@@ -95,7 +96,7 @@ def _ensure_link(kernel: Kernel, device: Device, tunnel: Tunnel) -> list[str]:
     return changed
 
 
-def _without_link_local(kernel: Kernel, index: int) -> None:
+def without_link_local(kernel: Kernel, index: int) -> None:
     """No IPv6 link-local address and no router solicitations on the tunnel, unless this kernel has no IPv6 or cannot tell."""
     none = {"attrs": [("AF_INET6", {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", _ADDR_GEN_MODE_NONE)]})]}
     try:
@@ -105,7 +106,7 @@ def _without_link_local(kernel: Kernel, index: int) -> None:
             raise
 
 
-def _ensure_addresses(kernel: Kernel, index: int, wanted: tuple[Interface, ...]) -> list[str]:
+def ensure_addresses(kernel: Kernel, index: int, wanted: tuple[Interface, ...]) -> list[str]:
     """Exactly these addresses. New ones come first: a device that loses its last IPv4 address loses its routes.
 
     Added twice, because taking away an address can take away those in the same subnet with it (promote_secondaries off), and

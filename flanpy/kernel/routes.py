@@ -121,7 +121,7 @@ class _Pass:
         behind = [route for route in difference.add if replaced and _place(route) in replaced]
         fresh = difference.add.difference(behind) if behind else difference.add
         self._add(behind, APPEND)
-        stale = self._settle(self._add(fresh, EXCLUSIVE))
+        stale = self._settle(self._add(fresh, EXCLUSIVE), difference.remove)
         self._remove(difference.remove | stale)
         return Applied(tuple(self.added), tuple(self.removed), tuple(self.failed))
 
@@ -148,15 +148,18 @@ class _Pass:
         self.failed.append((route, f"there is no device {route.device}"))
         return False
 
-    def _settle(self, existing: list[Route]) -> frozenset[Route]:
-        """Decide about routes whose place is taken; returns routes of ours that the new ones take the place of."""
+    def _settle(self, existing: list[Route], going: frozenset[Route]) -> frozenset[Route]:
+        """Decide about routes whose place is taken; returns routes of ours that the new ones take the place of.
+
+        A route that is to be removed may be replaced, whoever made it.
+        """
         standing = self._standing(existing)
         behind: list[Route] = []
         instead: list[Route] = []
         stale: set[Route] = set()
         for route in existing:
             there = standing.get(_place(route), [])
-            ours = [other for other in there if other.protocol == route.protocol]
+            ours = [other for other in there if other.protocol == route.protocol or other in going]
             if route in there:
                 continue
             if not ours:

@@ -26,7 +26,7 @@ from flanpy.kernel.devices import (
 )
 from flanpy.kernel.netlink import Kernel, explained_errno
 from flanpy.kernel.routes import default_routes
-from flanpy.model import Address, Route, Uplink
+from flanpy.model import Address, Network, Route, Uplink
 
 _OVERLAYS = re.compile(r"flannel|docker\d|cni\d|cali|cilium_|podman\d|virbr\d|br-[0-9a-f]{12}$|kube-")
 """Devices of container and pod networks: never what the default route is meant to name."""
@@ -200,7 +200,14 @@ def _uplink(host: _Host, selection: UplinkSelection, device: Device, ip: Address
         raise _Unfit(f"{device.name} is down: ip link set {device.name} up")
     address = ip or _choose(host.of(device), device, selection.public_ip)
     assert isinstance(address, IPv4Address)
-    return Uplink(device.name, device.index, device.mtu_bytes, address, _address6(host, device))
+    return Uplink(device.name, device.index, device.mtu_bytes, address, _address6(host, device), _on_link(host, device))
+
+
+def _on_link(host: _Host, device: Device) -> tuple[Network, ...]:
+    """The networks of the device's addresses; those of one address, and link-local ones, lead to nobody that a lease can name."""
+    networks = {address.interface.network for address in host.addresses if address.index == device.index}
+    wide = [each for each in networks if each.prefixlen < each.max_prefixlen and not each.is_link_local]
+    return tuple(sorted(wide, key=lambda network: (network.version, int(network.network_address), network.prefixlen)))
 
 
 def _choose(addresses: list[DeviceAddress], device: Device, public_ip: IPv4Address | None) -> Address:

@@ -6,7 +6,7 @@ namespace   eth0 192.0.2.2/24 (default route, if a test adds one)   eth1 198.51.
 
 import socket
 from collections.abc import Iterator
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
 
@@ -64,8 +64,11 @@ def chosen(**options: object) -> tuple[str, str]:
 
 def test_the_uplink_is_told_whole(ns: Namespace) -> None:
     eth0, eth1 = (socket.if_nametoindex(name) for name in ("eth0", "eth1"))
-    assert find(iface=("eth0",)) == Uplink("eth0", eth0, 1450, IPv4Address("192.0.2.2"), IPv6Address("2001:db8::2"))
-    assert find(iface=("eth1",)) == Uplink("eth1", eth1, 1500, IPv4Address("198.51.100.2"), None)
+    both = (IPv4Network("192.0.2.0/24"), IPv6Network("2001:db8::/64"))
+    assert find(iface=("eth0",)) == Uplink("eth0", eth0, 1450, IPv4Address("192.0.2.2"), IPv6Address("2001:db8::2"), both)
+    assert find(iface=("eth1",)) == Uplink(
+        "eth1", eth1, 1500, IPv4Address("198.51.100.2"), None, (IPv4Network("198.51.100.0/24"),)
+    )
 
 
 @pytest.mark.parametrize(

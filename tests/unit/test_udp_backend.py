@@ -15,6 +15,7 @@ from flanpy.model import (
     ForwardTable,
     Hop,
     Lease,
+    LocalFacts,
     NodeAttributes,
     Peer,
     Route,
@@ -54,6 +55,7 @@ def test_the_desired_state_is_flannels() -> None:
             ),
             local=(IPv4Network("10.5.1.0/24"),),
         ),
+        mtu_bytes=1472,
     )
 
 
@@ -80,11 +82,11 @@ def test_an_uplink_too_small_for_any_packet_is_refused() -> None:
 
 
 def test_a_udp_lease_has_no_backend_type() -> None:
-    info = FlanpyInfo("n", frozenset({"ecn"}))
-    assert udp.attributes(IPv4Address("192.0.2.1"), info) == NodeAttributes(IPv4Address("192.0.2.1"), flanpy=info)
+    base = NodeAttributes(IPv4Address("192.0.2.1"), flanpy=FlanpyInfo("n", frozenset({"ecn"})))
+    assert udp.attributes(base, CONFIG, LocalFacts("n")) == base
 
 
 def test_the_registry_finds_udp_and_names_what_it_has() -> None:
-    assert backends.find("udp").mtu_bytes(UPLINK) == 1472
-    with pytest.raises(ConfigError, match=r"^Backend\.Type: this version cannot run vxlan \(it runs: .*udp.*\)$"):
-        backends.find("vxlan")
+    assert backends.find("udp").TYPE == ""
+    with pytest.raises(ConfigError, match=r"^Backend\.Type: this version cannot run gre \(it runs: .*udp.*\)$"):
+        backends.find("gre")

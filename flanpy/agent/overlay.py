@@ -1,0 +1,97 @@
+"""Makes devices, neighbours, forwarding entries and routes of this machine what the desired state says, in an order that loses nothing.
+
+    links -> FDB entries, neighbours that are missing -> routes -> neighbours, FDB entries that are stale
+
+A peer's route comes when what it leads to is there, and what it led to goes when the route has gone. What fails concerns its item
+alone and is tried again by the next pass. Called by ``Machine``; holds no state.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from types import MappingProxyType
+
+from flanpy.agent.logs import event
+from flanpy.core.reconcile import Difference, diff
+from flanpy.errors import FlanpyError
+from flanpy.kernel import neighbours, routes, vxlan
+from flanpy.kernel.neighbours import Entry, Failed
+from flanpy.kernel.netlink import Kernel
+from flanpy.model import DesiredState, FdbEntry, Neighbour, Route
+
+log = logging.getLogger(__name__)
+
+_BOOT = 3
+"""The protocol number of what ``ip route`` and flanneld write."""
+
+
+def vxlan_macs(kernel: Kernel) -> Mapping[str, str]:
+    """The MAC of each VXLAN device that is there, by name."""
+    return MappingProxyType({name: found.mac for name, found in vxlan.list_vxlan(kernel).items()})
+
+
+def ensure_links(kernel: Kernel, desired: DesiredState, problems: list[str]) -> int:
+    """Each device as it should be; one that cannot be had is said and does not keep the others waiting."""
+    count = 0
+    for link in desired.links:
+        try:
+            changed = vxlan.ensure_vxlan(kernel, link).changed
+        except FlanpyError as error:
+            problems.append(str(error))
+            continue
+        if changed:
+            log.info("%s: %s", link.name, ", ".join(changed), extra=event("link_changed", device=link.name, changes=changed))
+        count += len(changed)
+    return count
+
+
+def converge_routes(kernel: Kernel, desired: DesiredState, problems: list[str]) -> int:
+    """Routes, and the entries that they lead through; returns how much was done."""
+    entries = _entry_difference(kernel, desired)
+    failed = neighbours.write_entries(kernel, entries.add)
+    routing = diff(desired.routes, routes.list_routes(kernel) | _adoptable(kernel, desired))
+    applied = routes.apply(kernel, routing)
+    failed += neighbours.remove_entries(kernel, _removable(entries))
+    problems += [f"route {route.destination} dev {route.device}: {reason}" for route, reason in applied.failed]
+    problems += [_told(failure) for failure in failed]
+    return len(applied.added) + len(applied.removed) + len(entries.add) + len(entries.remove) - len(failed)
+
+
+def _entry_difference(kernel: Kernel, desired: DesiredState) -> Difference[Entry]:
+    if not desired.links:
+        return Difference()
+    wanted: frozenset[Entry] = frozenset((*desired.neighbours, *desired.fdb))
+    return diff(wanted, neighbours.list_entries(kernel, (link.name for link in desired.links)))
+
+
+def _removable(entries: Difference[Entry]) -> list[Entry]:
+    """What is to go and has not been replaced in its place by what was written."""
+    replaced = {_place(entry) for entry in entries.add}
+    return [entry for entry in entries.remove if _place(entry) not in replaced]
+
+
+def _place(entry: Entry) -> tuple[str, object]:
+    return entry.device, entry.address if isinstance(entry, Neighbour) else entry.mac
+
+
+def _adoptable(kernel: Kernel, desired: DesiredState) -> frozenset[Route]:
+    """Routes that flanneld has written: those on our overlay devices, and those that are ours but for the protocol number."""
+    if desired.table is not None or not (desired.links or desired.routes):
+        return frozenset()
+    theirs = routes.list_routes(kernel, _BOOT)
+    names = {link.name for link in desired.links}
+    on_ours = (route for route in theirs if route.device in names and route.gateway is not None)
+    return frozenset(on_ours) | (theirs & frozenset(_as_theirs(desired.routes)))
+
+
+def _as_theirs(ours: Iterable[Route]) -> Iterable[Route]:
+    return (replace(route, protocol=_BOOT) for route in ours)
+
+
+def _told(failure: Failed) -> str:
+    entry, reason = failure
+    if isinstance(entry, FdbEntry):
+        return f"FDB entry {entry.mac} to {entry.destination} dev {entry.device}: {reason}"
+    return f"neighbour {entry.address} {entry.mac} dev {entry.device}: {reason}"
