@@ -75,6 +75,8 @@ static enum fp_verdict check_addresses(struct train *train, const struct fp_ip *
         enum fp_verdict verdict = check_source(train, ip->source);
         if (verdict != FP_DECAPSULATED)
             return verdict;
+    } else if (fp_table_lookup4(train->context->table, ip->source) == FP_HOP_LOCAL) {
+        return FP_DROP_SPOOFED; /* no peer, NATed or not, has one of our own addresses */
     }
     if (fp_table_lookup4(train->context->table, ip->destination) != FP_HOP_LOCAL)
         return FP_DROP_NOT_LOCAL;

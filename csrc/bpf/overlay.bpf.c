@@ -332,6 +332,8 @@ FP_INLINE enum fp_verdict fp_judge(const struct fp_run *run, const struct fp_tun
         const struct fp_bpf_hop *owner = fp_hop(run->snapshot, fp_lookup(run->snapshot, source));
         if (!owner || owner->address != sender)
             return fp_knows(run->snapshot, run->header->hops, sender) ? FP_DROP_SPOOFED : FP_DROP_UNKNOWN_PEER;
+    } else if (fp_lookup(run->snapshot, source) == FP_BPF_LOCAL) {
+        return FP_DROP_SPOOFED; /* no peer, NATed or not, has one of our own addresses */
     }
     if (fp_lookup(run->snapshot, FP_BE32(ip->destination_be)) != FP_BPF_LOCAL)
         return FP_DROP_NOT_LOCAL;

@@ -174,11 +174,11 @@ AGENT_FLAGS = (
         group="datapath",
         flannel=False,
     ),
-    Flag("queues", "TUN queues, each with a thread", 1, _number(1, 64), "N", "datapath", flannel=False),
+    Flag("queues", "TUN queues, each with a thread for either direction", 1, _number(1, 64), "N", "datapath", flannel=False),
     Flag(
         "spin-us",
         "busy wait after traffic before a thread sleeps, microseconds; 0 saves CPU and costs latency",
-        50,
+        150,
         _number(0, 10000, "(microseconds)"),
         "US",
         "datapath",

@@ -176,6 +176,13 @@ def test_without_the_source_check_any_sender_will_do() -> None:
     assert [write.packet for write in core.writes()] == [decremented(back(source="10.77.0.1"))]
 
 
+def test_without_the_source_check_our_own_addresses_are_refused_all_the_same() -> None:
+    core = Core(source_check=False)
+    forged = back(source="10.5.1.9")
+    core.train([forged], sender=STRANGER)
+    assert core.counts() == {"drop_spoofed": (1, len(forged))}
+
+
 def test_a_good_packet_does_not_vouch_for_the_next_one_of_its_train() -> None:
     core = Core()
     spoofed = back(source="10.5.3.7", payload=pattern(100))
