@@ -56,9 +56,10 @@ def eventually(true: Callable[[], bool], timeout_s: float = 10.0) -> bool:
 
 STATE = """
 ip -br link; echo; ip -br address; echo; ip route; echo; ip netns; echo; nft list ruleset; echo
-cat /proc/self/mountinfo; echo; cat /etc/hosts; echo; ps -eo args --no-headers | grep -v -e '^sh -c' -e '^ps ' -e '^grep ' | sort
+cat /proc/self/mountinfo; echo; cat /etc/hosts
 """
-"""A shell script that prints all that a lab must leave as it was: devices, addresses, routes, namespaces, rules, mounts, processes."""
+PROCESSES = ("ps", "-eo", "args", "--no-headers")
+"""With these a machine's state is printed, all that a lab must leave as it was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,9 @@ class Machine:
 
     def state(self) -> str:
         """What the machine looks like."""
-        return self.sandbox.run(None, ["sh", "-c", STATE]).stdout
+        processes = self.sandbox.run(None, PROCESSES).stdout.splitlines()
+        others = sorted(line for line in processes if line != " ".join(PROCESSES))
+        return "\n".join([self.sandbox.run(None, ["sh", "-c", STATE]).stdout, *others])
 
     def becomes(self, state: str) -> bool:
         """Whether the machine looks like that soon; the kernel frees namespaces a moment after their last process."""
