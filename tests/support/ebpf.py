@@ -118,10 +118,9 @@ class EbpfSide:
     def close(self) -> None:
         """Everything of this side's datapath is gone; safe to call twice."""
         with inside(self.host):
-            if isinstance(self.datapath, EbpfDatapath):
-                self.datapath.teardown()
-            elif self.datapath is not None:
-                self.datapath.close()
+            datapath, self.datapath = self.datapath, None
+            if datapath is not None:
+                datapath.teardown()
         while self.kernels:
             self.kernels.pop().close()
 

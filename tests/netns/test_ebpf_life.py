@@ -1,0 +1,327 @@
+"""The ebpf datapath over time: tables change, processes die and come back, filters vanish. Packets are counted all the while.
+
+The topology is drawn in tests/support/ebpf.py; a probe is a numbered datagram from pod a to pod b, at least 1,000 a second.
+"""
+
+import os
+import select
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from flanpy.datapath import ebpf_syscall as bpf
+from flanpy.datapath.ebpf import EbpfDatapath, cleanup
+from flanpy.datapath.ebpf_attach import Spot, TcxHooks
+from flanpy.datapath.ebpf_pins import Pins
+from flanpy.datapath.ebpf_probe import probe_all
+from flanpy.datapath.ebpf_programs import load, read_object
+from flanpy.errors import ResourceBusy
+from flanpy.kernel.bpf_host import BpfHost, merging_names
+from flanpy.kernel.netlink import Kernel
+from flanpy.kernel.tun import open_tun
+from tests.support.ebpf import EbpfOverlay, EbpfSide, ebpf_overlay, table
+from tests.support.namespaces import inside
+from tests.support.netns import counters, eventually, udp_socket
+
+pytestmark = pytest.mark.root
+
+PROBES_PER_S = 2000
+HOOKS = ["tcx", "clsact"]
+
+
+class Probes:
+    """What a running stream of probes has sent, and what of it has not come yet."""
+
+    def __init__(self) -> None:
+        self.sent = 0
+        self.received: set[int] = set()
+
+    @property
+    def missing(self) -> set[int]:
+        return set(range(self.sent)) - self.received
+
+
+@contextmanager
+def probes(made: EbpfOverlay) -> Iterator[Probes]:
+    """Probes run for the length of the block; afterwards all that were sent have had two seconds to arrive."""
+    counted, ended = Probes(), threading.Event()
+    with udp_socket(made.b.pod, made.b.pod_address) as receiver, udp_socket(made.a.pod) as sender:
+        receiver.settimeout(0.05)
+        to = receiver.getsockname()
+
+        def send() -> None:
+            started = time.monotonic()
+            while not ended.is_set():
+                while counted.sent < (time.monotonic() - started) * PROBES_PER_S:
+                    sender.sendto(struct.pack("!Q", counted.sent), to)
+                    counted.sent += 1
+                select.select([], [], [], 0.0005)
+
+        def receive() -> None:
+            deadline = time.monotonic() + 60
+            while time.monotonic() < deadline and not (
+                ended.is_set() and (not counted.missing or time.monotonic() > last[0] + 2)
+            ):
+                try:
+                    counted.received.add(struct.unpack("!Q", receiver.recv(100))[0])
+                    last[0] = time.monotonic()
+                except TimeoutError:
+                    pass
+
+        last = [time.monotonic()]
+        threads = [threading.Thread(target=send), threading.Thread(target=receive)]
+        for thread in threads:
+            thread.start()
+        try:
+            assert eventually(lambda: len(counted.received) > 10)
+            yield counted
+        finally:
+            ended.set()
+            for thread in threads:
+                thread.join()
+
+
+def wait_for(counted: Probes, more: int) -> None:
+    """Until so many more probes have been sent."""
+    goal = counted.sent + more
+    assert eventually(lambda: counted.sent >= goal, within_s=20)
+
+
+def test_the_probes_notice_a_loss() -> None:
+    """Shows that the assertions below can fail."""
+    with ebpf_overlay() as made:
+        with probes(made) as counted:
+            made.b.host.script("ip link set uplink down")
+            wait_for(counted, 20)
+            made.b.host.script("ip link set uplink up")
+        assert counted.missing
+
+
+def test_a_table_that_changes_under_load_loses_nothing() -> None:
+    with ebpf_overlay() as made:
+        with probes(made) as counted:
+            for generation in range(2, 60):
+                made.publish(generation)
+        assert counted.missing == set()
+        assert counted.sent > 100
+        assert made.a.stats.generation == 59
+
+
+def leave(side: EbpfSide) -> None:
+    """The process that owns this datapath is gone, as far as the kernel can tell: descriptors closed, nothing torn down."""
+    assert isinstance(side.datapath, EbpfDatapath)
+    side.datapath.close()
+    side.datapath = None
+
+
+@pytest.mark.parametrize("hooks", HOOKS)
+def test_a_closed_datapath_carries_on_and_the_next_one_adopts_it(hooks: str) -> None:
+    with ebpf_overlay(hooks=hooks) as made:
+        with probes(made) as counted:
+            before = made.b.packets("decapsulated")
+            leave(made.b)
+            wait_for(counted, 500)
+            made.b.open()
+            assert isinstance(made.b.datapath, EbpfDatapath) and made.b.datapath.adopted
+            made.b.publish(table(made.b, made.a, generation=7))
+            wait_for(counted, 200)
+        assert counted.missing == set()
+        assert made.b.packets("decapsulated") >= before + 700
+        assert made.b.stats.counters["bpf_repairs"] == 0
+
+
+CHILD = """
+import pickle, sys
+from pathlib import Path
+from flanpy.datapath.ebpf import EbpfDatapath
+from flanpy.datapath.sockets import open_underlay
+from flanpy.datapath.userspace import UserspaceDatapath
+from flanpy.kernel.bpf_host import BpfHost
+from flanpy.kernel.netlink import Kernel
+from flanpy.kernel.tun import open_tun
+settings, options, table = pickle.loads(bytes.fromhex(sys.stdin.readline()))
+tun = open_tun(settings.device, keep=True)
+userspace = UserspaceDatapath(settings, tun, open_underlay(settings.underlay_address, settings.port))
+datapath = EbpfDatapath(settings, options, userspace, BpfHost(Kernel()))
+datapath.publish(table)
+print("ready", datapath.adopted, flush=True)
+sys.stdin.readline()
+"""
+
+
+@contextmanager
+def in_a_process(side: EbpfSide, generation: int, peer: EbpfSide) -> Iterator[subprocess.Popen[str]]:
+    """This side's datapath in a process of its own, as an agent has it."""
+    import pickle
+
+    with inside(side.host):
+        child = subprocess.Popen([sys.executable, "-c", CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert child.stdin is not None and child.stdout is not None
+    try:
+        child.stdin.write(pickle.dumps((side.settings, side.options, table(side, peer, generation=generation))).hex() + "\n")
+        child.stdin.flush()
+        assert child.stdout.readline().startswith("ready")
+        yield child
+    finally:
+        child.kill()
+        child.wait()
+        child.stdin.close()
+        child.stdout.close()
+
+
+@pytest.mark.parametrize("hooks", HOOKS)
+def test_a_killed_process_loses_nothing_and_its_successor_neither(hooks: str) -> None:
+    with ebpf_overlay(hooks=hooks) as made:
+        leave(made.b)
+        with in_a_process(made.b, 2, made.a) as first:
+            with probes(made) as counted:
+                first.send_signal(signal.SIGKILL)
+                first.wait()
+                wait_for(counted, 1000)
+                with in_a_process(made.b, 3, made.a):
+                    wait_for(counted, 300)
+            assert counted.missing == set()
+        made.b.open()
+
+
+def older_version(side: EbpfSide) -> None:
+    """Put a program of another version in the place of fp_decap: it has one instruction more, and works the same."""
+    parsed = read_object()
+    pins = Pins(next(path for path in side.options.pin_root.iterdir() if f"@{namespace_number(side)}" in path.name))
+    loaded = load(pins)
+    spec = parsed.programs["fp_decap"]
+    nothing = struct.pack("=BBhi", 0xB7, 0, 0, 0)  # r0 = 0, before anything reads it
+    other = replace(spec, instructions=nothing + spec.instructions, maps=tuple((at + 8, name) for at, name in spec.maps))
+    with (
+        inside(side.host),
+        bpf.load_program("fp_decap", other.linked({n: fd.number for n, fd in loaded.maps.items()}), b"GPL") as fd,
+    ):
+        import socket
+
+        TcxHooks(pins).attach(Spot("fp_decap", socket.if_nametoindex("uplink")), fd)
+        pins.put("prog_fp_decap", fd)
+    loaded.close()
+
+
+def namespace_number(side: EbpfSide) -> int:
+    return os.fstat(side.host.fd).st_ino
+
+
+def attached_id(side: EbpfSide) -> int:
+    pins = Pins(next(path for path in side.options.pin_root.iterdir() if f"@{namespace_number(side)}" in path.name))
+    link = pins.open("link_fp_decap")
+    assert link is not None
+    with link:
+        return bpf.link_target(link)[0]
+
+
+def test_programs_of_another_version_are_replaced_without_a_gap() -> None:
+    with ebpf_overlay() as made:
+        older_version(made.b)
+        before = attached_id(made.b)
+        with probes(made) as counted:
+            leave(made.b)
+            made.b.open()
+            made.b.publish(table(made.b, made.a, generation=2))
+            wait_for(counted, 200)
+        assert counted.missing == set()
+        assert attached_id(made.b) != before
+        made.b.check()
+        assert made.b.stats.counters["bpf_repairs"] == 0
+
+
+def remove_by_hand(side: EbpfSide, hooks: str, program: str, device: str) -> None:
+    if hooks == "tcx":
+        directory = next(path for path in side.options.pin_root.iterdir() if f"@{namespace_number(side)}" in path.name)
+        (directory / f"link_{program}").unlink()
+    else:
+        side.host.script(f"tc qdisc del dev {device} clsact")
+
+
+@pytest.mark.parametrize(("program", "device"), [("fp_encap", "flannel0"), ("fp_decap", "uplink")])
+@pytest.mark.parametrize("hooks", HOOKS)
+def test_a_filter_that_was_removed_by_hand_is_put_back(hooks: str, program: str, device: str) -> None:
+    with ebpf_overlay(hooks=hooks) as made:
+        made.a.check()
+        assert made.a.stats.counters["bpf_repairs"] == 0
+        remove_by_hand(made.a, hooks, program, device)
+        made.a.check()
+        assert made.a.stats.counters["bpf_repairs"] == 1
+        assert " 2 received" in made.a.pod.run("ping", "-c2", "-i0.1", "-W1", str(made.b.pod_address))
+        assert made.a.stats.counters["tun_reads"] == 0
+
+
+def test_filters_of_others_stay() -> None:
+    go_on = struct.pack("=BBhi", 0xB7, 0, 0, -1) + struct.pack("=BBhi", 0x95, 0, 0, 0)  # r0 = -1, exit
+    with ebpf_overlay(hooks="clsact") as made:
+        pinned = made.b.options.pin_root / "others" / "program"
+        pinned.parent.mkdir()
+        with bpf.load_program("others", go_on, b"GPL") as program:
+            bpf.pin(program, pinned)
+        made.b.host.script(f"tc filter add dev uplink ingress prio 7 bpf object-pinned {pinned} direct-action")
+        made.b.check()
+        made.b.close()
+        left = made.b.host.run("tc", "filter", "show", "dev", "uplink", "ingress")
+        assert "pref 7 bpf" in left and "fp_decap" not in left
+
+
+@pytest.mark.parametrize("hooks", HOOKS)
+def test_teardown_leaves_nothing(hooks: str) -> None:
+    with ebpf_overlay(hooks=hooks) as made:
+        made.a.close()
+        assert {path.name.partition("@")[2] for path in made.a.options.pin_root.iterdir()} == {str(namespace_number(made.b))}
+        devices = made.a.host.run("ip", "-o", "link")
+        assert not any(name in devices for name in ("flannel0", *merging_names("flannel0")))
+        assert "fp_" not in made.a.host.run("tc", "filter", "show", "dev", "uplink", "ingress")
+
+
+def test_cleanup_removes_what_a_dead_process_has_left() -> None:
+    with ebpf_overlay() as made:
+        leave(made.b)
+        with inside(made.b.host), Kernel() as kernel:
+            assert cleanup("flannel0", BpfHost(kernel), made.b.options.pin_root)
+            assert not cleanup("flannel0", BpfHost(kernel), made.b.options.pin_root)
+        assert "flannel0" not in made.b.host.run("ip", "-o", "link")
+
+
+def test_a_device_with_a_living_holder_is_not_taken_over() -> None:
+    with ebpf_overlay(("userspace", "userspace")) as made, inside(made.a.host):
+        with pytest.raises(ResourceBusy, match="flannel0 exists already"):
+            open_tun("flannel0", keep=True)
+
+
+def test_clsact_carries_the_same() -> None:
+    with ebpf_overlay(hooks="clsact") as made:
+        assert " 3 received" in made.a.pod.run("ping", "-c3", "-i0.05", "-W1", str(made.b.pod_address))
+        assert counters(made.a.stats) == counters(made.b.stats) == {"encapsulated": 3, "decapsulated": 3}
+        assert made.a.stats.counters["tun_reads"] == 0
+
+
+def test_every_probe_passes_here() -> None:
+    found = probe_all()
+    assert [probe.name for probe in found if not probe.ok] == []
+    assert found[-1].name == "self-test"
+
+
+def test_three_capabilities_are_enough() -> None:
+    bounds = "-all,+bpf,+net_admin,+perfmon"
+    command = ["setpriv", f"--bounding-set={bounds}", f"--inh-caps={bounds}", sys.executable, "-m", "flanpy", "datapath", "probe"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_missing_capability_is_named_with_its_cure() -> None:
+    bounds = "-all,+net_admin"
+    command = ["setpriv", f"--bounding-set={bounds}", f"--inh-caps={bounds}", sys.executable, "-m", "flanpy", "datapath", "probe"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, cwd=Path(__file__).parents[2])
+    assert done.returncode == 1
+    assert "CAP_BPF, CAP_PERFMON not held" in done.stdout and "AmbientCapabilities=" in done.stdout
