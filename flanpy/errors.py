@@ -15,7 +15,8 @@
     │   ├── PoolExhausted             7    every subnet is taken
     │   └── IdentityConflict          7    another living node uses our identity or address
     ├── DatapathError                 8    the datapath could not start, or has died
-    └── LabError                      9    the lab could not do what was asked
+    ├── LabError                      9    the lab could not do what was asked
+    └── AgentAbsent                  10    no agent answers on this host
 
 A message says what, where, and what would be right. ``exit_code`` is the process's exit status when the error ends it;
 0 is success, 1 an error that is not in this list (a defect).
@@ -110,3 +111,9 @@ class LabError(FlanpyError):
     """The lab could not do what was asked."""
 
     exit_code = 9
+
+
+class AgentAbsent(FlanpyError):
+    """A command needs the agent of this host, and none answers."""
+
+    exit_code = 10

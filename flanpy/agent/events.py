@@ -5,6 +5,7 @@ Frozen values without behaviour. Nothing here knows who sends or handles them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any
@@ -67,6 +68,7 @@ class Ask:
     """A request of the control socket or the health server; the loop puts the answer (plain JSON values) on ``reply``."""
 
     command: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
     reply: SimpleQueue[dict[str, Any]] = field(default_factory=SimpleQueue)
 
 

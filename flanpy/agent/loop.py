@@ -10,11 +10,15 @@ Principle: fail static. Whatever happens to etcd, the machine keeps forwarding b
 from __future__ import annotations
 
 import logging
+import os
 import queue
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from flanpy import backends
+from flanpy.agent.commands import carry_out
 from flanpy.agent.events import (
     Ask,
     ConfigRead,
@@ -30,9 +34,11 @@ from flanpy.agent.events import (
 from flanpy.agent.executor import Executor, ReadConfig
 from flanpy.agent.logs import event
 from flanpy.agent.machine import Machine, Outcome
+from flanpy.agent.notify import ServiceManager
+from flanpy.agent.passes import Passes
 from flanpy.agent.planner import Plan, make_plan
 from flanpy.agent.readiness import Readiness
-from flanpy.agent.report import answer
+from flanpy.agent.report import answer, summary
 from flanpy.agent.underlay import Underlay
 from flanpy.config.network import parse_network_config
 from flanpy.config.options import AgentOptions
@@ -72,6 +78,7 @@ class State:
     last_store_word_s: float | None = None
     plan: Plan | None = None
     outcome: Outcome | None = None
+    passes: Passes = field(default_factory=Passes)
     generation: int = 0
     dirty: bool = False
     look_at_underlay: bool = False
@@ -103,6 +110,8 @@ class Loop:
         self._started_s = time.monotonic()
         self._timers: dict[str, float] = {"check": self._started_s + CHECK_S, "resync": self._started_s + RESYNC_S}
         self._stopped_by: str | None = None
+        self._manager = ServiceManager(os.environ, CHECK_S)
+        self._timers["manager"] = self._started_s + self._manager.interval_s
 
     def run(self) -> str:
         """Handle events until told to stop."""
@@ -147,9 +156,12 @@ class Loop:
                 log.debug("kernel: %s", what, extra=event("kernel_changed", what=str(what)))
                 self._state.dirty = self._state.look_at_underlay = True
             case Ask():
-                item.reply.put(answer(item.command, self._state, self._machine, self._underlay, self._readiness, self._started_s))
+                item.reply.put(carry_out(item.command, item.arguments, self._answer))
             case Stop(signal):
                 self._stopped_by = signal
+
+    def _answer(self, command: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        return answer(command, arguments, self._state, self._machine, self._underlay, self._readiness, self._started_s)
 
     def _on_changes(self, changes: tuple[object, ...]) -> None:
         state = self._state
@@ -292,6 +304,9 @@ class Loop:
             case "converge":
                 del self._timers["converge"]
                 self._state.dirty = True
+            case "manager":
+                self._timers["manager"] = now_s + self._manager.interval_s
+                self._manager.tell(summary(self._state, self._machine, self._underlay, self._readiness))
             case "resync":
                 self._timers["resync"] = now_s + RESYNC_S
                 self._state.dirty = True
@@ -316,6 +331,7 @@ class Loop:
         self._say_refusals(plan)
         state.plan = self._numbered(plan)
         state.outcome = self._machine.converge(state.plan.desired, state.plan.settings)
+        state.passes = state.passes.plus(state.outcome.seconds, failed=bool(state.outcome.problems))
         if state.outcome.problems:
             self._converge_failed(state.outcome.problems)
         else:

@@ -1,27 +1,50 @@
-"""Answers of the loop to the control socket and the health server: plain JSON values made from the state, changing nothing."""
+"""Answers of the loop to the control socket and the health server: plain JSON values made from the state, changing nothing.
+
+    health   for probes            status   one screen; {"brief": true} leaves out the lists, which grow with the cluster
+    peers    who is who            routes   the datapath's table and the kernel's routes of ours, wanted and there
+
+Names and units in these answers are what scripts and metrics are built on: add, never rename.
+"""
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from flanpy import __version__
 from flanpy.agent.machine import Machine
+from flanpy.agent.passes import BUCKETS_S, Passes
 from flanpy.agent.readiness import Readiness
 from flanpy.agent.underlay import Underlay
-from flanpy.model import Lease
+from flanpy.errors import FlanpyError
+from flanpy.model import ForeignLease, Lease, NodeAttributes, Peer, Refusal, Route
 
 if TYPE_CHECKING:
     from flanpy.agent.loop import State
 
+QUESTIONS = ("status", "peers", "routes", "health")
+
 
 def answer(
-    command: str, state: State, machine: Machine, underlay: Underlay, readiness: Readiness, started_s: float
+    command: str,
+    arguments: Mapping[str, Any],
+    state: State,
+    machine: Machine,
+    underlay: Underlay,
+    readiness: Readiness,
+    started_s: float,
 ) -> dict[str, Any]:
-    """The answer to one command: ``status`` or ``health``; anything else is refused by name."""
+    """The answer to one question of ``QUESTIONS``; anything else is refused by name."""
     match command:
         case "status":
-            return {"ok": True, **_status(state, machine, underlay, readiness, started_s)}
+            lists = {} if arguments.get("brief") else _status_lists(state)
+            return {"ok": True, **_status(state, machine, underlay, readiness, started_s), **lists}
+        case "peers":
+            return {"ok": True, **_peers(state)}
+        case "routes":
+            return _routes(state, machine)
         case "health":
             return {
                 "ok": True,
@@ -29,7 +52,19 @@ def answer(
                 "ready": _ready(state, readiness),
                 "problems": problems(state, readiness, underlay),
             }
-    return {"ok": False, "error": f"unknown command {command[:40]!r}; there are: status, health"}
+    return {"ok": False, "error": f"unknown command {command[:40]!r}; there are: {', '.join(QUESTIONS)}, log-level"}
+
+
+def summary(state: State, machine: Machine, underlay: Underlay, readiness: Readiness) -> str:
+    """How we are in one line, for the service manager; changes only when something has."""
+    found = problems(state, readiness, underlay)
+    held = state.lease.held if state.lease else None
+    if found:
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        return f"{'degraded' if held else 'not ready'}: {' '.join(found[0].split())}{more}"
+    peers = len(state.plan.view.peers) if state.plan else 0
+    kind = machine.choice.kind if machine.choice else "kernel"
+    return f"ready: subnet {held.subnets if held else 'none'}, {peers} peers, datapath {kind}"
 
 
 def _ready(state: State, readiness: Readiness) -> bool:
@@ -51,31 +86,57 @@ def problems(state: State, readiness: Readiness, underlay: Underlay) -> list[str
     return list(dict.fromkeys(item for item in found if item))
 
 
+# ------------------------------------------------------------------------------------------------ status
+
+
 def _status(state: State, machine: Machine, underlay: Underlay, readiness: Readiness, started_s: float) -> dict[str, Any]:
     now_s = time.monotonic()
-    held = state.lease.held if state.lease else None
     uplink = underlay.uplink
+    tunnel = state.plan.desired.tunnel if state.plan else None
+    view = state.plan.view if state.plan else None
     return {
         "version": __version__,
+        "pid": os.getpid(),
+        "node": state.lease.identity.node_id if state.lease else None,
         "uptime_s": round(now_s - started_s, 3),
         "ready": _ready(state, readiness),
         "problems": problems(state, readiness, underlay),
+        "warnings": list(machine.choice.degraded) if machine.choice else [],
         "uplink": {"name": uplink.name, "address": str(uplink.address), "mtu_bytes": uplink.mtu_bytes},
-        "lease": _lease(held) if held else None,
-        "etcd": {
-            "state": "denied" if state.store_denied else "degraded" if state.store_problem else "ok",
-            "problem": state.store_problem,
-            "last_word_s_ago": round(now_s - state.last_store_word_s, 3) if state.last_store_word_s else None,
-        },
+        "device": tunnel.name if tunnel else None,
+        "mtu_bytes": state.plan.desired.mtu_bytes or (tunnel.mtu_bytes if tunnel else None) if state.plan else None,
+        "lease": _own_lease(state, now_s),
+        "etcd": _etcd(state, now_s),
         "network": str(state.config.network) if state.config else None,
         "backend": state.config.backend.type if state.config else None,
+        "port": state.config.backend.options.get("Port") if state.config else None,
+        "counts": {
+            "peers": len(view.peers) if view else 0,
+            "foreign": len(view.foreign) if view else 0,
+            "refused": len(view.refusals) if view else 0,
+        },
+        "datapath": _datapath(machine) or _kernel_datapath(state),
+        "reconcile": _reconcile(state.passes),
+    }
+
+
+def _status_lists(state: State) -> dict[str, Any]:
+    view = state.plan.view if state.plan else None
+    return {
         "peers": [
             {"subnets": str(peer.subnets), "hop": str(peer.hop), "public_ip": str(peer.lease.attributes.public_ip)}
-            for peer in (state.plan.view.peers if state.plan else ())
+            for peer in (view.peers if view else ())
         ],
-        "foreign": [str(lease.subnets) for lease in (state.plan.view.foreign if state.plan else ())],
-        "datapath": _datapath(machine),
+        "foreign": [str(lease.subnets) for lease in (view.foreign if view else ())],
     }
+
+
+def _own_lease(state: State, now_s: float) -> dict[str, Any] | None:
+    held = state.lease.held if state.lease else None
+    if state.lease is None or held is None:
+        return None
+    ends_s = state.lease.expires_s
+    return {**_lease(held), "seconds_left": None if ends_s is None else max(0, round(ends_s - now_s))}
 
 
 def _lease(lease: Lease) -> dict[str, Any]:
@@ -84,6 +145,14 @@ def _lease(lease: Lease) -> dict[str, Any]:
         "public_ip": str(lease.attributes.public_ip),
         "reservation": lease.is_reservation,
         "mod_revision": lease.mod_revision,
+    }
+
+
+def _etcd(state: State, now_s: float) -> dict[str, Any]:
+    return {
+        "state": "denied" if state.store_denied else "degraded" if state.store_problem else "ok",
+        "problem": state.store_problem,
+        "last_word_s_ago": round(now_s - state.last_store_word_s, 3) if state.last_store_word_s else None,
     }
 
 
@@ -99,3 +168,77 @@ def _datapath(machine: Machine) -> dict[str, Any] | None:
         "verdicts": {name: {"packets": count.packets, "bytes": count.bytes} for name, count in stats.verdicts.items()},
         "counters": stats.counters,
     }
+
+
+def _kernel_datapath(state: State) -> dict[str, Any] | None:
+    """Backends without a table of ours: the kernel forwards by routes and devices, and counts nothing for us."""
+    if state.plan is None or state.config is None or state.plan.desired.table is not None:
+        return None
+    reason = f"backend {state.config.backend.type}: the kernel carries the packets"
+    return {"kind": "kernel", "reason": reason, "degraded": [], "table_generation": 0, "verdicts": {}, "counters": {}}
+
+
+def _reconcile(passes: Passes) -> dict[str, Any]:
+    return {
+        "passes": passes.count,
+        "failed": passes.failed,
+        "seconds": round(passes.seconds, 6),
+        "buckets": {f"{bound:g}": count for bound, count in zip(BUCKETS_S, passes.buckets, strict=True)},
+    }
+
+
+# ------------------------------------------------------------------------------------------------ peers and routes
+
+
+def _peers(state: State) -> dict[str, Any]:
+    view = state.plan.view if state.plan else None
+    backend = state.config.backend.type if state.config else ""
+    refusals: Iterable[Refusal] = view.refusals if view else ()
+    return {
+        "peers": [_peer(peer) for peer in (view.peers if view else ())],
+        "foreign": [_foreign(lease, backend) for lease in (view.foreign if view else ())],
+        "refused": [{"key": refusal.key, "reason": refusal.reason} for refusal in refusals],
+    }
+
+
+def _peer(peer: Peer) -> dict[str, Any]:
+    return {**_node(peer.attributes), "subnets": str(peer.subnets), "hop": str(peer.hop)}
+
+
+def _foreign(lease: ForeignLease, backend: str) -> dict[str, Any]:
+    node = _node(lease.attributes)
+    return {**node, "subnets": str(lease.subnets), "reason": f"its backend is {node['backend']}, ours is {backend}"}
+
+
+def _node(attributes: NodeAttributes) -> dict[str, Any]:
+    """A node as its lease describes it; ``node`` None: it is flanneld's, which has no id."""
+    info = attributes.flanpy
+    return {
+        "node": info.node if info else None,
+        "public_ip": str(attributes.public_ip),
+        "backend": attributes.backend_type.lower() or "udp",
+        "features": sorted(info.features) if info else [],
+    }
+
+
+def _routes(state: State, machine: Machine) -> dict[str, Any]:
+    try:
+        there = machine.routes()
+    except FlanpyError as error:
+        return {"ok": False, "error": f"the routes of this machine cannot be read: {error}"}
+    desired = state.plan.desired if state.plan else None
+    wanted = desired.routes if desired else frozenset()
+    table = desired.table if desired else None
+    return {
+        "ok": True,
+        "table_generation": table.generation if table else 0,
+        "local": [str(prefix) for prefix in (table.local if table else ())],
+        "table": [{"prefix": str(entry.prefix), "hop": str(entry.hop)} for entry in (table.entries if table else ())],
+        "kernel": [_route(route, wanted, there) for route in sorted(wanted | there, key=str)],
+    }
+
+
+def _route(route: Route, wanted: frozenset[Route], there: frozenset[Route]) -> dict[str, Any]:
+    state = "ok" if route in wanted and route in there else "missing" if route in wanted else "stale"
+    gateway = str(route.gateway) if route.gateway else None
+    return {"destination": str(route.destination), "device": route.device, "gateway": gateway, "kind": route.kind, "state": state}
