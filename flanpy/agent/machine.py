@@ -155,10 +155,6 @@ class Machine:
         """The kernel's routes of ours that are there. Raises PlatformError."""
         return list_routes(self._kernel)
 
-    def routes(self) -> frozenset[Route]:
-        """The kernel's routes of ours that are there. Raises PlatformError."""
-        return list_routes(self._kernel)
-
     def _close_datapath(self) -> None:
         running, self._running = self._running, None
         if running is not None:
