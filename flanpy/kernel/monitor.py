@@ -1,9 +1,9 @@
-"""Tells when devices, addresses or routes change, whoever changed them: a thread that reads netlink notifications.
+"""Tells when devices, addresses, routes or overlay entries change, whoever changed them: a thread that reads notifications.
 
 What arrives is reduced in four steps, each cheaper to pass than the next:
 
-    1  a filter in the kernel drops routes that are neither of our protocol nor default routes, and all that our own sockets
-       have caused; for these no thread wakes up
+    1  a filter in the kernel drops routes that are neither of our protocol nor default routes, neighbours that come and are not
+       permanent, and all that our own sockets have caused; for these no thread wakes up
     2  a message that tells nothing new (an address whose lifetime was refreshed) is dropped
     3  what comes within 10 ms is one burst; the same thing said twice is said once
     4  a burst of more than 256 events becomes one ``Overrun``, as when the kernel itself had to drop some
@@ -33,6 +33,7 @@ from flanpy.kernel.notifications import (
     AddressChanged,
     KernelEvent,
     LinkChanged,
+    NeighbourChanged,
     Overrun,
     RouteChanged,
     View,
@@ -41,10 +42,10 @@ from flanpy.kernel.notifications import (
 )
 from flanpy.model import ROUTE_PROTOCOL
 
-__all__ = ["AddressChanged", "KernelEvent", "LinkChanged", "Monitor", "Overrun", "RouteChanged"]
+__all__ = ["AddressChanged", "KernelEvent", "LinkChanged", "Monitor", "NeighbourChanged", "Overrun", "RouteChanged"]
 
-_GROUPS = 0x1 | 0x10 | 0x100 | 0x40 | 0x400
-"""RTMGRP_LINK, IPV4_IFADDR, IPV6_IFADDR, IPV4_ROUTE, IPV6_ROUTE."""
+_GROUPS = 0x1 | 0x4 | 0x10 | 0x100 | 0x40 | 0x400
+"""RTMGRP_LINK, NEIGH, IPV4_IFADDR, IPV6_IFADDR, IPV4_ROUTE, IPV6_ROUTE."""
 _SO_ATTACH_FILTER, _SO_RCVBUFFORCE = 26, 33
 _BUFFER_BYTES = 8 << 20
 _DATAGRAM_BYTES = 65536

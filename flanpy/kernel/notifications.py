@@ -7,6 +7,7 @@ View             what is known of devices and addresses, so that a message that 
 from __future__ import annotations
 
 import struct
+import sys
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from socket import htonl, htons
@@ -22,6 +23,7 @@ from flanpy.kernel.devices import (
     parse_device,
 )
 from flanpy.kernel.messages import Message
+from flanpy.kernel.neighbours import NUD_PERMANENT, RTM_DELNEIGH, RTM_NEWNEIGH
 from flanpy.kernel.route_codec import RTM_DELROUTE, RTM_NEWROUTE, parse, protocol_of
 from flanpy.model import Interface, Route
 
@@ -56,13 +58,24 @@ class RouteChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class NeighbourChanged:
+    """A neighbour or forwarding entry of an overlay device was removed, or a permanent one written."""
+
+    index: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class Overrun:
     """Changes were too many to be told, or were lost: anything may have changed."""
 
     reason: str
 
 
-KernelEvent = LinkChanged | AddressChanged | RouteChanged | Overrun
+KernelEvent = LinkChanged | AddressChanged | RouteChanged | NeighbourChanged | Overrun
+
+OVERLAY_DEVICES = "flannel"
+"""What the names of overlay devices begin with; entries of other devices are none of our business."""
 
 
 def subject(event: KernelEvent) -> object:
@@ -74,6 +87,8 @@ def subject(event: KernelEvent) -> object:
             return index, address
         case RouteChanged(route=route, protocol=protocol, gone=gone):
             return (route, protocol) if route is not None else (protocol, gone)
+        case NeighbourChanged(index=index):
+            return NeighbourChanged, index
         case Overrun():
             return Overrun
 
@@ -102,6 +117,15 @@ class View:
                 yield from self._address(message.body, gone=kind == RTM_DELADDR)
             case kind if kind in (RTM_NEWROUTE, RTM_DELROUTE):
                 yield RouteChanged(parse(message.body, self.names), protocol_of(message.body), kind == RTM_DELROUTE)
+
+            case kind if kind in (RTM_NEWNEIGH, RTM_DELNEIGH):
+                yield from self._neighbour(message.body)
+
+    def _neighbour(self, body: memoryview) -> Iterator[NeighbourChanged]:
+        index = int.from_bytes(body[4:8], sys.byteorder)
+        name = self.names.get(index, "")
+        if name.startswith(OVERLAY_DEVICES):
+            yield NeighbourChanged(index, name)
 
     def _link(self, body: memoryview, *, gone: bool) -> Iterator[LinkChanged]:
         device = parse_device(body)
@@ -137,8 +161,8 @@ def _link_changed(device: Device, *, gone: bool) -> LinkChanged:
 
 # ------------------------------------------------------------------------------------------------ the filter in the kernel
 
-_LOAD_WORD, _LOAD_HALF, _LOAD_BYTE, _JUMP_IF_EQUAL, _RETURN = 0x20, 0x28, 0x30, 0x15, 0x06
-_AT_TYPE, _AT_PORT, _AT_DST_LEN, _AT_PROTOCOL = 4, 12, 17, 21
+_LOAD_WORD, _LOAD_HALF, _LOAD_BYTE, _JUMP_IF_EQUAL, _JUMP_IF_SET, _RETURN = 0x20, 0x28, 0x30, 0x15, 0x45, 0x06
+_AT_TYPE, _AT_PORT, _AT_DST_LEN, _AT_PROTOCOL, _AT_NEIGHBOUR_STATE = 4, 12, 17, 21, 24
 _ALL = 0xFFFFFFFF
 
 
@@ -152,11 +176,19 @@ def filter_program(protocol: int, own_ports: Collection[int]) -> bytes:
         (_RETURN, 0, 0, _ALL),
         (_RETURN, 0, 0, 0),
     ]
+    permanent = [  # what the host learns about its pods and its underlay, minute after minute, goes no further
+        (_LOAD_HALF, 0, 0, _AT_NEIGHBOUR_STATE),
+        (_JUMP_IF_SET, 0, 1, htons(NUD_PERMANENT)),
+        (_RETURN, 0, 0, _ALL),
+        (_RETURN, 0, 0, 0),
+    ]
     kind = [
         (_LOAD_HALF, 0, 0, _AT_TYPE),
-        (_JUMP_IF_EQUAL, 2, 0, htons(RTM_NEWROUTE)),
-        (_JUMP_IF_EQUAL, 1, 0, htons(RTM_DELROUTE)),
+        (_JUMP_IF_EQUAL, 7, 0, htons(RTM_NEWROUTE)),
+        (_JUMP_IF_EQUAL, 6, 0, htons(RTM_DELROUTE)),
+        (_JUMP_IF_EQUAL, 1, 0, htons(RTM_NEWNEIGH)),
         (_RETURN, 0, 0, _ALL),
+        *permanent,
     ]
     ports = [(_LOAD_WORD, 0, 0, _AT_PORT)]
     drop = len(own_ports) + len(kind) + len(route) - 1

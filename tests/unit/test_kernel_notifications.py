@@ -7,7 +7,7 @@ from socket import htonl, htons
 import pytest
 
 from flanpy.kernel.messages import Message, attribute, message, split
-from flanpy.kernel.notifications import AddressChanged, LinkChanged, RouteChanged, View, filter_program
+from flanpy.kernel.notifications import AddressChanged, LinkChanged, NeighbourChanged, RouteChanged, View, filter_program
 from flanpy.kernel.route_codec import new_body
 from flanpy.model import Route
 
@@ -62,6 +62,23 @@ def test_a_route_of_an_unknown_device_is_told_without_the_route() -> None:
     assert list(view.events(received)) == [RouteChanged(route, 102, True)]
 
 
+def neighbour(state: int, index: int = 3) -> bytes:
+    return struct.pack("=B3xiHBB", 2, index, state, 0, 0) + attribute(1, bytes(4))
+
+
+def test_entries_are_news_on_overlay_devices_only() -> None:
+    view = View(names={3: "flannel.1", 4: "eth0"})
+    told = [list(view.events(Message(29, 0, 0, 0, memoryview(neighbour(0, index))))) for index in (3, 4, 5)]
+    assert told == [[NeighbourChanged(3, "flannel.1")], [], []]
+
+
+def test_the_filter_passes_lost_and_permanent_entries_but_not_what_the_host_learns() -> None:
+    program = filter_program(102, (5,))
+    assert [passes(program, notification(28, neighbour(state))) for state in (0x80, 0x02, 0x20)] == [True, False, False]
+    assert [passes(program, notification(29, neighbour(state))) for state in (0x80, 0x20)] == [True, True]
+    assert not passes(program, notification(28, neighbour(0x80), port=5))
+
+
 def passes(program: bytes, packet: bytes) -> bool:
     """The filter, interpreted as the kernel does: the slow oracle of the jumps."""
     steps = [struct.unpack_from("=HBBI", program, at) for at in range(0, len(program), 8)]
@@ -75,6 +92,8 @@ def passes(program: bytes, packet: bytes) -> bool:
                 accumulator = int.from_bytes(packet[k : k + size], "big")
             case 0x15:
                 at += when_true if accumulator == k else when_false
+            case 0x45:
+                at += when_true if accumulator & k else when_false
             case 0x06:
                 return k != 0
 
@@ -104,6 +123,6 @@ def test_the_filter_passes_links_addresses_our_routes_and_default_routes_but_not
 
 def test_the_filter_compares_in_the_byte_order_of_netlink() -> None:
     program = filter_program(102, (5,))
-    assert struct.pack("=HBBI", 0x15, 9, 0, htonl(5)) in program
-    assert struct.pack("=HBBI", 0x15, 2, 0, htons(24)) in program
+    assert struct.pack("=HBBI", 0x15, 14, 0, htonl(5)) in program
+    assert struct.pack("=HBBI", 0x15, 7, 0, htons(24)) in program
     assert next(split(memoryview(notification(24, b"", 5)))).port == 5
