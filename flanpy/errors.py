@@ -117,3 +117,12 @@ class AgentAbsent(FlanpyError):
     """A command needs the agent of this host, and none answers."""
 
     exit_code = 10
+
+
+class CniError(FlanpyError):
+    """A CNI request that failed; ``code`` is the specification's (or from 100 on our own), ``details`` what else is known."""
+
+    def __init__(self, code: int, message: str, details: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+        self.details = details
