@@ -52,7 +52,7 @@ def _bars(axes: Any, result: Result, groups: Sequence[tuple[str, str, str]], set
     axes.set_xticks(range(len(groups)), [label for label, _, _ in groups])
     axes.grid(axis="y", alpha=0.3)
     if axes.containers:
-        axes.legend(frameon=False, fontsize="small")
+        axes.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
 def _throughput(result: Result) -> Canvas | None:
@@ -60,6 +60,7 @@ def _throughput(result: Result) -> Canvas | None:
     if not figures:
         return None
     canvas = Canvas(figsize=(9, 3.2 * len(figures)))
+    canvas.subplots_adjust(hspace=0.3)
     for index, figure in enumerate(figures):
         axes = canvas.add_subplot(len(figures), 1, index + 1)
         _bars(axes, result, [(mode, figure.key, mode) for mode in result.modes_with(figure.key)], result.setups_with(figure.key))
@@ -80,6 +81,7 @@ def _packet_rate(result: Result) -> Canvas | None:
         return None
     modes = result.modes_with(sizes[0][1].key)
     canvas = Canvas(figsize=(9, 3.2 * len(modes)))
+    canvas.subplots_adjust(hspace=0.3)
     for index, mode in enumerate(modes):
         axes = canvas.add_subplot(len(modes), 1, index + 1)
         groups = [(f"{size} B", figure.key, mode) for size, figure in sizes]

@@ -99,7 +99,7 @@ def work_table(result: Result) -> Table | None:
     rows = []
     for where, done in result.work.items():
         packets = done.get("encapsulated", 0) + done.get("decapsulated", 0)
-        if packets:
+        if packets and any(done.get(name) for name in CALLS):  # programs in the kernel make no calls
             batches = (number(done.get(many, 0) / done[one]) if done.get(one) else "–" for _, many, one in PER)
             calls = sum(done.get(name, 0) for name in CALLS)
             rows.append((where, *batches, number(calls / packets), number(done.get("polls", 0) / packets)))

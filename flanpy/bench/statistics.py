@@ -85,12 +85,12 @@ def highest_rate(
     search = _Search(run, loss_limit, most_trials)
     good, bad, asked = 0.0, 0.0, start_pps
     while search.trials_left and not (good and bad and bad / good <= 1 + precision):
-        trial = search.confirmed(asked)
-        if trial is None:
+        fastest_pps = search.confirmed(asked)
+        if fastest_pps is None:
             bad = asked
         else:
             good = max(good, asked)
-            if trial.sent_pps < 0.9 * asked or asked >= ceiling_pps:
+            if fastest_pps < 0.9 * asked or asked >= ceiling_pps:
                 return Found(search.best, tuple(search.trials), generator_bound=True)
         if good and bad:
             if bad <= good:
@@ -117,16 +117,21 @@ class _Search:
     def trials_left(self) -> bool:
         return len(self.trials) < self._most
 
-    def confirmed(self, asked: float) -> Trial | None:
-        """The worse of two good trials at this rate, or None when one of them lost too much."""
-        pair: list[Trial] = []
-        while len(pair) < 2 and self.trials_left:
+    def confirmed(self, asked: float) -> float | None:
+        """What the faster of two good trials at this rate really sent, or None when one of them lost too much.
+
+        A sender that was off the CPU for a moment sends less than asked: a third trial tells whether it cannot do more.
+        """
+        trials: list[Trial] = []
+        while self.trials_left and (len(trials) < 2 or (len(trials) < 3 and max(t.sent_pps for t in trials) < 0.9 * asked)):
             trial = self._run(asked)
             self.trials.append(trial)
             if trial.loss > self._limit:
                 return None
-            pair.append(trial)
-        worse = min(pair, key=lambda trial: trial.received_pps, default=None)
-        if worse is not None and len(pair) == 2 and (self.best is None or worse.received_pps > self.best.received_pps):
+            trials.append(trial)
+        if len(trials) < 2:
+            return None
+        worse = sorted(trials, key=lambda trial: trial.received_pps)[-2]
+        if self.best is None or worse.received_pps > self.best.received_pps:
             self.best = worse
-        return worse
+        return max(trial.sent_pps for trial in trials)

@@ -102,3 +102,16 @@ def test_the_budget_of_trials_holds() -> None:
 
 def test_a_trial_without_packets_is_all_loss() -> None:
     assert Trial(10, 0, 0, 0).loss == 1.0
+
+
+def test_a_sender_that_was_off_the_cpu_once_does_not_end_the_search() -> None:
+    run, calls = link(80_000.0), [0]
+
+    def stumbling(asked: float) -> Trial:
+        calls[0] += 1
+        return run(asked) if calls[0] != 4 else Trial(asked, asked / 3, round(asked / 3), round(asked / 3))
+
+    found = search(stumbling)
+    assert not found.generator_bound
+    assert found.best is not None
+    assert found.best.received_pps >= 0.95 * 80_000
