@@ -1,0 +1,163 @@
+"""The BPF programs against the C core, packet by packet: the same verdict and the same bytes, or left to userspace untouched."""
+
+import struct
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scapy.all import IP, UDP
+
+from tests.support.core import PEER_A, PEER_B, PEER_ECN, Core
+from tests.support.packets import Packet, pattern
+from tests.support.programs import DROP, NEXT, OURS, REDIRECT, Programs
+
+pytestmark = pytest.mark.root
+
+FROM_PEER = Packet(source="10.5.2.9", destination="10.5.1.7", ttl=9, udp=True)
+TO_PEER = Packet(source="10.5.1.7", destination="10.5.2.9", ttl=9, udp=True)
+SENDERS = [PEER_A, PEER_B, PEER_ECN]
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["source-check", "no-source-check"])
+def check(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
+@pytest.fixture(scope="module")
+def programs(check: bool) -> Iterator[Programs]:
+    made = Programs(source_check=check)
+    yield made
+    made.close()
+
+
+def outer(inner: bytes, sender: str = str(PEER_A.address), tos: int = 0, **fields: int) -> bytes:
+    """An encapsulated packet as these programs send it: no UDP checksum."""
+    header = {"dport": 8285, "sport": 8285, "chksum": 0} | {
+        key: value for key, value in fields.items() if key in ("dport", "chksum")
+    }
+    return bytes(IP(src=sender, dst=str(OURS), tos=tos, flags=fields.get("flags", 2)) / UDP(**header) / inner)
+
+
+def core_says(inner: bytes, sender: object, tos: int, check: bool) -> tuple[str, bytes]:
+    """The core's verdict over one datagram, and the packet that it would deliver."""
+    core = Core(source_check=check, coalesce=False)
+    core.train([inner], sender=sender, tos=tos)  # type: ignore[arg-type]
+    writes = core.writes()
+    if writes:
+        return "decapsulated", writes[0].packet
+    return next(iter(core.counts())), b""
+
+
+def assert_agrees(programs: Programs, inner: bytes, sender: object, tos: int, check: bool) -> None:
+    given_packet = outer(inner, str(sender.address), tos)  # type: ignore[attr-defined]
+    ran = programs.run("fp_decap", given_packet)
+    verdict, delivered = core_says(inner, sender, tos, check)
+    if ran.result == NEXT:
+        assert ran.verdict is None and ran.packet == given_packet
+    elif ran.result == REDIRECT:
+        assert (verdict, ran.verdict) == ("decapsulated", "decapsulated")
+        assert ran.packet[: len(delivered)] == delivered
+    else:
+        assert (ran.result, ran.verdict) == (DROP, verdict)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    sender=st.sampled_from(SENDERS),
+    tos=st.integers(0, 255),
+    outer_tos=st.integers(0, 255),
+    ttl=st.integers(0, 255),
+    source=st.sampled_from(["10.5.2.9", "10.5.3.9", "10.5.1.9", "8.8.8.8", "127.0.0.1", "0.1.2.3", "224.0.0.1"]),
+    destination=st.sampled_from(["10.5.1.7", "10.5.2.7", "10.5.9.9", "255.255.255.255", "239.1.1.1"]),
+    payload=st.integers(0, 60),
+)
+def test_every_field_that_decides_decides_as_in_the_core(
+    programs: Programs,
+    check: bool,
+    sender: object,
+    tos: int,
+    outer_tos: int,
+    ttl: int,
+    source: str,
+    destination: str,
+    payload: int,
+) -> None:
+    packet = Packet(source=source, destination=destination, tos=tos, ttl=ttl, udp=True, payload=pattern(payload))
+    assert_agrees(programs, packet.raw(), sender, outer_tos, check)
+
+
+@settings(max_examples=600, deadline=None)
+@given(at=st.integers(0, 47), bits=st.integers(1, 255), cut=st.integers(0, 48), sender=st.sampled_from(SENDERS))
+def test_damaged_packets_are_judged_as_in_the_core(
+    programs: Programs, check: bool, at: int, bits: int, cut: int, sender: object
+) -> None:
+    data = bytearray(FROM_PEER.raw() + bytes(20))
+    data[at] ^= bits
+    assert_agrees(programs, bytes(data[: len(data) - cut]), sender, 0, check)
+
+
+def test_every_prefix_of_a_good_packet_is_judged_as_in_the_core(programs: Programs, check: bool) -> None:
+    whole = FROM_PEER.raw() + b"12345678"
+    for size in range(len(whole) + 1):
+        assert_agrees(programs, whole[:size], PEER_A, 0, check)
+
+
+def test_a_good_packet_is_taken_by_the_program(programs: Programs) -> None:
+    """Shows that the agreement above is not that of leaving everything to userspace."""
+    ran = programs.run("fp_decap", outer(FROM_PEER.raw()))
+    assert (ran.result, ran.verdict) == (REDIRECT, "decapsulated")
+    assert ran.packet == Packet(**{**_fields(FROM_PEER), "ttl": 8}).raw()
+
+
+def _fields(packet: Packet) -> dict[str, object]:
+    return {name: getattr(packet, name) for name in Packet.__slots__}
+
+
+@pytest.mark.parametrize(
+    ("name", "packet"),
+    [
+        ("another port", outer(FROM_PEER.raw(), dport=8286)),
+        ("a UDP checksum, so a socket has sent it", outer(FROM_PEER.raw(), chksum=0x1234)),
+        ("a fragment", outer(FROM_PEER.raw(), flags=1)),
+        ("not UDP", bytes(IP(src=str(PEER_A.address), dst=str(OURS), proto=6)) + FROM_PEER.raw() + bytes(40)),
+        ("time to live used up", outer(Packet(**{**_fields(FROM_PEER), "ttl": 1}).raw())),
+    ],
+)
+def test_what_is_not_for_the_programs_is_left_untouched(programs: Programs, name: str, packet: bytes) -> None:
+    ran = programs.run("fp_decap", packet)
+    assert (ran.result, ran.packet, ran.verdict) == (NEXT, packet, None), name
+
+
+def test_lengths_that_contradict_each_other_are_left_to_the_stack(programs: Programs) -> None:
+    good = outer(FROM_PEER.raw())
+    for at, value in ((2, len(good) + 1), (2, len(good) - 1), (24, len(good) - 19), (24, 7)):
+        packet = bytearray(good)
+        struct.pack_into("!H", packet, at, value)
+        assert programs.run("fp_decap", bytes(packet)).result == NEXT
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    ttl=st.integers(0, 255),
+    tos=st.integers(0, 255),
+    source=st.sampled_from(["10.5.1.7", "127.0.0.1", "0.1.2.3", "224.0.0.1"]),
+    destination=st.sampled_from(["10.5.2.9", "10.5.3.9", "10.5.4.9", "10.5.1.9", "10.5.9.9", "8.8.8.8"]),
+    payload=st.sampled_from([0, 1, 100, 1444, 1445]),
+)
+def test_what_goes_out_is_what_the_core_sends(
+    programs: Programs, ttl: int, tos: int, source: str, destination: str, payload: int
+) -> None:
+    packet = Packet(source=source, destination=destination, tos=tos, ttl=ttl, udp=True, payload=pattern(payload)).raw()
+    ran = programs.run("fp_bypass", packet)
+    core = Core()
+    verdict = core.encap(packet)
+    if ran.result == NEXT:
+        assert verdict != "encapsulated" and ran.packet == packet and ran.verdict is None
+        return
+    (send,) = core.sends()
+    assert (ran.result, ran.verdict, verdict) == (REDIRECT, "encapsulated", "encapsulated")
+    sent = IP(ran.packet)
+    assert (sent.src, sent.dst, sent.tos, sent.len) == (str(OURS), str(send.hop.address), send.tos, len(ran.packet))
+    assert bytes(sent[UDP].payload) == send.packets[0]
+    assert bytes(IP(bytes(IP(**{k: v for k, v in sent.fields.items() if k != "chksum"}) / sent.payload))) == ran.packet

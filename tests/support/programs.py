@@ -1,0 +1,64 @@
+"""The BPF programs by the kernel's test run: a packet in, the return value, the packet after and the verdict counted out.
+
+Nothing is attached or pinned. One ``Programs`` is one node with the table of tests/support/core.py, so that both can be compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address
+from pathlib import Path
+
+from flanpy.datapath import ebpf_syscall as bpf
+from flanpy.datapath.core import VERDICTS
+from flanpy.datapath.ebpf import possible_cpus
+from flanpy.datapath.ebpf_layout import COUNTERS_BYTES, Header, build_snapshot, sum_counters
+from flanpy.datapath.ebpf_pins import Pins
+from flanpy.datapath.ebpf_programs import Loaded, load, publish
+from flanpy.model import Hop
+from tests.support.core import PEER_A, PEERS, table
+
+OURS = IPv4Address("172.16.0.1")
+NEXT, DROP, REDIRECT = 0xFFFFFFFF, 2, 7
+ETHERNET = bytes(12) + b"\x08\x00"
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """What a run did: ``verdict`` is the one verdict counted, or None; ``packet`` follows the link header."""
+
+    result: int
+    packet: bytes
+    verdict: str | None
+
+
+class Programs:
+    """The loaded programs of one node."""
+
+    def __init__(self, *, source_check: bool = True, entries: Sequence[tuple[str, Hop]] = tuple(PEERS.items())) -> None:
+        self._loaded: Loaded = load(Pins(Path("/nonexistent")))
+        header = Header(1, 1, OURS, 8285, 1472, source_check=source_check, carries=False, self_test=True)
+        publish(self._loaded.maps, build_snapshot(table(entries), header))
+
+    def close(self) -> None:
+        """Unload."""
+        self._loaded.close()
+
+    def counts(self) -> dict[str, int]:
+        """Packets of every verdict that is not zero."""
+        pages = bpf.lookup(self._loaded.maps["fp_counters"], 0, COUNTERS_BYTES * possible_cpus())
+        return {name: count.packets for name, count in sum_counters(pages, VERDICTS)[0].items() if count.packets}
+
+    def run(self, program: str, packet: bytes) -> Ran:
+        """Run a program on a packet behind a link header."""
+        before = self.counts()
+        result, after = bpf.test_run(self._loaded.programs[program], ETHERNET + packet)
+        gained = [name for name, count in self.counts().items() if count != before.get(name, 0)]
+        assert len(gained) <= 1, gained
+        return Ran(result, after[14:], gained[0] if gained else None)
+
+
+def hop_that_takes_all(hop: Hop = PEER_A) -> Hop:
+    """The same peer with a receiver like ours."""
+    return replace(hop, superpacket=True)

@@ -1,0 +1,173 @@
+"""The bytes that Python writes for the BPF programs, against the header that they are compiled with and against a slow lookup."""
+
+import re
+import shutil
+import struct
+import subprocess
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flanpy.datapath import ebpf_layout as layout
+from flanpy.datapath.bpf_build import compile_object
+from flanpy.datapath.ebpf_layout import Header, build_snapshot, sum_counters
+from flanpy.datapath.ebpf_object import parse_object
+from flanpy.errors import DatapathError
+from flanpy.model import ForwardTable, Hop, TableEntry
+
+ROOT = Path(__file__).resolve().parents[2]
+LAYOUT_H = ROOT / "csrc/bpf/layout.h"
+HEADER = Header(3, 2, IPv4Address("172.31.0.1"), 8285, 1472)
+HOPS = [Hop(IPv4Address(f"172.31.0.{n}"), 8285, ecn=bool(n & 1), superpacket=bool(n & 2)) for n in range(2, 6)]
+
+
+def word(snapshot: bytes, chunk: int, index: int) -> int:
+    found: int = struct.unpack_from("=I", snapshot, chunk * layout.CHUNK_BYTES + 4 * index)[0]
+    return found
+
+
+def lookup(snapshot: bytes, address: int) -> int:
+    """As fp_lookup does it."""
+    found = word(snapshot, address >> 24, address >> 16 & 0xFF)
+    for shift in (8, 0):
+        if not found & layout.POINTER:
+            break
+        found = word(snapshot, found & ~layout.POINTER, address >> shift & 0xFF)
+    return found
+
+
+def hop_address(snapshot: bytes, number: int) -> IPv4Address:
+    at = layout.HOPS_CHUNK * layout.CHUNK_BYTES + 16 * number
+    return IPv4Address(struct.unpack_from("=I", snapshot, at)[0])
+
+
+def naive(table: ForwardTable, address: IPv4Address) -> IPv4Address | str | None:
+    """The owner of an address by looking at every prefix."""
+    owners: list[tuple[int, IPv4Address | str]] = [
+        (entry.prefix.prefixlen, IPv4Address(int(entry.hop.address))) for entry in table.entries if address in entry.prefix
+    ]
+    owners += [(prefix.prefixlen, "local") for prefix in table.local if address in prefix]
+    return max(owners, key=lambda owner: owner[0])[1] if owners else None
+
+
+networks = st.builds(
+    lambda number, length: IPv4Network((number >> (32 - length) << (32 - length) if length else 0, length)),
+    st.one_of(st.integers(0, 2**32 - 1), st.integers(0x0A050000, 0x0A0503FF)),
+    st.integers(0, 32),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(networks, st.integers(-1, len(HOPS) - 1)), max_size=12, unique_by=lambda pair: pair[0]), st.data())
+def test_every_address_finds_its_longest_prefix(prefixes: list[tuple[IPv4Network, int]], data: st.DataObject) -> None:
+    table = ForwardTable(
+        9,
+        tuple(TableEntry(prefix, HOPS[hop]) for prefix, hop in prefixes if hop >= 0),
+        tuple(prefix for prefix, hop in prefixes if hop < 0),
+    )
+    snapshot = build_snapshot(table, HEADER)
+    edges = [int(prefix[end]) + more for prefix, _ in prefixes for end, more in ((0, 0), (0, -1), (-1, 0), (-1, 1))]
+    for number in [data.draw(st.integers(0, 2**32 - 1)), *(edge % 2**32 for edge in edges)]:
+        found = lookup(snapshot, number)
+        owner = {layout.NONE: None, layout.LOCAL: "local"}.get(found, ...)
+        assert naive(table, IPv4Address(number)) == (hop_address(snapshot, found - layout.FIRST_HOP) if owner is ... else owner)
+
+
+def test_hops_are_sorted_by_address_for_the_search() -> None:
+    entries = tuple(TableEntry(IPv4Network(f"10.5.{n}.0/24"), hop) for n, hop in enumerate(reversed(HOPS)))
+    snapshot = build_snapshot(ForwardTable(1, entries, ()), HEADER)
+    assert [hop_address(snapshot, n) for n in range(4)] == [hop.address for hop in HOPS]
+
+
+def test_a_large_table_is_built_whole() -> None:
+    entries = tuple(TableEntry(IPv4Network((0x0A000000 + (n << 8), 24)), HOPS[n % 4]) for n in range(65536))
+    snapshot = build_snapshot(ForwardTable(1, entries, ()), HEADER)
+    assert hop_address(snapshot, lookup(snapshot, 0x0AFFFF07) - layout.FIRST_HOP) == HOPS[3].address
+    assert len(snapshot) < 1 << 20
+
+
+def test_a_peer_over_ipv6_is_refused() -> None:
+    from ipaddress import IPv6Address
+
+    with pytest.raises(DatapathError, match="IPv6"):
+        build_snapshot(ForwardTable(1, (TableEntry(IPv4Network("10.5.2.0/24"), Hop(IPv6Address("fd00::1"), 8285)),), ()), HEADER)
+
+
+def test_counters_of_all_cpus_are_added() -> None:
+    page = struct.pack("=96Q", *range(96))
+    verdicts, others = sum_counters(page * 3, ("a", "b"))
+    assert (verdicts["b"].packets, verdicts["b"].bytes) == (6, 9)
+    assert others["bpf_up_udp_train"] == 3 * 65
+
+
+def test_the_numbers_are_those_of_the_header(tmp_path: Path) -> None:
+    compiler = shutil.which("cc") or shutil.which("clang")
+    assert compiler is not None, "a C compiler builds this package and has to be there"
+    names = {
+        "LAYOUT": "FP_BPF_LAYOUT", "CHUNK_BYTES": "FP_BPF_CHUNK_BYTES", "WORDS": "FP_BPF_WORDS",
+        "HEADER_CHUNK": "FP_BPF_HEADER_CHUNK", "HOPS_CHUNK": "FP_BPF_HOPS_CHUNK", "HOPS_PER_CHUNK": "FP_BPF_HOPS_PER_CHUNK",
+        "NONE": "FP_BPF_NONE", "LOCAL": "FP_BPF_LOCAL", "FIRST_HOP": "FP_BPF_FIRST_HOP", "POINTER": "FP_BPF_POINTER",
+        "SOURCE_CHECK": "FP_BPF_SOURCE_CHECK", "CARRIES": "FP_BPF_CARRIES", "BYPASS": "FP_BPF_BYPASS",
+        "INNER_GRO": "FP_BPF_INNER_GRO", "SELF_TEST": "FP_BPF_SELF_TEST", "HOP_ECN": "FP_BPF_HOP_ECN",
+        "HOP_SUPERPACKET": "FP_BPF_HOP_SUPERPACKET", "COUNTERS_BYTES": "sizeof(struct fp_bpf_counters)",
+    }  # fmt: skip
+    prints = "".join(f'printf("%u\\n", (unsigned)({name}));' for name in names.values())
+    fields = (
+        "layout",
+        "flags",
+        "generation",
+        "hops",
+        "mtu_bytes",
+        "device",
+        "underlay",
+        "address_be",
+        "port_be",
+        "bridge",
+        "gro",
+    )
+    prints += "".join(f'printf("%u\\n", (unsigned)offsetof(struct fp_bpf_header, {field}));' for field in fields)
+    (tmp_path / "numbers.c").write_text(
+        f'#include <stddef.h>\n#include <stdio.h>\n#include "{LAYOUT_H}"\nint main(void) {{ {prints} return 0; }}\n'
+    )
+    subprocess.run([compiler, "-o", tmp_path / "numbers", tmp_path / "numbers.c"], check=True)
+    printed = [int(line) for line in subprocess.check_output([tmp_path / "numbers"], text=True).split()]
+    assert printed[: len(names)] == [getattr(layout, name) for name in names]
+    assert printed[len(names) :] == [0, 4, 8, 16, 20, 24, 28, 32, 36, 40, 44]
+
+
+def test_the_counter_names_are_those_of_the_header() -> None:
+    listed = LAYOUT_H.read_text(encoding="utf-8").partition("#define FP_BPF_COUNTERS(X)")[2].partition("enum")[0]
+    assert tuple(re.findall(r'X\(\w+, "(\w+)"', listed)) == layout.COUNTERS
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    target = tmp_path_factory.mktemp("bpf") / "overlay.bpf.o"
+    problem = compile_object(ROOT / "csrc/bpf/overlay.bpf.c", target)
+    assert problem is None, problem
+    return target.read_bytes()
+
+
+def test_the_object_holds_what_the_loader_needs(compiled: bytes) -> None:
+    parsed = parse_object(compiled)
+    assert set(parsed.programs) == {"fp_encap", "fp_decap", "fp_bypass", "fp_merged"}
+    assert set(parsed.maps) == {"fp_tables", "fp_counters", "fp_trains", "fp_wholes", "fp_thanks"}
+    assert parsed.licence == b"GPL"
+    linked = parsed.programs["fp_decap"].linked(dict.fromkeys(parsed.maps, 77))
+    assert len(linked) == len(parsed.programs["fp_decap"].instructions)
+
+
+def test_no_prefix_of_an_object_is_taken(compiled: bytes) -> None:
+    for size in [*range(0, 200), *range(200, len(compiled) - 1, 97), len(compiled) - 1]:
+        with pytest.raises(ValueError, match="BPF object"):
+            parse_object(compiled[:size])
+
+
+def test_a_build_without_clang_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    problem = compile_object(ROOT / "csrc/bpf/overlay.bpf.c", tmp_path / "out" / "overlay.bpf.o")
+    assert problem is not None and "clang is not installed" in problem
+    assert not (tmp_path / "out" / "overlay.bpf.o").exists()
