@@ -313,6 +313,24 @@ FP_INLINE _Bool fp_is_ours(const struct fp_run *run, const struct fp_tunnel *tun
     return tunnel->outer.udp.check == 0;
 }
 
+/* Whether the checksum over a header, options included, is right. Its length field has been checked. */
+FP_INLINE _Bool fp_checksum_is_right(const struct fp_run *run, const struct fp_ip4 *ip)
+{
+    __u32 sum = fp_ip4_sum(ip);
+    __u32 options_bytes = (ip->version_ihl & 0x0fU) * 4 - (__u32)sizeof *ip;
+    __u8 options[40];
+    if (options_bytes) {
+        if (options_bytes > sizeof options ||
+            bpf_skb_load_bytes(run->skb, FP_ETHERNET_BYTES + FP_OUTER_BYTES + sizeof *ip, options, options_bytes))
+            return 0;
+        __s64 more = bpf_csum_diff((void *)0, 0, options, options_bytes & 60, sum);
+        if (more < 0)
+            return 0;
+        sum = fp_fold((__u32)more);
+    }
+    return sum == 0xffff;
+}
+
 /* The verdict over an inner packet; FP_DECAPSULATED: it may pass. The same rules, in the same order, as the userspace core. */
 FP_INLINE enum fp_verdict fp_judge(const struct fp_run *run, const struct fp_tunnel *tunnel, __u32 bytes)
 {
@@ -322,7 +340,7 @@ FP_INLINE enum fp_verdict fp_judge(const struct fp_run *run, const struct fp_tun
         return FP_DROP_BAD_HEADER;
     if (total > bytes)
         return FP_DROP_TRUNCATED;
-    if (ip->version_ihl == 0x45 && fp_ip4_sum(ip) != 0xffff)
+    if (!fp_checksum_is_right(run, ip))
         return FP_DROP_BAD_HEADER;
     __u32 source = FP_BE32(ip->source_be);
     if (fp_martian(source) || fp_martian(FP_BE32(ip->destination_be)))

@@ -97,6 +97,17 @@ def test_damaged_packets_are_judged_as_in_the_core(
     assert_agrees(programs, bytes(data[: len(data) - cut]), sender, 0, check)
 
 
+@pytest.mark.parametrize("words", range(1, 11))
+def test_options_count_in_the_checksum_as_in_the_core(programs: Programs, check: bool, words: int) -> None:
+    data = Packet(**{**_fields(FROM_PEER), "ip_options": bytes([1]) * 4 * words, "payload": pattern(30)}).raw()
+    assert_agrees(programs, data, PEER_A, 0, check)
+    assert programs.run("fp_decap", outer(data)).verdict == "decapsulated"
+    wrong = bytearray(data)
+    wrong[20] ^= 0x80
+    assert_agrees(programs, bytes(wrong), PEER_A, 0, check)
+    assert programs.run("fp_decap", outer(bytes(wrong))).verdict == "drop_bad_header"
+
+
 def test_every_prefix_of_a_good_packet_is_judged_as_in_the_core(programs: Programs, check: bool) -> None:
     whole = FROM_PEER.raw() + b"12345678"
     for size in range(len(whole) + 1):
