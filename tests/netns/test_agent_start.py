@@ -183,8 +183,9 @@ def test_an_exhausted_pool_is_said_and_had_once_a_subnet_is_free(tmp_path: Path)
             assert agent.subnet() == "10.50.0.9/30"
 
 
-def test_a_clean_stop_leaves_the_lease_and_subnet_env_and_nothing_else(host: Cluster) -> None:
-    with Agent(host) as agent:
+@pytest.mark.parametrize("flags", [["--datapath=userspace"], ["--datapath=ebpf", "--teardown"]])
+def test_a_clean_stop_leaves_the_lease_and_subnet_env_and_nothing_else(host: Cluster, flags: list[str]) -> None:
+    with Agent(host, *flags) as agent:
         agent.says("ready: ready")
         assert agent.stop() == 0
         assert "stopped by SIGTERM" in agent.log
@@ -193,6 +194,13 @@ def test_a_clean_stop_leaves_the_lease_and_subnet_env_and_nothing_else(host: Clu
     assert len(host.keys()) == 1
     left = host.sandbox.run("host1", ["find", "/run/lab/a", "-type", "f", "-o", "-type", "s"]).stdout.split()
     assert sorted(Path(path).name for path in left) == ["agent.lock", "node-id", "subnet.env"]
+
+
+def test_the_ebpf_datapath_outlives_a_clean_stop(host: Cluster) -> None:
+    with Agent(host, "--datapath=ebpf") as agent:
+        agent.says("ready: ready")
+        assert agent.stop() == 0
+    assert "flannel0" in links(host)
 
 
 def test_release_on_exit_gives_the_subnet_back(host: Cluster) -> None:
