@@ -29,8 +29,6 @@ static long (*const bpf_redirect_neigh)(__u32 ifindex, struct bpf_redir_neigh *p
 static long (*const bpf_fib_lookup)(void *context, struct bpf_fib_lookup *params, int bytes,
                                     __u32 flags) = (void *)BPF_FUNC_fib_lookup;
 static __u32 (*const bpf_get_hash_recalc)(struct __sk_buff *skb) = (void *)BPF_FUNC_get_hash_recalc;
-static __s64 (*const bpf_csum_diff)(const void *from, __u32 from_bytes, const void *to, __u32 to_bytes,
-                                    __u32 seed) = (void *)BPF_FUNC_csum_diff;
 static __s64 (*const bpf_csum_level)(struct __sk_buff *skb, __u64 level) = (void *)BPF_FUNC_csum_level;
 
 /* What a program at tc returns. NEXT lets programs and filters of others run as if we were not there. */

@@ -313,22 +313,21 @@ FP_INLINE _Bool fp_is_ours(const struct fp_run *run, const struct fp_tunnel *tun
     return tunnel->outer.udp.check == 0;
 }
 
-/* Whether the checksum over a header, options included, is right. Its length field has been checked. */
+/*
+ * Whether the checksum over a header, options included, is right. Its length field has been checked. Options are read word by word:
+ * older verifiers do not follow a length that is not constant.
+ */
 FP_INLINE _Bool fp_checksum_is_right(const struct fp_run *run, const struct fp_ip4 *ip)
 {
     __u32 sum = fp_ip4_sum(ip);
-    __u32 options_bytes = (ip->version_ihl & 0x0fU) * 4 - (__u32)sizeof *ip;
-    __u8 options[40];
-    if (options_bytes) {
-        if (options_bytes > sizeof options ||
-            bpf_skb_load_bytes(run->skb, FP_ETHERNET_BYTES + FP_OUTER_BYTES + sizeof *ip, options, options_bytes))
+    __u32 options = (ip->version_ihl & 0x0fU) - 5;
+    for (__u32 i = 0; i < 10 && i < options; i++) {
+        __u16 half[2];
+        if (bpf_skb_load_bytes(run->skb, FP_ETHERNET_BYTES + FP_OUTER_BYTES + sizeof *ip + i * 4, half, sizeof half))
             return 0;
-        __s64 more = bpf_csum_diff((void *)0, 0, options, options_bytes & 60, sum);
-        if (more < 0)
-            return 0;
-        sum = fp_fold((__u32)more);
+        sum += (__u32)half[0] + half[1];
     }
-    return sum == 0xffff;
+    return fp_fold(sum) == 0xffff;
 }
 
 /* The verdict over an inner packet; FP_DECAPSULATED: it may pass. The same rules, in the same order, as the userspace core. */
