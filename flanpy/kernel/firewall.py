@@ -1,0 +1,113 @@
+"""Keeps masquerade and forward rules as they should be, by nft or iptables, and takes them away. Touches only what is ours.
+
+Owned and called by the loop's thread. A check costs a process or two, so it is made when there is a reason: other rules are wanted,
+the kernel has told of a change (``touched``), or it is time. Rules outlive the process; a restart finds them good and changes nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from flanpy.core.rules import Placement, place
+from flanpy.core.rules_iptables import FORWARD, MASQUERADE
+from flanpy.core.rules_nft import TABLE
+from flanpy.kernel.firewall_iptables import IptablesFirewall
+from flanpy.kernel.firewall_nft import NftFirewall
+from flanpy.kernel.firewall_tool import find_tool
+from flanpy.model import FirewallRules, FirewallTool, Rule
+
+QUIET_S = 30.0
+"""Seconds between checks where the kernel tells of changes."""
+
+
+class Firewall:
+    """Our rules in the network namespace of this process. ``resync_s``: seconds between checks where the kernel tells nothing."""
+
+    def __init__(self, resync_s: float = 5.0, *, variant: str = "", clock: Callable[[], float] = time.monotonic) -> None:
+        nft = find_tool("nft")
+        self._nft = NftFirewall(nft) if nft is not None else None
+        self._iptables = IptablesFirewall(variant)
+        self._has_iptables = self._iptables.is_there()
+        self._iptables_tells = self._iptables.tells_of_changes()
+        self._resync_s = resync_s
+        self._clock = clock
+        self._good: FirewallRules | None = None
+        self._placement: Placement | None = None
+        self._due_s = 0.0
+        self.is_watched = False
+        """Whether somebody calls ``touched`` when the kernel tells of a change."""
+
+    @property
+    def placement(self) -> Placement | None:
+        """Which tool keeps what, once that has been decided."""
+        return self._placement
+
+    def touched(self) -> None:
+        """Somebody has changed something that may concern us."""
+        self._due_s = 0.0
+
+    def is_due(self) -> bool:
+        """Whether it is time for a check though nothing was heard."""
+        return self._good is not None and self._clock() >= self._due_s
+
+    def converge(self, rules: FirewallRules) -> int:
+        """Make our part of the firewall what ``rules`` say, if there is a reason to look; how many parts were changed.
+
+        Raises PlatformError; whatever was there still is, for every step is whole or not at all.
+        """
+        if rules == self._good and self._clock() < self._due_s:
+            return 0
+        placement = place(rules, has_nft=self._nft is not None, has_iptables=self._has_iptables)
+        sweep = rules != self._good
+        self._good = None
+        changed = self._apply(rules, placement, sweep)
+        self._good, self._placement = rules, placement
+        self._due_s = self._clock() + (QUIET_S if self.is_watched and self._is_told(placement) else self._resync_s)
+        return changed
+
+    def _is_told(self, placement: Placement) -> bool:
+        return self._iptables_tells or "iptables" not in (placement.masquerade, placement.forward)
+
+    def _apply(self, rules: FirewallRules, placement: Placement, sweep: bool) -> int:
+        """Masquerading goes where it belongs before it leaves where it was, so there is never a moment without."""
+        steps = [self._apply_nft, self._apply_iptables]
+        if placement.masquerade == "iptables":
+            steps.reverse()
+        return sum(step(rules, placement, sweep) for step in steps)
+
+    def _apply_nft(self, rules: FirewallRules, placement: Placement, sweep: bool) -> int:
+        masquerade, forward = _part("nft", rules, placement)
+        if self._nft is None or not (masquerade or forward or sweep):
+            return 0
+        return int(self._nft.ensure(masquerade, forward, rules.networks, sweep=sweep))
+
+    def _apply_iptables(self, rules: FirewallRules, placement: Placement, sweep: bool) -> int:
+        if not self._has_iptables:
+            return 0
+        parts = zip((MASQUERADE, FORWARD), _part("iptables", rules, placement), strict=True)
+        return sum(self._iptables.ensure(spot, part, rules.networks, sweep=sweep) for spot, part in parts)
+
+
+def _part(tool: FirewallTool, rules: FirewallRules, placement: Placement) -> tuple[tuple[Rule, ...], tuple[Rule, ...]]:
+    """(masquerade, forward) as far as this tool keeps them."""
+    return (
+        rules.masquerade if placement.masquerade == tool else (),
+        rules.forward if placement.forward == tool else (),
+    )
+
+
+def remove_rules(variant: str = "") -> tuple[str, ...]:
+    """Take away all rules of ours, of every family and tool; what was there, in words. For ``flanpy cleanup``."""
+    found = find_rules(variant)
+    if found:
+        firewall = Firewall(variant=variant)
+        firewall.converge(FirewallRules())
+    return found
+
+
+def find_rules(variant: str = "") -> tuple[str, ...]:
+    """What ``remove_rules`` would take away."""
+    nft, iptables = find_tool("nft"), IptablesFirewall(variant)
+    table = (f"nft table inet {TABLE}",) if nft is not None and NftFirewall(nft).read() is not None else ()
+    return table + (iptables.found() if iptables.is_there() else ())
