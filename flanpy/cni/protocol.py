@@ -1,12 +1,12 @@
 """The CNI protocol: environment and stdin to a Request, errors and results to JSON. Pure; starts nothing, reads no file.
 
-    CNI_COMMAND  CNI_CONTAINERID  CNI_NETNS  CNI_IFNAME  CNI_PATH     stdin: the network config      stdout: result or error
-    ADD          needed           needed     needed      needed       needed                        result
-    CHECK        needed           needed     needed      needed       needed, with prevResult       nothing      (from 0.4.0)
-    DEL          needed           if known   needed      needed       needed                        nothing
-    GC           -                -          -           needed       needed, with attachments      nothing      (from 1.1.0)
-    STATUS       -                -          -           needed       needed                        nothing      (from 1.1.0)
-    VERSION      -                -          -           -            if given                      versions
+CNI_COMMAND  CNI_CONTAINERID  CNI_NETNS  CNI_IFNAME  CNI_PATH     stdin: the network config      stdout: result or error
+ADD          needed           needed     needed      needed       needed                        result
+CHECK        needed           needed     needed      needed       needed, with prevResult       nothing      (from 0.4.0)
+DEL          needed           if known   needed      needed       needed                        nothing
+GC           -                -          -           needed       needed, with attachments      nothing      (from 1.1.0)
+STATUS       -                -          -           needed       needed                        nothing      (from 1.1.0)
+VERSION      -                -          -           -            if given                      versions
 """
 
 from __future__ import annotations
@@ -93,16 +93,18 @@ def _container_id(environment: Mapping[str, str]) -> str:
 def _ifname(environment: Mapping[str, str]) -> str:
     text = environment.get("CNI_IFNAME", "")
     if not _IFNAME.fullmatch(text) or text in (".", "..") or len(text.encode("utf-8", "surrogateescape")) > 15:
-        raise CniError(INVALID_ENVIRONMENT, f"CNI_IFNAME={text[:80]!a} must be an interface's name: 1 to 15 bytes, no / : or blank")
+        raise CniError(
+            INVALID_ENVIRONMENT, f"CNI_IFNAME={text[:80]!a} must be an interface's name: 1 to 15 bytes, no / : or blank"
+        )
     return text
 
 
 def config_version(config: JsonDict, command: str) -> str:
-    """The config's cniVersion, when it is one of ours and has this command; absent means 0.1.0."""
+    """The config's cniVersion, when it is one of ours and has this command; absent means 0.1.0, for VERSION the newest."""
     version = config.get("cniVersion") or "0.1.0"
+    if command == "VERSION":
+        return str(version) if config.get("cniVersion") in VERSIONS else VERSIONS[-1]
     if version not in VERSIONS:
-        if command == "VERSION":
-            return VERSIONS[-1]
         raise CniError(INCOMPATIBLE_VERSION, f"cniVersion: {version!a:.40} is not supported; supported are {', '.join(VERSIONS)}")
     if command in FIRST_VERSION and not at_least(version, FIRST_VERSION[command]):
         raise CniError(

@@ -16,20 +16,24 @@ from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
 from typing import TypeVar
 
 from flanpy.errors import ConfigError
-from flanpy.model import NetworkConfig, Subnets
+from flanpy.model import Network, NetworkConfig, Subnets
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class SubnetEnv:
-    """What subnet.env says; a family that is not enabled is None."""
+    """What subnet.env says; a family that is not enabled is None.
+
+    A flanneld with several networks writes them with commas between: ``more_networks`` holds all after the first.
+    """
 
     network: IPv4Network | None
     ipv6_network: IPv6Network | None
     subnets: Subnets
     mtu_bytes: int
     ip_masq: bool
+    more_networks: tuple[Network, ...] = ()
 
 
 def render_subnet_env(config: NetworkConfig, subnets: Subnets, mtu_bytes: int, ip_masq: bool) -> str:
@@ -61,15 +65,23 @@ def parse_subnet_env(text: str) -> SubnetEnv:
             problems.append(f"subnet.env: {name}={lines[name][:60]!a} is wrong, for example {name}={example}")
             return None
 
-    network = take("FLANNEL_NETWORK", IPv4Network, "10.5.0.0/16")
-    network6 = take("FLANNEL_IPV6_NETWORK", IPv6Network, "fd00:5::/48")
+    network, *more = take("FLANNEL_NETWORK", _networks, "10.5.0.0/16") or [None]
+    network6, *more6 = take("FLANNEL_IPV6_NETWORK", _networks6, "fd00:5::/48") or [None]
     subnet6 = take("FLANNEL_IPV6_SUBNET", _interface6, "fd00:5:0:7::1/64")
     subnet = take("FLANNEL_SUBNET", _interface, "10.5.72.1/24", needed="FLANNEL_IPV6_SUBNET" not in lines)
     mtu = take("FLANNEL_MTU", _mtu, "1472", needed=True)
     masq = take("FLANNEL_IPMASQ", _boolean, "false")
     if problems or mtu is None:
         raise ConfigError(problems)
-    return SubnetEnv(network, network6, Subnets(subnet, subnet6), mtu, bool(masq))
+    return SubnetEnv(network, network6, Subnets(subnet, subnet6), mtu, bool(masq), tuple(filter(None, [*more, *more6])))
+
+
+def _networks(text: str) -> list[IPv4Network | None]:
+    return [IPv4Network(part) for part in text.split(",")]
+
+
+def _networks6(text: str) -> list[IPv6Network | None]:
+    return [IPv6Network(part) for part in text.split(",")]
 
 
 def _interface(text: str) -> IPv4Network:
