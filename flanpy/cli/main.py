@@ -17,6 +17,7 @@ from flanpy.errors import FlanpyError
 COMMANDS = {
     "agent": "run the agent of this node",
     "network": "read, write and check the cluster's network config in etcd",
+    "cni": "install the CNI plugin, or be it",
     "lab": "an overlay of several hosts on this machine, in namespaces of its own",
     "datapath": "what the ebpf datapath needs here, probe by probe",
     "bench": "measure the overlay beside its alternatives",
