@@ -57,6 +57,11 @@ class KernelChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class RulesChanged:
+    """Somebody has changed something in the firewall that may concern us."""
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """SIGTERM or SIGINT, by name."""
 
@@ -72,5 +77,5 @@ class Ask:
     reply: SimpleQueue[dict[str, Any]] = field(default_factory=SimpleQueue)
 
 
-Event = ConfigRead | SubnetsListed | SubnetsChanged | StoreFailed | LeaseOutcome | KernelChanged | Stop | Ask
+Event = ConfigRead | SubnetsListed | SubnetsChanged | StoreFailed | LeaseOutcome | KernelChanged | RulesChanged | Stop | Ask
 EventQueue = SimpleQueue[Event]

@@ -26,6 +26,7 @@ from flanpy.agent.events import (
     EventQueue,
     KernelChanged,
     LeaseOutcome,
+    RulesChanged,
     Stop,
     StoreFailed,
     SubnetsChanged,
@@ -155,6 +156,9 @@ class Loop:
             case KernelChanged(what):
                 log.debug("kernel: %s", what, extra=event("kernel_changed", what=str(what)))
                 self._state.dirty = self._state.look_at_underlay = True
+            case RulesChanged():
+                self._machine.firewall.touched()
+                self._state.dirty = True
             case Ask():
                 item.reply.put(carry_out(item.command, item.arguments, self._answer))
             case Stop(signal):
@@ -296,7 +300,7 @@ class Loop:
         match name:
             case "check":
                 self._timers["check"] = now_s + CHECK_S
-                if self._state.plan is not None and self._machine.check() is not None:
+                if self._state.plan is not None and (self._machine.check() is not None or self._machine.firewall.is_due()):
                     self._state.dirty = True
             case "config":
                 del self._timers["config"]

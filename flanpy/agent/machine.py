@@ -18,6 +18,7 @@ from flanpy.agent.logs import event
 from flanpy.datapath import Datapath, DatapathSettings, DatapathStats
 from flanpy.errors import DatapathError, FlanpyError
 from flanpy.kernel import links
+from flanpy.kernel.firewall import Firewall
 from flanpy.kernel.netlink import Kernel
 from flanpy.kernel.routes import list_routes
 from flanpy.model import DesiredState, ForwardTable, LocalFacts, Route
@@ -47,10 +48,11 @@ class Running:
 class Machine:
     """Everything of ours on this machine. A context manager: leaving it closes the datapath and the netlink socket."""
 
-    def __init__(self, kernel: Kernel, kind: str, *, teardown: bool = False) -> None:
+    def __init__(self, kernel: Kernel, kind: str, firewall: Firewall, *, teardown: bool = False) -> None:
         self._kernel = kernel
         self._kind = kind
         self._teardown = teardown
+        self.firewall = firewall
         self._running: Running | None = None
         self._wanted = False
         self._swept = False
@@ -68,6 +70,7 @@ class Machine:
             lambda: self._converge_datapath(desired, settings),
             lambda: overlay.ensure_links(self._kernel, desired, problems),
             lambda: overlay.converge_routes(self._kernel, desired, problems),
+            lambda: self._converge_rules(desired),
         )
         for step in steps:
             try:
@@ -84,6 +87,17 @@ class Machine:
         if desired.tunnel is not None:
             changed += bool(links.ensure_tunnel(self._kernel, desired.tunnel).changed)
         return changed + self._publish(desired.table)
+
+    def _converge_rules(self, desired: DesiredState) -> int:
+        """Masquerade and forward rules; they stay when the agent ends, so that its next start leaves no gap."""
+        if desired.rules is None:
+            return 0
+        before = self.firewall.placement
+        changed = self.firewall.converge(desired.rules)
+        if (placement := self.firewall.placement) is not None and placement != before:
+            kept = {"masquerade": placement.masquerade, "forward": placement.forward}
+            log.info("rules: masquerade by %(masquerade)s, forward by %(forward)s", kept, extra=event("rules_placed", **kept))
+        return changed
 
     def _leave_datapath(self) -> int:
         """The kernel carries the packets: what an earlier run with a datapath has left goes, once."""

@@ -5,12 +5,13 @@ Pure: it calls ``core`` and the backend's planner and puts their results togethe
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flanpy import backends
 from flanpy.agent.machine import datapath_settings
 from flanpy.config.options import AgentOptions
 from flanpy.core.membership import UDP, Membership, View, view
+from flanpy.core.rules import RuleOptions, blackholes, plan_rules
 from flanpy.datapath import DatapathSettings
 from flanpy.errors import InterfaceError
 from flanpy.model import DesiredState, Lease, NetworkConfig, Uplink
@@ -37,8 +38,20 @@ def make_plan(
     """Plan for this lease and these members. Raises ConfigError for a backend that this version cannot run, InterfaceError."""
     backend = backends.find(config.backend.type)
     seen = backend.screen(config, own, view(members, config, own.subnets, backend.TYPE or UDP), uplink)
-    desired = backend.plan(config, own, seen, uplink, generation)
+    desired = _with_rules(backend.plan(config, own, seen, uplink, generation), config, own, options)
     return Plan(seen, desired, None if desired.tunnel is None else _settings(config, desired, uplink, options))
+
+
+def _with_rules(desired: DesiredState, config: NetworkConfig, own: Lease, options: AgentOptions) -> DesiredState:
+    """The same for every backend: masquerade and forward rules, and a route that ends what is for nobody here."""
+    wanted = RuleOptions(
+        ip_masq=options.ip_masq,
+        fully_random=not options.ip_masq_fully_random_disable,
+        forward_rules=options.iptables_forward_rules,
+        tool=options.firewall,
+    )
+    more = blackholes(own.subnets) if options.ip_blackhole_route else frozenset()
+    return replace(desired, rules=plan_rules(config, own.subnets, wanted), routes=desired.routes | more)
 
 
 def _settings(config: NetworkConfig, desired: DesiredState, uplink: Uplink, options: AgentOptions) -> DatapathSettings:

@@ -22,7 +22,7 @@ from types import FrameType
 from flanpy import __version__
 from flanpy.agent import files
 from flanpy.agent.control import ControlServer
-from flanpy.agent.events import EventQueue, KernelChanged, Stop
+from flanpy.agent.events import EventQueue, KernelChanged, RulesChanged, Stop
 from flanpy.agent.executor import Executor
 from flanpy.agent.health import HealthServer
 from flanpy.agent.logs import event, set_up
@@ -36,6 +36,8 @@ from flanpy.config.options import AgentOptions
 from flanpy.core import leasing
 from flanpy.core.subnet_env import parse_subnet_env
 from flanpy.errors import ConfigError, InterfaceError, PlatformError
+from flanpy.kernel.firewall import Firewall
+from flanpy.kernel.firewall_watch import RulesWatch
 from flanpy.kernel.monitor import Monitor
 from flanpy.kernel.netlink import Kernel
 from flanpy.kernel.platform import check_platform
@@ -88,7 +90,7 @@ def _run_loop(options: AgentOptions, underlay: Underlay, kernel: Kernel, events:
         )
     )
     stack.callback(store.close)
-    machine = Machine(kernel, options.datapath, teardown=options.teardown)
+    machine = Machine(kernel, options.datapath, _firewall(options, events, stack), teardown=options.teardown)
     stack.callback(machine.close)
     executor, watcher = Executor(store, events), Watcher(store, events)
     readiness = Readiness(options.subnet_file, options.ip_masq)
@@ -110,6 +112,19 @@ def _run_loop(options: AgentOptions, underlay: Underlay, kernel: Kernel, events:
     if options.release_on_exit:
         loop.release()
     return stopped_by
+
+
+def _firewall(options: AgentOptions, events: EventQueue, stack: ExitStack) -> Firewall:
+    """The firewall, watched; where the kernel does not tell of changes it is looked at every ``--iptables-resync`` seconds."""
+    firewall = Firewall(options.iptables_resync)
+    try:
+        watch = RulesWatch(lambda: events.put(RulesChanged()))
+    except PlatformError as error:
+        log.warning("%s; rules are checked every %d s", error, options.iptables_resync, extra=event("rules_unwatched"))
+        return firewall
+    stack.callback(watch.close)
+    firewall.is_watched = True
+    return firewall
 
 
 def _file(name: str) -> Path | None:
@@ -147,8 +162,6 @@ def _say_findings(options: AgentOptions) -> None:
         raise PlatformError("\n".join(errors))
     for finding in found:
         log.warning("%s", finding, extra=event("platform_finding", what=finding.what, cure=finding.cure))
-    if options.ip_masq:
-        log.warning("--ip-masq: no masquerade rules in this version", extra=event("unsupported_option", option="ip-masq"))
 
 
 def _start_etcd(options: AgentOptions, stack: ExitStack) -> AgentOptions:

@@ -18,6 +18,7 @@ from typing import Any
 from flanpy.config.etcd_flags import ETCD_FLAGS
 from flanpy.config.flags import Flag, add_flags, resolve
 from flanpy.errors import UsageError
+from flanpy.model import FirewallTool
 
 GROUPS = {
     "etcd": "etcd",
@@ -137,7 +138,24 @@ AGENT_FLAGS = (
     Flag("ip-masq", "masquerade traffic that leaves the overlay network", False, boolean=True, group="rules"),
     Flag("ip-masq-fully-random-disable", "no random source ports for masquerading", False, boolean=True, group="rules"),
     Flag("iptables-forward-rules", "accept forwarding from and to the overlay network", True, boolean=True, group="rules"),
-    Flag("iptables-resync", "check the rules this often, seconds", 5, _number(1, 86400, "(seconds)"), "SECONDS", "rules"),
+    Flag(
+        "firewall",
+        "what keeps these rules; auto: nft if EnableNFTables is set, else nft for masquerading and iptables for forwarding, as far as "
+        "they are installed (docs/firewall.md)",
+        "auto",
+        _choice("auto", "nft", "iptables"),
+        "auto|nft|iptables",
+        "rules",
+        flannel=False,
+    ),
+    Flag(
+        "iptables-resync",
+        "check the rules this often where the kernel does not tell of changes, seconds",
+        5,
+        _number(1, 86400, "(seconds)"),
+        "SECONDS",
+        "rules",
+    ),
     Flag("ip-blackhole-route", "blackhole our subnet's addresses that no pod has", False, boolean=True, group="rules"),
     Flag(
         "datapath",
@@ -224,6 +242,7 @@ class AgentOptions:
     ip_masq: bool
     ip_masq_fully_random_disable: bool
     iptables_forward_rules: bool
+    firewall: FirewallTool
     iptables_resync: int
     ip_blackhole_route: bool
     datapath: str

@@ -21,7 +21,7 @@ from flanpy.kernel import firewall_tool
 from flanpy.kernel.firewall import Firewall, find_rules, remove_rules
 from flanpy.kernel.firewall_watch import RulesWatch
 from flanpy.model import FirewallRules, FirewallTool
-from tests.support.firewall import ADDRESSES, FLANNEL0, OUT0, PORT, Flows, Node, counters, node, rules
+from tests.support.firewall import ADDRESSES, FLANNEL0, OUT0, PORT, Node, counters, node, rules
 from tests.support.namespaces import Namespace, inside, namespace
 
 pytestmark = pytest.mark.root
@@ -136,7 +136,7 @@ def test_forwarding_is_accepted_where_iptables_would_drop_it(around: Node) -> No
 
 def test_no_packet_goes_out_unmasqueraded_while_rules_are_checked_exchanged_and_checked_again(ruled: Node, mode: str) -> None:
     """20 exchanges of the whole rules, as after a change of the subnet, and 20 starts that find them good; a new flow each millisecond."""
-    with Flows(ruled.spaces["pod"], ruled.spaces["outside"], ADDRESSES[4]["outside"]) as flows:
+    with ruled.flows("pod", "outside") as flows:
         for fully_random in (False, True) * 10:
             assert converge(ruled.node, mode, rules(fully_random=fully_random)) > 0
             assert converge(ruled.node, mode, rules(fully_random=fully_random)) == 0
@@ -146,7 +146,7 @@ def test_no_packet_goes_out_unmasqueraded_while_rules_are_checked_exchanged_and_
 
 def test_the_assertion_above_can_fail(ruled: Node) -> None:
     """Flushing and refilling, as flannel does, is noticed."""
-    with Flows(ruled.spaces["pod"], ruled.spaces["outside"], ADDRESSES[4]["outside"]) as flows:
+    with ruled.flows("pod", "outside") as flows:
         for _ in range(3):
             ruled.node.run("nft", "flush", "ruleset")
             with inside(ruled.node):

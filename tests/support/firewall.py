@@ -14,9 +14,10 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from flanpy.config.network import parse_network_config
 from flanpy.core.rules import RuleOptions, plan_rules
@@ -85,6 +86,10 @@ class Node:
     def node(self) -> Namespace:
         return self.spaces["node"]
 
+    def flows(self, source: str, target: str) -> Flows:
+        """New IPv4 flows from one place to another."""
+        return Flows(partial(inside, self.spaces[source]), partial(inside, self.spaces[target]), ADDRESSES[4][target])
+
     def seen(self, source: str, target: str, version: int, *, mark: int = 0, sender: str | None = None) -> str:
         """The source address under which a packet from one place arrives at another; ``sender``: an address of the node to send from."""
         family = socket.AF_INET if version == 4 else socket.AF_INET6
@@ -151,18 +156,23 @@ def _packets(rule: dict[str, object]) -> int:
 # ------------------------------------------------------------------------------------------------ new flows all the time
 
 
+Enter = Callable[[], AbstractContextManager[None]]
+"""What moves the calling thread into a network namespace."""
+
+
 class Flows:
     """Sends packets, each from a fresh port and so a new connection to the firewall, and notes under which address each arrives.
 
     Connection tracking would hide a gap in the rules from a single flow. A context manager around what is to be survived.
     """
 
-    def __init__(self, source: Namespace, target: Namespace, address: str, per_second: int = 1000) -> None:
-        self._source, self._target, self._address = source, target, address
+    def __init__(self, source: Enter, target: Enter, address: str, per_second: int = 1000) -> None:
+        self._source, self._address = source, address
         self._pause_s = 1 / per_second
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=self._send), threading.Thread(target=self._receive)]
-        self._receiver = _socket(target, socket.AF_INET)
+        with target():
+            self._receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
         self._receiver.bind(("", PORT))
         self._receiver.settimeout(0.5)
@@ -186,7 +196,7 @@ class Flows:
 
     def _send(self) -> None:
         due = time.monotonic()
-        with inside(self._source):
+        with self._source():
             while not self._stop.is_set():
                 with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
                     out.bind(("", 10000 + self.sent % 50000))
