@@ -12,7 +12,7 @@ import pytest
 from scapy.layers.inet import IP, TCP, UDP
 
 from tests.netns.test_datapath_traffic import send_and_digest
-from tests.support.ebpf import EbpfOverlay, drained, ebpf_overlay, tap
+from tests.support.ebpf import EbpfOverlay, drained, ebpf_overlay, release, tap
 from tests.support.netns import counters, udp_socket
 
 pytestmark = pytest.mark.root
@@ -86,6 +86,8 @@ def test_udp_of_every_size_arrives_unharmed(kinds: tuple[str, str], underlay: st
 @pytest.mark.parametrize("kinds", PAIRS, ids="-".join)
 def test_udp_superpackets_arrive_cut_in_order(kinds: tuple[str, str], underlay: str, off: bool) -> None:
     """Trains and single datagrams of one flow in turn: whichever half takes them, none overtakes another."""
+    if off and release() < (6, 12):
+        pytest.skip(f"Linux {os.uname().release} gives EIO to UDP_SEGMENT on a pod without checksum offload")
     with ebpf_overlay(kinds, **UNDERLAYS[underlay]) as made, udp_socket(made.b.pod, made.b.pod_address) as receiver:
         if off:
             checks_off(made)

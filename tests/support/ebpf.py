@@ -20,6 +20,8 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from flanpy.datapath import Datapath, DatapathSettings, DatapathStats
 from flanpy.datapath.ebpf import EbpfDatapath, EbpfOptions
 from flanpy.datapath.ebpf_pins import BPFFS, mount_bpffs
@@ -182,6 +184,11 @@ def _hosts(stack: ExitStack, mtu: int, bridge: bool) -> list[tuple[Namespace, Na
     return made
 
 
+def release() -> tuple[int, ...]:
+    """The kernel's version, as far as it counts."""
+    return tuple(int(number) for number in os.uname().release.split(".")[:2])
+
+
 @contextmanager
 def ebpf_overlay(
     kinds: tuple[str, str] = ("ebpf", "ebpf"),
@@ -196,6 +203,8 @@ def ebpf_overlay(
     **options: Any,
 ) -> Iterator[EbpfOverlay]:
     """The topology of the module's docstring, with tables published."""
+    if options.get("hooks") == "tcx" and release() < (6, 6):
+        pytest.skip(f"tcx came with Linux 6.6, this is {os.uname().release}")
     with ExitStack() as stack:
         root = stack.enter_context(pin_root())
         sides = []
