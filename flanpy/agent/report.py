@@ -19,7 +19,7 @@ from flanpy.agent.passes import BUCKETS_S, Passes
 from flanpy.agent.readiness import Readiness
 from flanpy.agent.underlay import Underlay
 from flanpy.errors import FlanpyError
-from flanpy.model import ForeignLease, Lease, NodeAttributes, Peer, Refusal, Route
+from flanpy.model import ForeignLease, Lease, NetworkConfig, NodeAttributes, Peer, Refusal, Route
 
 if TYPE_CHECKING:
     from flanpy.agent.loop import State
@@ -57,11 +57,11 @@ def answer(
 
 def summary(state: State, machine: Machine, underlay: Underlay, readiness: Readiness) -> str:
     """How we are in one line, for the service manager; changes only when something has."""
-    found = problems(state, readiness, underlay)
+    found = _own_problems(state, readiness, underlay)
     held = state.lease.held if state.lease else None
     if found:
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-        return f"{'degraded' if held else 'not ready'}: {' '.join(found[0].split())}{more}"
+        return f"{_word(state, readiness, underlay)}: {' '.join(found[0].split())}{more}"
     peers = len(state.plan.view.peers) if state.plan else 0
     kind = machine.choice.kind if machine.choice else "kernel"
     return f"ready: subnet {held.subnets if held else 'none'}, {peers} peers, datapath {kind}"
@@ -72,8 +72,21 @@ def _ready(state: State, readiness: Readiness) -> bool:
     return readiness.ready and synced and state.lease is not None and state.lease.held is not None
 
 
+def _word(state: State, readiness: Readiness, underlay: Underlay) -> str:
+    """``degraded``: packets are carried, and something is wrong; refused leases of others do not make a node degraded."""
+    if not _ready(state, readiness):
+        return "not ready"
+    return "degraded" if _own_problems(state, readiness, underlay) else "ready"
+
+
 def problems(state: State, readiness: Readiness, underlay: Underlay) -> list[str]:
     """What is wrong now, the worst first; empty when all is well."""
+    refused = (f"lease {key} refused: {reason}" for key, reason in sorted(state.refused.items()))
+    return [*_own_problems(state, readiness, underlay), *refused]
+
+
+def _own_problems(state: State, readiness: Readiness, underlay: Underlay) -> list[str]:
+    """What is wrong with this node, without the leases of others that were refused."""
     found = [
         state.config_problem,
         f"underlay: {underlay.problem}" if underlay.problem else None,
@@ -81,7 +94,6 @@ def problems(state: State, readiness: Readiness, underlay: Underlay) -> list[str
         *(state.outcome.problems if state.outcome else ()),
         readiness.problem if state.plan else None,
         f"etcd: {state.store_problem}" if state.store_problem else None,
-        *(f"lease {key} refused: {reason}" for key, reason in sorted(state.refused.items())),
     ]
     return list(dict.fromkeys(item for item in found if item))
 
@@ -92,7 +104,7 @@ def problems(state: State, readiness: Readiness, underlay: Underlay) -> list[str
 def _status(state: State, machine: Machine, underlay: Underlay, readiness: Readiness, started_s: float) -> dict[str, Any]:
     now_s = time.monotonic()
     uplink = underlay.uplink
-    tunnel = state.plan.desired.tunnel if state.plan else None
+    desired = state.plan.desired if state.plan else None
     view = state.plan.view if state.plan else None
     return {
         "version": __version__,
@@ -100,14 +112,15 @@ def _status(state: State, machine: Machine, underlay: Underlay, readiness: Readi
         "node": state.lease.identity.node_id if state.lease else None,
         "uptime_s": round(now_s - started_s, 3),
         "ready": _ready(state, readiness),
+        "state": _word(state, readiness, underlay),
         "problems": problems(state, readiness, underlay),
         "warnings": list(machine.choice.degraded) if machine.choice else [],
         "uplink": {"name": uplink.name, "address": str(uplink.address), "mtu_bytes": uplink.mtu_bytes},
-        "device": tunnel.name if tunnel else None,
-        "mtu_bytes": state.plan.desired.mtu_bytes or (tunnel.mtu_bytes if tunnel else None) if state.plan else None,
+        "devices": [link.name for link in (desired.tunnel, *desired.links) if link is not None] if desired else [],
+        "mtu_bytes": desired.mtu_bytes if desired else None,
         "lease": _own_lease(state, now_s),
         "etcd": _etcd(state, now_s),
-        "network": str(state.config.network) if state.config else None,
+        "network": _network(state.config) if state.config else None,
         "backend": state.config.backend.type if state.config else None,
         "port": state.config.backend.options.get("Port") if state.config else None,
         "counts": {
@@ -118,6 +131,10 @@ def _status(state: State, machine: Machine, underlay: Underlay, readiness: Readi
         "datapath": _datapath(machine) or _kernel_datapath(state),
         "reconcile": _reconcile(state.passes),
     }
+
+
+def _network(config: NetworkConfig) -> str:
+    return " ".join(str(network) for network in (config.network, config.ipv6_network) if network is not None)
 
 
 def _status_lists(state: State) -> dict[str, Any]:

@@ -16,11 +16,21 @@ from flanpy.errors import FlanpyError
 
 COMMANDS = {
     "agent": "run the agent of this node",
+    "status": "how the agent of this host is, on one screen",
+    "peers": "the other nodes, and leases that are not used, with the reason",
+    "routes": "the datapath's table and the kernel's routes",
+    "top": "packets and work per second, live",
+    "doctor": "check this host, with a cure for what is wrong",
+    "leases": "who has which subnet, from etcd",
+    "reserve": "keep a subnet for one node",
+    "release": "give a subnet back",
+    "log-level": "what the running agent logs",
     "network": "read, write and check the cluster's network config in etcd",
     "cni": "install the CNI plugin, or be it",
     "lab": "an overlay of several hosts on this machine, in namespaces of its own",
     "datapath": "what the ebpf datapath needs here, probe by probe",
     "bench": "measure the overlay beside its alternatives",
+    "completion": "complete commands and flags in bash, zsh or fish",
 }
 """Name of each command (its module is flanpy.cli.<name>) and its line in ``flanpy --help``, in the order shown there."""
 
@@ -28,8 +38,14 @@ EPILOG = """\
 start here:
   flanpy lab demo                 see an overlay of three hosts work on this machine
   flanpy network check FILE       check a network config before it goes to etcd
+  flanpy status                   see how the agent of this host is
   flanpy agent --help             what to run on each host, beside flanneld or instead of it
 """
+
+
+def module_name(command: str) -> str:
+    """Where a command is: ``log-level`` in ``flanpy.cli.log_level``."""
+    return f"flanpy.cli.{command.replace('-', '_')}"
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -46,7 +62,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     for name, help_text in COMMANDS.items():
         child = commands.add_parser(name, help=help_text, formatter_class=argparse.RawDescriptionHelpFormatter)
         if name == wanted:
-            module = importlib.import_module(f"flanpy.cli.{name}")
+            module = importlib.import_module(module_name(name))
             module.add_arguments(child)
             child.set_defaults(run=module.run)
     return parser.parse_args(argv)

@@ -12,10 +12,8 @@ import os
 import sys
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
-from flanpy.config.etcd_flags import ETCD_FLAGS
-from flanpy.config.flags import add_flags, resolve
+from flanpy.cli.etcd_store import add_etcd_arguments, etcd_values, open_etcd
 from flanpy.config.network import parse_network_config, render_network_config
 from flanpy.errors import CodecError, ConfigError, StoreError, UsageError
 from flanpy.model import NetworkConfig, RecordSet
@@ -49,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for command in (get, check):
         command.add_argument("--output", choices=("table", "json"), default="table", help="what to print (default: table)")
     for command in (get, write):
-        add_flags(command, ETCD_FLAGS, {"etcd": "etcd"})
+        add_etcd_arguments(command)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -58,12 +56,12 @@ def run(arguments: argparse.Namespace) -> int:
         case "check":
             return _check(arguments)
         case "get":
-            with closing(_open_store(arguments)) as store:
-                return get_config(arguments, store, _etcd(arguments)["etcd_prefix"])
+            with closing(open_etcd(arguments)) as store:
+                return get_config(arguments, store, etcd_values(arguments)["etcd_prefix"])
         case _:
             text = _text(arguments)
-            with closing(_open_store(arguments)) as store:
-                return set_config(arguments, text, store, _etcd(arguments)["etcd_prefix"])
+            with closing(open_etcd(arguments)) as store:
+                return set_config(arguments, text, store, etcd_values(arguments)["etcd_prefix"])
 
 
 # ------------------------------------------------------------------------------------------------ check and get
@@ -168,28 +166,3 @@ def _text(arguments: argparse.Namespace) -> bytes:
         return Path(arguments.file).read_bytes().strip()
     except OSError as exc:
         raise UsageError(f"network: cannot read {arguments.file}: {exc.strerror}") from exc
-
-
-def _etcd(arguments: argparse.Namespace) -> dict[str, Any]:
-    return resolve(ETCD_FLAGS, vars(arguments), os.environ, {})
-
-
-def _open_store(arguments: argparse.Namespace) -> Store:
-    from flanpy.stores.etcd import EtcdOptions, open_store
-
-    flags = _etcd(arguments)
-    return open_store(
-        EtcdOptions(
-            endpoints=flags["etcd_endpoints"],
-            prefix=flags["etcd_prefix"],
-            cafile=_path(flags["etcd_cafile"]),
-            certfile=_path(flags["etcd_certfile"]),
-            keyfile=_path(flags["etcd_keyfile"]),
-            username=flags["etcd_username"],
-            password=flags["etcd_password"],
-        )
-    )
-
-
-def _path(text: str) -> Path | None:
-    return Path(text) if text else None

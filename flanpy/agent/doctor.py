@@ -1,0 +1,156 @@
+"""Gathers what ``flanpy doctor`` judges: /proc, the packet filter, the running agent, pings to peers. Changes nothing.
+
+Runs in the operator's process, in the network namespace it was started in; the agent is only asked.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+from collections.abc import Iterator, Sequence
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any
+
+from flanpy.agent import host_checks as judge
+from flanpy.agent.control import ask
+from flanpy.agent.firewall_check import Chain, from_iptables, from_nft
+from flanpy.agent.host_checks import Check
+from flanpy.agent.path_mtu import measure_all
+from flanpy.errors import AgentAbsent
+from flanpy.kernel import platform
+
+PEERS_PINGED = 32
+"""Paths that are measured; in a larger cluster the first ones stand for the rest."""
+TOOL_TIMEOUT_S = 10.0
+UDP_PORT = 8285
+
+
+def examine(run_dir: Path) -> Iterator[Check]:
+    """Every check, in an order in which the first that fails explains those after it."""
+    yield from _platform()
+    try:
+        status = ask(run_dir, "status", arguments={"brief": True})
+    except AgentAbsent as error:
+        yield Check(
+            "agent", "error", str(error), "systemctl start flanpy, or: flanpy agent --etcd-endpoints http://10.0.0.1:2379"
+        )
+        yield judge.others_check(_others(None))
+        yield judge.port_check(UDP_PORT, _udp_bound(UDP_PORT), agent_runs=False)
+        yield _ebpf()
+        return
+    yield from judge.agent_checks(status)
+    yield judge.others_check(_others(status["pid"]))
+    yield from _datapath(status)
+    yield judge.routes_check(ask(run_dir, "routes"))
+    yield from judge.firewall_checks(_chains(), judge.udp_port(status), _networks(status), status["devices"])
+    yield from _paths(status, ask(run_dir, "peers"))
+
+
+def _platform() -> Iterator[Check]:
+    release = os.uname().release
+    yield judge.platform_check("kernel", platform.kernel_finding(release), f"Linux {release}")
+    yield judge.platform_check("capabilities", platform.capability_finding(_read("/proc/thread-self/status")), "CAP_NET_ADMIN")
+    yield judge.platform_check("tun", platform.tun_finding("/dev/net/tun"), "/dev/net/tun can be opened")
+    forward = platform.forward_finding(_read("/proc/sys/net/ipv4/ip_forward"))
+    yield judge.platform_check("ip_forward", forward, "packets are forwarded")
+
+
+def _datapath(status: dict[str, Any]) -> Iterator[Check]:
+    if status["backend"] == "udp":
+        yield judge.port_check(status["port"], _udp_bound(status["port"]), agent_runs=True)
+        yield _ebpf()
+
+
+def _ebpf() -> Check:
+    """That ebpf cannot run is no fault: userspace runs everywhere."""
+    from flanpy.datapath.ebpf_probe import first_problem, probe_all
+
+    problem = first_problem(probe_all())
+    return Check("ebpf", "ok", "can run here" if problem is None else f"cannot run here, userspace can ({problem})")
+
+
+def _networks(status: dict[str, Any]) -> list[str]:
+    return str(status["network"]).split() if status["network"] else []
+
+
+def _paths(status: dict[str, Any], answer: dict[str, Any]) -> Iterator[Check]:
+    uplink = status["uplink"]
+    addresses = list(dict.fromkeys(IPv4Address(peer["public_ip"]) for peer in answer["peers"]))[:PEERS_PINGED]
+    sources = {str(address): _source_towards(address) for address in addresses}
+    settings = "/proc/sys/net/ipv4/conf/{}/rp_filter"
+    everywhere, own = _read(settings.format("all")), _read(settings.format(uplink["name"]))
+    yield judge.rp_filter_check(uplink["name"], everywhere, own, sources, uplink["address"])
+    for address, found in measure_all(addresses, uplink["mtu_bytes"]).items():
+        yield judge.path_check(str(address), found, uplink["mtu_bytes"])
+
+
+def _source_towards(address: IPv4Address) -> str:
+    """The address that the kernel would send from; sends nothing."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
+        try:
+            probe.connect((str(address), 9))
+        except OSError as error:
+            return f"nowhere ({error.strerror})"
+        return str(probe.getsockname()[0])
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _udp_bound(port: int) -> bool:
+    """Whether a UDP socket of this network namespace has the port (proc(5), /proc/net/udp: local address in hexadecimal)."""
+    return re.search(rf"^\s*\d+: [0-9A-F]{{8}}:{port:04X} ", _read("/proc/self/net/udp"), re.MULTILINE) is not None
+
+
+def _others(own_pid: int | None) -> dict[int, str]:
+    """Processes of flanneld and of other agents in our network namespace."""
+    here = _namespace(Path("/proc/self"))
+    found = {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdecimal() and int(folder.name) not in (own_pid, os.getpid()):
+            words = _read(f"{folder}/cmdline").split("\0")
+            name = _agent_name(words)
+            if name and _namespace(folder) == here:
+                found[int(folder.name)] = name
+    return found
+
+
+def _agent_name(words: Sequence[str]) -> str | None:
+    names = [word.rsplit("/", 1)[-1] for word in words[:5]]
+    if names[0] == "flanneld":
+        return "flanneld"
+    return "flanpy agent" if "agent" in names and names[names.index("agent") - 1] == "flanpy" else None
+
+
+def _namespace(folder: Path) -> int | None:
+    try:
+        return (folder / "ns/net").stat().st_ino
+    except OSError:
+        return None
+
+
+def _chains() -> list[Chain]:
+    """The packet filter, as far as its tools are there."""
+    chains = from_iptables(_output("iptables-save", "-t", "filter"))
+    if _read("/proc/net/ip_tables_names").strip():
+        chains += from_iptables(_output("iptables-legacy-save", "-t", "filter"), "iptables-legacy")
+    text = _output("nft", "-j", "list", "ruleset")
+    return chains + (from_nft(json.loads(text)) if text else [])
+
+
+def _output(*command: str) -> str:
+    """What a tool prints; "" when it is not there or fails."""
+    environment = {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin", "LC_ALL": "C"}
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TOOL_TIMEOUT_S, env=environment, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout if done.returncode == 0 else ""

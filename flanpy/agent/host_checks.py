@@ -1,0 +1,126 @@
+"""What ``flanpy doctor`` says of this host: facts in, checks with reason and cure out. Pure; ``doctor`` gathers the facts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from flanpy.agent.firewall_check import Chain, forward_problem, port_problem
+from flanpy.agent.path_mtu import PathMtu
+from flanpy.kernel.platform import Finding
+
+Level = Literal["ok", "warning", "error"]
+VXLAN_PORT = 8472
+"""What the kernel takes where the network config says 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One check: what it was about, how it went, why, and what to do about it (empty when it is well)."""
+
+    name: str
+    level: Level
+    reason: str
+    cure: str = ""
+
+
+def platform_check(name: str, finding: Finding | None, good: str) -> Check:
+    """One of ``kernel.platform``'s findings, or that there is none."""
+    return Check(name, "ok", good) if finding is None else Check(name, finding.level, finding.what, finding.cure)
+
+
+def agent_checks(status: Mapping[str, Any]) -> list[Check]:
+    """What the agent says of itself."""
+    found = [Check("agent", "error", problem, "see the agent's log; it tries again by itself") for problem in status["problems"]]
+    if not found:
+        found = [Check("agent", "ok", f"{status['state']}, process {status['pid']}")]
+    datapath = status["datapath"]
+    if datapath is None:
+        return [*found, Check("datapath", "error", "none runs", "see the problems of the agent")]
+    lacks = [
+        Check("datapath", "warning", line, "a newer kernel has it; it works without, slower") for line in datapath["degraded"]
+    ]
+    return [*found, *(lacks or [Check("datapath", "ok", f"{datapath['kind']}: {datapath['reason']}")])]
+
+
+def others_check(others: Mapping[int, str]) -> Check:
+    """Processes of flanneld and other agents in this network namespace, by id."""
+    if not others:
+        return Check("other agents", "ok", "none in this network namespace")
+    shown = ", ".join(f"{name} (process {pid})" for pid, name in sorted(others.items()))
+    return Check("other agents", "error", f"{shown} runs here too: two agents undo each other's work", "stop one of them")
+
+
+def udp_port(status: Mapping[str, Any]) -> int | None:
+    """The port that encapsulated packets come in by; None when the backend has none."""
+    match status["backend"]:
+        case "udp":
+            return int(status["port"])
+        case "vxlan":
+            return int(status["port"] or VXLAN_PORT)
+    return None
+
+
+def port_check(port: int, bound: bool, *, agent_runs: bool) -> Check:
+    """Whether the socket of the udp backend is there, or, without an agent, its place free."""
+    name = f"UDP port {port}"
+    if agent_runs:
+        return Check(name, "ok", "bound") if bound else Check(name, "error", "nobody listens", "restart the agent")
+    if bound:
+        return Check(name, "warning", "taken though no agent answers", f"ss -ulpn sport = :{port} shows by whom")
+    return Check(name, "ok", "free")
+
+
+def rp_filter_check(device: str, everywhere: str, own: str, sources: Mapping[str, str], expected: str) -> Check:
+    """The reverse path filter of the underlay: strict is right as long as every peer is reached by the underlay interface."""
+    name = f"rp_filter {device}"
+    mode = max((text for text in (everywhere.strip(), own.strip()) if text in ("0", "1", "2")), default="0")
+    astray = sorted(peer for peer, source in sources.items() if source != expected)
+    if not astray:
+        return Check(name, "ok", {"0": "off", "1": "strict; all peers are reached by this interface", "2": "loose"}[mode])
+    reason = f"packets to {', '.join(astray[:3])} leave from {sources[astray[0]]}, not from {expected}"
+    if mode == "1":
+        return Check(
+            name,
+            "error",
+            f"{reason}, and strict reverse path filtering drops the answers",
+            f"sysctl net.ipv4.conf.{device}.rp_filter=2",
+        )
+    return Check(name, "warning", f"{reason}: peers with --source-check drop them", "mend the routes, or --iface and --public-ip")
+
+
+def routes_check(answer: Mapping[str, Any]) -> Check:
+    """Whether the kernel has the routes that the agent wants."""
+    wrong = [f"{route['destination']} is {route['state']}" for route in answer["kernel"] if route["state"] != "ok"]
+    if wrong:
+        return Check(
+            "routes", "error", ", ".join(wrong[:5]), "something on this host changes routes with protocol 102; find and stop it"
+        )
+    return Check("routes", "ok", f"{len(answer['kernel'])} in place")
+
+
+def firewall_checks(chains: Iterable[Chain], port: int | None, networks: Iterable[str], devices: Iterable[str]) -> list[Check]:
+    """Rules that drop us, as far as rules can be read."""
+    chains, devices = list(chains), list(devices)
+    found = []
+    if port is not None and (reason := port_problem(chains, port)):
+        found.append(
+            Check("firewall", "warning", reason, f"iptables -I INPUT -p udp --dport {port} -j ACCEPT, or the same in nft")
+        )
+    for network in networks:
+        if ":" not in network and (reason := forward_problem(chains, network, devices)):
+            cure = f"iptables -I FORWARD -s {network} -j ACCEPT; iptables -I FORWARD -d {network} -j ACCEPT"
+            found.append(Check("firewall", "warning", reason, cure))
+    return found or [Check("firewall", "ok", f"nothing drops us in {len(chains)} chains")]
+
+
+def path_check(peer: str, found: PathMtu, uplink_mtu_bytes: int) -> Check:
+    """The path to one peer."""
+    name = f"path to {peer}"
+    if found.mtu_bytes is None:
+        return Check(name, "warning", found.reason, "is the node up? does a firewall drop ICMP echo?")
+    if found.mtu_bytes < uplink_mtu_bytes:
+        cure = f"set the MTU of the underlay interface to {found.mtu_bytes} on every node, or mend the path"
+        return Check(name, "error", f"{found.reason}; the underlay interface says {uplink_mtu_bytes}", cure)
+    return Check(name, "ok", f"packets of {found.mtu_bytes} bytes get there whole")

@@ -1,0 +1,62 @@
+"""``flanpy reserve``: keep a subnet for one node for ever. Written only if nothing has changed since it was read."""
+
+from __future__ import annotations
+
+import argparse
+from contextlib import closing
+from ipaddress import AddressValueError, IPv4Address
+
+from flanpy.cli.etcd_store import add_etcd_arguments, etcd_values, open_etcd
+from flanpy.cli.output import show
+from flanpy.errors import ConfigError, StoreError, UsageError
+from flanpy.stores import Store
+
+EPILOG = """\
+examples:
+  flanpy reserve 10.244.7.0/24 --public-ip 192.0.2.7
+A node that has the subnet already keeps it without expiry from now on.
+
+exit status: 0 done, 2 wrong arguments or a subnet that does not fit, 3 no network config, 4 etcd, 7 the subnet is taken
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The subnet, the address and the flags."""
+    parser.description = "Keep SUBNET for the node that peers reach by the given address, also while that node is away."
+    parser.epilog = EPILOG
+    parser.add_argument("subnet", metavar="SUBNET", help="such as 10.244.7.0/24; with IPv6: 10.244.7.0/24,fd00:7::/64")
+    parser.add_argument("--public-ip", metavar="IP", required=True, help="the node's address in the underlay")
+    add_etcd_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Do it."""
+    prefix = etcd_values(arguments)["etcd_prefix"]
+    address = parse_address(arguments.public_ip)
+    with closing(open_etcd(arguments)) as store:
+        show([reserve(store, prefix, arguments.subnet, address)])
+    return 0
+
+
+def parse_address(text: str) -> IPv4Address:
+    """The node's address. Raises UsageError."""
+    try:
+        return IPv4Address(text)
+    except AddressValueError as error:
+        raise UsageError(f"--public-ip: {text!r} is not an IPv4 address such as 192.0.2.7") from error
+
+
+def reserve(store: Store, prefix: str, text: str, address: IPv4Address) -> str:
+    """Reserve; what to tell the operator. Raises UsageError, ConfigError, LeaseError, StoreError."""
+    from flanpy.config.network import parse_network_config
+    from flanpy.core.codec import SUBNETS
+    from flanpy.core.reservations import parse_subnets, plan_reservation
+
+    subnets = parse_subnets(text)
+    config = store.read("config")
+    if config is None:
+        raise ConfigError(f"etcd has no network config at {prefix}/config; write one with: flanpy network set FILE")
+    write = plan_reservation(parse_network_config(config.value), store.list(SUBNETS), subnets, address)
+    if store.put(write.key, write.value, expected_mod_revision=write.expected_mod_revision) is None:
+        raise StoreError(f"{prefix}/{write.key} was changed by somebody else meanwhile; nothing written, try again")
+    return f"{subnets} is reserved for {address}"

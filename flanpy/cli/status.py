@@ -1,0 +1,134 @@
+"""``flanpy status``: how the agent of this host is, on one screen. Asks and prints; the agent judges."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from flanpy.cli.output import Paint, add_agent_arguments, ask_agent, duration, number, paint, printable, show, show_json, size
+from flanpy.errors import AgentAbsent
+
+DESCRIPTION = """\
+Lease, datapath and why this one, table, peers, etcd, drops by reason, and what is wrong.
+"""
+EPILOG = """\
+examples:
+  flanpy status
+  flanpy status --wait 30 && echo ready
+  flanpy status --output json | jq .lease.seconds_left
+
+exit status:
+   0  ready
+   1  an agent answers, but is not ready, or degraded (etcd away, a changed network config, no underlay)
+  10  no agent answers
+"""
+LISTED = 10
+"""Problems that are shown; --output json has them all."""
+POLL_S = 0.1
+SENT, RECEIVED = "encapsulated", "decapsulated"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags."""
+    parser.description, parser.epilog = DESCRIPTION, EPILOG
+    add_agent_arguments(parser)
+    parser.add_argument("--wait", type=float, default=0.0, metavar="SECONDS", help="wait until ready, at most this long")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Ask, print, and say by the exit status how it is."""
+    status = wait(arguments, time.monotonic() + arguments.wait)
+    if arguments.output == "json":
+        show_json(status)
+    else:
+        show(render(status, paint()))
+    return 0 if status["state"] == "ready" else 1
+
+
+def wait(arguments: argparse.Namespace, deadline_s: float) -> dict[str, Any]:
+    """The status as soon as it is ready, else the last one before the deadline. Raises AgentAbsent when there is none then."""
+    while True:
+        late = time.monotonic() >= deadline_s
+        try:
+            status = ask_agent(arguments, "status", {"brief": True})
+        except AgentAbsent:
+            if late:
+                raise
+        else:
+            if status["state"] == "ready" or late:
+                return status
+        time.sleep(POLL_S)
+
+
+# ------------------------------------------------------------------------------------------------ the screen
+
+
+def render(status: Mapping[str, Any], colours: Paint) -> list[str]:
+    """The screen, line by line."""
+    state = {"ready": colours.good, "degraded": colours.warn}.get(status["state"], colours.bad)(status["state"])
+    rows = [("flanpy", f"{status['version']}, {state}, for {duration(status['uptime_s'])}"), *_rows(status)]
+    lines = [f"{colours.faint(f'{name:8}')}  {text}" for name, text in rows]
+    lines += _listed("problems", status["problems"], colours.bad(" - "))
+    return lines + _listed("warnings", status["warnings"], colours.warn(" - "))
+
+
+def _rows(status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "lease", _lease(status["lease"])
+    yield "network", _network(status)
+    yield from _datapath(status["datapath"], status["counts"])
+    yield "device", f"{', '.join(status['devices'])}, MTU {status['mtu_bytes']}" if status["devices"] else "none"
+    uplink = status["uplink"]
+    yield "uplink", f"{uplink['name']} {uplink['address']}, MTU {uplink['mtu_bytes']}"
+    yield "etcd", _etcd(status["etcd"])
+    yield from _packets((status["datapath"] or {}).get("verdicts", {}))
+
+
+def _lease(lease: Mapping[str, Any] | None) -> str:
+    if lease is None:
+        return "none yet"
+    left = lease["seconds_left"]
+    return f"{lease['subnets']}, {'a reservation' if left is None else duration(left) + ' left'}"
+
+
+def _network(status: Mapping[str, Any]) -> str:
+    if status["network"] is None:
+        return "not known yet"
+    port = f", port {status['port']}" if status["port"] else ""
+    return f"{status['network']}, backend {status['backend']}{port}"
+
+
+def _datapath(datapath: Mapping[str, Any] | None, counts: Mapping[str, int]) -> Iterator[tuple[str, str]]:
+    yield "datapath", f"{datapath['kind']} ({printable(datapath['reason'])})" if datapath else "none yet"
+    generation = f", table {datapath['table_generation']}" if datapath and datapath["table_generation"] else ""
+    others = "".join(f", {counts[name]} {name}" for name in ("foreign", "refused") if counts[name])
+    yield "peers", f"{counts['peers']}{others}{generation}"
+
+
+def _etcd(etcd: Mapping[str, Any]) -> str:
+    ago = etcd["last_word_s_ago"]
+    return f"{etcd['state']}, " + ("never heard of" if ago is None else f"last heard of {duration(ago)} ago")
+
+
+def _packets(verdicts: Mapping[str, Mapping[str, int]]) -> Iterator[tuple[str, str]]:
+    if not verdicts:
+        return
+    for name, verdict in (("sent", SENT), ("received", RECEIVED)):
+        yield name, f"{number(verdicts[verdict]['packets'])} packets, {size(verdicts[verdict]['bytes'])}"
+    drops = [f"{name.removeprefix('drop_')} {number(count['packets'])}" for name, count in dropped(verdicts)]
+    yield "dropped", ", ".join(drops) or "none"
+
+
+def dropped(verdicts: Mapping[str, Mapping[str, int]]) -> list[tuple[str, Mapping[str, int]]]:
+    """The drops that happened, the most frequent first."""
+    found = [(name, count) for name, count in verdicts.items() if name.startswith("drop_") and count["packets"]]
+    return sorted(found, key=lambda item: -item[1]["packets"])
+
+
+def _listed(title: str, items: list[str], mark: str) -> list[str]:
+    if not items:
+        return []
+    rest = len(items) - LISTED
+    more = [f"{mark}and {rest} more"] if rest > 0 else []
+    return [title, *(f"{mark}{printable(item)}" for item in items[:LISTED]), *more]
