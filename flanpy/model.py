@@ -271,12 +271,33 @@ class FdbEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class Command:
+    """A command to run without a shell: its words, what it finds in its environment besides ours, and its standard input."""
+
+    words: tuple[str, ...]
+    environment: tuple[tuple[str, str], ...] = ()
+    stdin: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """Something that begins and ends by commands of the operator. ``essential``: we are not ready before it has begun."""
+
+    name: str
+    begin: Command | None
+    end: Command | None = None
+    essential: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class LocalFacts:
     """What a backend has to know of this machine before it can say what our lease says."""
 
     node_id: str
     macs: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """MAC of each VXLAN device that is there, by name."""
+    startup_output: str | None = None
+    """What the extension backend's PreStartupCommand has printed; None when there is no such command."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -368,5 +389,6 @@ class DesiredState:
     links: tuple[Link, ...] = ()
     neighbours: frozenset[Neighbour] = frozenset()
     fdb: frozenset[FdbEntry] = frozenset()
+    hooks: frozenset[Hook] = frozenset()
     rules: FirewallRules | None = None
     """None: nothing is known about rules, so none is touched."""

@@ -45,7 +45,7 @@ from flanpy.config.network import parse_network_config
 from flanpy.config.options import AgentOptions
 from flanpy.core import leasing, membership
 from flanpy.core.lease_events import LeasingState, Pending
-from flanpy.errors import ConfigError, FlanpyError
+from flanpy.errors import ConfigError, FlanpyError, PlatformError
 from flanpy.model import NetworkConfig
 
 log = logging.getLogger(__name__)
@@ -210,7 +210,9 @@ class Loop:
             return
         try:
             config = self._parse(text)
-        except ConfigError as error:
+            if state.config is None:
+                self._identify(config)
+        except (ConfigError, PlatformError) as error:
             self._config_fails(str(error))
             return
         if state.config is None:
@@ -228,9 +230,7 @@ class Loop:
                 f"etcd has no network config at {prefix}/config; write one:  "
                 """flanpy network set --json '{"Network": "10.244.0.0/16", "Backend": {"Type": "udp"}}'"""
             )
-        config = parse_network_config(text)
-        backends.find(config.backend.type)
-        return config
+        return parse_network_config(text)
 
     def _config_fails(self, problem: str) -> None:
         state = self._state
@@ -247,11 +247,14 @@ class Loop:
 
     # ------------------------------------------------------------------------------------------------ own lease
 
-    def _start_leasing(self, config: NetworkConfig) -> None:
+    def _identify(self, config: NetworkConfig) -> None:
+        """Let our lease say what the backend wants it to. Raises ConfigError or PlatformError when this node cannot run it."""
         backend = backends.find(config.backend.type)
-        facts = self._machine.facts(self._identity.node_id)
+        facts = self._machine.facts(self._identity.node_id, backends.startup(config))
         attributes = backend.attributes(self._identity.attributes, config, facts)
         self._identity = replace(self._identity, attributes=attributes)
+
+    def _start_leasing(self, config: NetworkConfig) -> None:
         self._state.lease, effects = leasing.start(self._identity, config, time.monotonic())
         self._do(effects)
 

@@ -14,6 +14,7 @@ from ipaddress import IPv4Address
 
 from flanpy.agent import overlay
 from flanpy.agent.datapaths import Choice, open_datapath, remove_leftovers
+from flanpy.agent.hooks import Hooks, run_command
 from flanpy.agent.logs import event
 from flanpy.datapath import Datapath, DatapathSettings, DatapathStats
 from flanpy.errors import DatapathError, FlanpyError
@@ -21,7 +22,7 @@ from flanpy.kernel import links
 from flanpy.kernel.firewall import Firewall
 from flanpy.kernel.netlink import Kernel
 from flanpy.kernel.routes import list_routes
-from flanpy.model import DesiredState, ForwardTable, LocalFacts, Route
+from flanpy.model import Command, DesiredState, ForwardTable, LocalFacts, Route
 
 log = logging.getLogger(__name__)
 
@@ -56,10 +57,12 @@ class Machine:
         self._running: Running | None = None
         self._wanted = False
         self._swept = False
+        self._hooks = Hooks()
 
-    def facts(self, node_id: str) -> LocalFacts:
-        """What a backend has to know of this machine before there is a lease. Raises PlatformError."""
-        return LocalFacts(node_id, overlay.vxlan_macs(self._kernel))
+    def facts(self, node_id: str, startup: Command | None = None) -> LocalFacts:
+        """What a backend has to know of this machine before there is a lease, after running its command. Raises PlatformError."""
+        said = None if startup is None else run_command("PreStartupCommand", startup)
+        return LocalFacts(node_id, overlay.vxlan_macs(self._kernel), said)
 
     def converge(self, desired: DesiredState, settings: DatapathSettings | None) -> Outcome:
         """One pass; never raises FlanpyError, for what cannot be done now is done by a later pass."""
@@ -77,6 +80,7 @@ class Machine:
                 changed += step()
             except FlanpyError as error:
                 problems.append(str(error))
+        problems += self._hooks.want(desired.hooks)
         return Outcome(tuple(problems), changed, time.monotonic() - started)
 
     def _converge_datapath(self, desired: DesiredState, settings: DatapathSettings | None) -> int:
@@ -143,6 +147,8 @@ class Machine:
 
     def check(self) -> str | None:
         """Why the datapath is not alive, or None, also when none is wanted."""
+        if self._hooks.news():
+            return "a command has ended"
         if self._running is None:
             return "no datapath runs yet" if self._wanted else None
         try:
@@ -176,6 +182,7 @@ class Machine:
 
     def close(self) -> None:
         """Let go of the datapath: userspace ends with its device, ebpf carries on unless it is to be torn down."""
+        self._hooks.close()
         running, self._running = self._running, None
         if running is not None and self._teardown:
             running.datapath.teardown()

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Protocol, cast
 
-from flanpy.backends import alloc, host_gw, udp, vxlan
+from flanpy.backends import alloc, extension, host_gw, udp, vxlan
 from flanpy.core.membership import View
 from flanpy.errors import ConfigError
-from flanpy.model import DesiredState, Lease, LocalFacts, NetworkConfig, NodeAttributes, Uplink
+from flanpy.model import Command, DesiredState, Lease, LocalFacts, NetworkConfig, NodeAttributes, Uplink
 
 
 class Backend(Protocol):
@@ -37,6 +37,7 @@ BACKENDS: Mapping[str, Backend] = MappingProxyType(
         "vxlan": cast(Backend, vxlan),
         "host-gw": cast(Backend, host_gw),
         "alloc": cast(Backend, alloc),
+        "extension": cast(Backend, extension),
     }
 )
 
@@ -46,3 +47,8 @@ def find(backend_type: str) -> Backend:
     if backend_type not in BACKENDS:
         raise ConfigError(f"Backend.Type: this version cannot run {backend_type} (it runs: {', '.join(sorted(BACKENDS))})")
     return BACKENDS[backend_type]
+
+
+def startup(config: NetworkConfig) -> Command | None:
+    """The command that has to run before the lease is written, for the one backend that has one. Raises ConfigError."""
+    return extension.startup(config) if config.backend.type == extension.TYPE else None

@@ -4,7 +4,8 @@
            IPv4                            dual stack                                   IPv6 only (flannel's empty IPv4)
     value  {"PublicIP":"172.31.9.1","PublicIPv6":null,"BackendType":"vxlan","BackendData":{...},"BackendV6Data":{...}}
            BackendType, BackendData and BackendV6Data are absent when empty; what a flanpy node adds about itself is the
-           member ``flanpy`` of BackendData: {"flanpy":{"node":"...","features":["ecn"]}}, which flanneld ignores
+           member ``flanpy`` of BackendData: {"flanpy":{"node":"...","features":["ecn"]}}, which flanneld ignores; where the
+           data is no object (extension: a string) it stands beside it
 
 A key has exactly one spelling here; any other spelling of the same subnet is refused, so that one subnet is one key.
 Values come from anybody who can write to etcd: whatever is not exactly understood raises CodecError.
@@ -87,18 +88,24 @@ def _general_subnets(key: str) -> Subnets:
 
 
 def encode_attributes(attributes: NodeAttributes) -> bytes:
-    """The value of a lease; raises CodecError when the backend's data is not JSON that can carry the flanpy object."""
+    """The value of a lease; raises CodecError when the backend's data is not JSON."""
     members: list[tuple[str, object]] = [
         ("PublicIP", str(attributes.public_ip)),
         ("PublicIPv6", None if attributes.public_ipv6 is None else str(attributes.public_ipv6)),
     ]
     if attributes.backend_type:
         members.append(("BackendType", attributes.backend_type))
-    data = _backend_data_with_flanpy(attributes)
+    data = None if attributes.backend_data is None else _parsed("BackendData", attributes.backend_data)
+    info = None if attributes.flanpy is None else _info_object(attributes.flanpy)
+    inside = info is not None and (data is None or isinstance(data, JsonObject))
+    if inside:
+        data = JsonObject((*(data.members if isinstance(data, JsonObject) else ()), ("flanpy", info)))
     if data is not None:
         members.append(("BackendData", data))
     if attributes.backend_v6_data is not None:
         members.append(("BackendV6Data", _parsed("BackendV6Data", attributes.backend_v6_data)))
+    if info is not None and not inside:
+        members.append(("flanpy", info))
     return render_json(JsonObject(tuple(members))).encode()
 
 
@@ -130,6 +137,8 @@ def _general_attributes(value: bytes) -> NodeAttributes:
     if not isinstance(root, JsonObject):
         raise CodecError('value: not a JSON object such as {"PublicIP":"192.0.2.1","PublicIPv6":null}')
     data, flanpy = _split_flanpy(root.get("BackendData"))
+    if flanpy is None and (info := root.get("flanpy")) is not None:
+        flanpy = _flanpy_info(info)
     data6 = root.get("BackendV6Data")
     return NodeAttributes(
         public_ip=_public_ip(root.get("PublicIP")),
@@ -189,15 +198,8 @@ def _backend_type(value: object) -> str:
 # ------------------------------------------------------------------------------------------------ the flanpy object
 
 
-def _backend_data_with_flanpy(attributes: NodeAttributes) -> object:
-    data = None if attributes.backend_data is None else _parsed("BackendData", attributes.backend_data)
-    if attributes.flanpy is None:
-        return data
-    if data is not None and not isinstance(data, JsonObject):
-        raise CodecError(f"BackendData: {_shown(data)} is not an object and cannot carry the flanpy object")
-    members = () if data is None else data.members
-    info = JsonObject((("node", attributes.flanpy.node), ("features", tuple(sorted(attributes.flanpy.features)))))
-    return JsonObject((*members, ("flanpy", info)))
+def _info_object(info: FlanpyInfo) -> JsonObject:
+    return JsonObject((("node", info.node), ("features", tuple(sorted(info.features)))))
 
 
 def _split_flanpy(data: object) -> tuple[object, FlanpyInfo | None]:

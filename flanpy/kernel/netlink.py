@@ -185,7 +185,7 @@ def platform_error(what: str, code: int, text: str = "") -> FlanpyError:
             return PlatformError(f"{reason}; run as root or give the capability CAP_NET_ADMIN (systemd: AmbientCapabilities=)")
         case errno.EOPNOTSUPP | errno.EAFNOSUPPORT | errno.EPROTONOSUPPORT:
             return PlatformError(f"{reason}; this kernel is built without it")
-        case errno.EBUSY | errno.EEXIST:
+        case errno.EBUSY | errno.EEXIST | errno.EADDRINUSE:
             return ResourceBusy(reason)
         case errno.EMFILE | errno.ENFILE:
             return PlatformError(f"{reason}; raise the limit of open files (systemd: LimitNOFILE=)")

@@ -96,7 +96,7 @@ def ensure_vxlan(kernel: Kernel, link: VxlanLink) -> Ensured:
     if there is None:
         there = _made(kernel, link, uplink)
         changed.append("made")
-    with explained(f"configure {link.name}"):
+    with explained(f"configure {link.name} (UDP port {link.port})"):
         changed += _change(kernel, link, there, uplink)
         changed += ensure_addresses(kernel, there.device.index, link.addresses)
         if not there.device.is_up:

@@ -204,9 +204,16 @@ def test_the_short_way_for_udp_leases_reads_what_the_long_way_reads(line: str) -
     assert told(line.encode()) == told(b" " + line.encode())
 
 
-def test_a_scalar_cannot_carry_the_flanpy_object() -> None:
-    with pytest.raises(CodecError, match="^BackendData: 3 is not an object"):
-        encode_attributes(NodeAttributes(ADDRESS, backend_data="3", flanpy=FlanpyInfo("n")))
+def test_beside_data_that_is_no_object_stands_the_flanpy_object() -> None:
+    attributes = NodeAttributes(
+        IPv4Address("192.0.2.1"), backend_type="extension", backend_data='"text"', flanpy=FlanpyInfo("n", frozenset({"ecn"}))
+    )
+    value = encode_attributes(attributes)
+    assert value == (
+        b'{"PublicIP":"192.0.2.1","PublicIPv6":null,"BackendType":"extension","BackendData":"text",'
+        b'"flanpy":{"node":"n","features":["ecn"]}}'
+    )
+    assert decode_attributes(value) == attributes
 
 
 def test_a_lease_is_a_record_understood() -> None:
