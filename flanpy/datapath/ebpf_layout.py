@@ -75,13 +75,15 @@ class Header:
 def build_snapshot(table: ForwardTable, header: Header) -> bytes:
     """The whole snapshot for a table. Raises DatapathError when the table holds what it cannot express."""
     entries = [entry for entry in table.entries if isinstance(entry.prefix, IPv4Network)]
-    hops = sorted({entry.hop for entry in entries})
+    hops = sorted(
+        set({id(entry.hop): entry.hop for entry in entries}.values())
+    )  # hashing an address is slow: once for each object
     if len(hops) > HOPS_MAX:
         raise DatapathError(f"ebpf: {len(hops)} peers in the table; at most {HOPS_MAX} can be held")
     hop_chunks = -(-len(hops) // HOPS_PER_CHUNK)
     levels = _Levels(HOPS_CHUNK + hop_chunks)
-    for prefix, word in sorted(_words(entries, hops, table.local), key=lambda pair: pair[0].prefixlen):
-        levels.put(int(prefix.network_address), prefix.prefixlen, word)
+    for length, network, word in sorted(_words(entries, hops, table.local)):
+        levels.put(network, length, word)
     packed_hops = b"".join(map(_packed_hop, hops)).ljust(hop_chunks * CHUNK_BYTES, b"\0")
     return levels.first.tobytes() + header.packed(table.generation, len(hops)) + packed_hops + levels.more.tobytes()
 
@@ -92,10 +94,16 @@ def snapshot_generation(header_chunk: bytes) -> int:
     return generation
 
 
-def _words(entries: list[TableEntry], hops: list[Hop], local: Iterable[object]) -> Iterable[tuple[IPv4Network, int]]:
+def _words(entries: list[TableEntry], hops: list[Hop], local: Iterable[object]) -> Iterable[tuple[int, int, int]]:
+    """(prefix length, network, word) of every prefix."""
     numbers = {hop: FIRST_HOP + number for number, hop in enumerate(hops)}
-    yield from ((entry.prefix, numbers[entry.hop]) for entry in entries if isinstance(entry.prefix, IPv4Network))
-    yield from ((prefix, LOCAL) for prefix in local if isinstance(prefix, IPv4Network))
+    by_object: dict[int, int] = {}
+    for entry in entries:
+        word = by_object.get(id(entry.hop))
+        if word is None:
+            word = by_object[id(entry.hop)] = numbers[entry.hop]
+        yield entry.prefix.prefixlen, int(entry.prefix.network_address), word
+    yield from ((prefix.prefixlen, int(prefix.network_address), LOCAL) for prefix in local if isinstance(prefix, IPv4Network))
 
 
 def _packed_hop(hop: Hop) -> bytes:
@@ -115,6 +123,9 @@ class _Levels:
 
     def put(self, network: int, length: int, word: int) -> None:
         """Let every address below the prefix find this word; prefixes of one length do not overlap."""
+        if length == 24:
+            self.more[self._below(self.first, network >> 16) + (network >> 8 & 0xFF)] = word
+            return
         if length <= 16:
             start, count = network >> 16, 1 << (16 - length)
             self.first[start : start + count] = array("I", [word]) * count
