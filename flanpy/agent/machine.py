@@ -99,7 +99,7 @@ class Machine:
         before = self.firewall.placement
         changed = self.firewall.converge(desired.rules)
         if (placement := self.firewall.placement) is not None and placement != before:
-            kept = {"masquerade": placement.masquerade, "forward": placement.forward}
+            kept = {"masquerade": placement.masquerade or "nothing", "forward": placement.forward or "nothing"}
             log.info("rules: masquerade by %(masquerade)s, forward by %(forward)s", kept, extra=event("rules_placed", **kept))
         return changed
 

@@ -28,7 +28,8 @@ class Firewall:
         nft = find_tool("nft")
         self._nft = NftFirewall(nft) if nft is not None else None
         self._iptables = IptablesFirewall(variant)
-        self._has_iptables = self._iptables.is_there()
+        self._there = (self._nft is not None, self._iptables.is_there())
+        self._working = (self._nft is not None and self._nft.works(), self._iptables.works())
         self._iptables_tells = self._iptables.tells_of_changes()
         self._resync_s = resync_s
         self._clock = clock
@@ -58,13 +59,19 @@ class Firewall:
         """
         if rules == self._good and self._clock() < self._due_s:
             return 0
-        placement = place(rules, has_nft=self._nft is not None, has_iptables=self._has_iptables)
+        has_nft, has_iptables = self._usable(rules)
+        placement = place(rules, has_nft=has_nft, has_iptables=has_iptables)
         sweep = rules != self._good
         self._good = None
         changed = self._apply(rules, placement, sweep)
         self._good, self._placement = rules, placement
         self._due_s = self._clock() + (QUIET_S if self.is_watched and self._is_told(placement) else self._resync_s)
         return changed
+
+    def _usable(self, rules: FirewallRules) -> tuple[bool, bool]:
+        """(nft, iptables): those that work, unless one is asked for or none does; then those that are there, so that they say why."""
+        asked = rules.tool != "auto" or (bool(rules.masquerade) and not any(self._working))
+        return self._there if asked else self._working
 
     def _is_told(self, placement: Placement) -> bool:
         return self._iptables_tells or "iptables" not in (placement.masquerade, placement.forward)
@@ -78,12 +85,13 @@ class Firewall:
 
     def _apply_nft(self, rules: FirewallRules, placement: Placement, sweep: bool) -> int:
         masquerade, forward = _part("nft", rules, placement)
-        if self._nft is None or not (masquerade or forward or sweep):
+        wanted = bool(masquerade or forward)
+        if self._nft is None or not (wanted or (sweep and self._working[0])):
             return 0
         return int(self._nft.ensure(masquerade, forward, rules.networks, sweep=sweep))
 
     def _apply_iptables(self, rules: FirewallRules, placement: Placement, sweep: bool) -> int:
-        if not self._has_iptables:
+        if not self._there[1]:
             return 0
         parts = zip((MASQUERADE, FORWARD), _part("iptables", rules, placement), strict=True)
         return sum(self._iptables.ensure(spot, part, rules.networks, sweep=sweep) for spot, part in parts)

@@ -20,6 +20,11 @@ class IptablesFirewall:
         """Whether iptables can be run here."""
         return self._tool("iptables", "restore") is not None
 
+    def works(self) -> bool:
+        """Whether it can be run, and this kernel has what it needs to read."""
+        tool = self._tool("iptables", "save")
+        return tool is not None and self.is_there() and run_tool(tool).status == 0
+
     def tells_of_changes(self) -> bool:
         """Whether this iptables is one over nftables, whose changes the kernel reports."""
         tool = self._tool("iptables")
@@ -32,7 +37,12 @@ class IptablesFirewall:
             own = of_family(rules, version)
             if not own and not (sweep and self._tool(command, "save")):
                 continue
-            there = self._read(command, spot, networks, whole=not own)
+            try:
+                there = self._read(command, spot, networks, whole=not own)
+            except PlatformError:
+                if own:
+                    raise
+                continue  # a family that this kernel does not have, and of which nothing is wanted
             if not there.is_good(spot, own):
                 tool = self._needed(command, "restore")
                 demand(tool, "--noflush", "-w", str(LOCK_WAIT_S), text=restore_text(spot, own, there))

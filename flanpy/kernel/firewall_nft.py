@@ -17,13 +17,17 @@ class NftFirewall:
         self._nft = nft
         self._accepted: tuple[Table | None, Table | None] | None = None
 
+    def works(self) -> bool:
+        """Whether this nft speaks JSON and this kernel has nftables."""
+        return run_tool(self._nft, "-j", "list", "tables").status == 0
+
     def ensure(
         self, masquerade: tuple[Rule, ...], forward: tuple[Rule, ...], networks: tuple[Network, ...], *, sweep: bool
     ) -> bool:
         """Make the table what these rules ask for; whether anything had to be done. ``sweep``: look for flanneld's tables too.
 
-        A table that this nft shows in words unknown to us, right after we have written it, counts as good: else it would be
-        written again for ever.
+        A table that this nft shows in words unknown to us right after we have written it counts as good if it has as many rules
+        as we wrote: else it would be written again for ever.
         """
         wanted, there = table_of(masquerade, forward), self.read()
         strangers = tuple(self._flannels(networks)) if sweep else ()
@@ -31,7 +35,8 @@ class NftFirewall:
             return False
         text = script(wanted, there, strangers)
         demand(self._nft, "-f", "-", text=text)
-        self._accepted = (wanted, self.read())
+        written = self.read()
+        self._accepted = (wanted, written) if _shape(written) == _shape(wanted) else None
         return True
 
     def read(self) -> Table | None:
@@ -57,3 +62,8 @@ class NftFirewall:
             listed = self._list(family, name)
             if listed is not None and names_one_of(listed, networks):
                 yield family, name
+
+
+def _shape(table: Table | None) -> list[tuple[object, int]] | None:
+    """The chains, and how many rules each has."""
+    return None if table is None else [(chain.without_rules, len(chain.rules)) for chain in table.chains]

@@ -21,7 +21,7 @@ from flanpy.core.rules import RuleOptions, plan_rules
 from flanpy.core.rules_nft import parse_table, table_of
 from flanpy.model import FirewallTool, Subnets
 from tests.support.clusters import NETWORK, Agent, Cluster, bare, cluster, eventually
-from tests.support.firewall import Flows
+from tests.support.firewall import Flows, counters_in
 
 OUTSIDE, HOST1 = "172.31.9.254", "172.31.9.1"
 
@@ -54,13 +54,19 @@ def handles(two: Cluster) -> list[int]:
     return [item["rule"]["handle"] for item in listed if "rule" in item]
 
 
+def masqueraded(two: Cluster) -> int:
+    """Packets that rule 5 of host1 has met: the first of each flow."""
+    listed = json.loads(two.sandbox.run("host1", ["nft", "-j", "list", "table", "inet", "flanpy"]).stdout)
+    return counters_in(listed)[4, "network to outside"]
+
+
 def flows(two: Cluster) -> Flows:
     return Flows(partial(two.sandbox.enter, "host1-pod1"), partial(two.sandbox.enter, None), OUTSIDE)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_restart_under_1000_new_flows_a_second_leaves_none_unmasqueraded_and_none_behind(two: Cluster, number: int) -> None:
-    before = handles(two)
+    before, count = handles(two), masqueraded(two)
     with flows(two) as sent:
         eventually(lambda: sent.sent > 500, 10, "packets before")
         two.lab.stop_agent("host1", number)
@@ -68,6 +74,7 @@ def test_a_restart_under_1000_new_flows_a_second_leaves_none_unmasqueraded_and_n
         two.lab.start_agents(["host1"])
         eventually(lambda at=sent.sent: sent.sent > at + 500, 10, "packets after")  # type: ignore[misc]
     assert sent.sources == {HOST1: sent.sent}
+    assert masqueraded(two) == count + sent.sent
     assert handles(two) == before, "the rules were good, and so nobody wrote them"
 
 

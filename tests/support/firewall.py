@@ -9,6 +9,7 @@ Both families; IPv6 has fd00:244:0:7::2, fd00:244:0:9::2, fd00:20::2 and 2001:db
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import socket
@@ -131,8 +132,7 @@ def node() -> Iterator[Node]:
 def counters(where: Namespace, kind: str) -> dict[tuple[int | None, str], int]:
     """Packets that each of our rules has met, by (IP version, comment); ``kind`` is nft, iptables-nft or iptables-legacy."""
     if kind == "nft":
-        listed = json.loads(where.run("nft", "-j", "list", "table", "inet", "flanpy"))["nftables"]
-        return {_key(item["rule"]): _packets(item["rule"]) for item in listed if "rule" in item}
+        return counters_in(json.loads(where.run("nft", "-j", "list", "table", "inet", "flanpy")))
     found = {}
     for version, command in ((4, kind), (6, kind.replace("ip", "ip6", 1))):
         for line in where.run(f"{command}-save", "-c").splitlines():
@@ -140,6 +140,11 @@ def counters(where: Namespace, kind: str) -> dict[tuple[int | None, str], int]:
             if matched:
                 found[version, matched[2]] = int(matched[1])
     return found
+
+
+def counters_in(listed: dict[str, list[dict[str, dict[str, object]]]]) -> dict[tuple[int | None, str], int]:
+    """The counters of a table that nft has listed."""
+    return {_key(item["rule"]): _packets(item["rule"]) for item in listed["nftables"] if "rule" in item}
 
 
 def _key(rule: dict[str, object]) -> tuple[int | None, str]:
@@ -158,6 +163,10 @@ def _packets(rule: dict[str, object]) -> int:
 
 Enter = Callable[[], AbstractContextManager[None]]
 """What moves the calling thread into a network namespace."""
+
+
+_ports = itertools.cycle(range(10000, 65000))
+"""Source ports of all flows: none comes again while connection tracking may remember it (30 s)."""
 
 
 class Flows:
@@ -199,7 +208,7 @@ class Flows:
         with self._source():
             while not self._stop.is_set():
                 with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
-                    out.bind(("", 10000 + self.sent % 50000))
+                    out.bind(("", next(_ports)))
                     out.sendto(b"x", (self._address, PORT))
                 self.sent += 1
                 due += self._pause_s
