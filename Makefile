@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 STAMP := build/.built
 SOURCES := $(shell find csrc -name '*.[ch]' -not -path 'csrc/fuzz/*') $(wildcard flanpy/*/*_build.py) setup.py pyproject.toml
 
-.PHONY: help setup build demo test test-unit bench fuzz lint format pin clean distclean
+.PHONY: help setup build demo test test-unit bench fuzz lint format reference pin clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ lint: build ## ruff, mypy strict, C warnings as errors
 
 format: build ## let ruff format the Python files
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+reference: build ## write docs/reference.md from the code
+	@$(BIN)/python scripts/reference.py
 
 pin: setup ## pin the newest dependencies anew
 	@$(BIN)/python -m pip install --quiet --upgrade -r requirements/test.in
