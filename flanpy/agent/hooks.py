@@ -79,6 +79,7 @@ class Hooks:
         """These are to have begun, and no others; returns what is wrong now: commands that failed, essential ones not yet done."""
         with self._lock:
             self._wanted, self._news = hooks, False
+            self._problems = {hook: text for hook, text in self._problems.items() if hook in hooks ^ self._begun}
             if self._thread is None and hooks:
                 self._thread = threading.Thread(target=self._run, name="hooks", daemon=True)
                 self._thread.start()

@@ -95,7 +95,9 @@ def test_data_that_is_no_text_is_refused_and_a_command_that_fails_is_said(two: C
 
     def said() -> bool:
         problems = "\n".join(two.status("host1")["problems"])
-        return refused in problems and failed in problems
+        assert refused in problems, problems
+        assert failed in problems, problems
+        return True
 
     two.sandbox.run("host1", ["ip", "route", "add", "unreachable", "198.51.100.9"])
     eventually(said, 10, "both are said")
