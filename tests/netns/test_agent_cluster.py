@@ -18,28 +18,7 @@ import pytest
 
 from flanpy.lab.cluster import IMPORT_PATH
 from tests.support.clusters import Cluster, cluster, eventually
-
-SERVE = """
-import hashlib, socket, sys
-with socket.create_server(("", 5001)) as server:
-    print("listening", flush=True)
-    client, _ = server.accept()
-    digest = hashlib.sha256()
-    while chunk := client.recv(1 << 20):
-        digest.update(chunk)
-    print(digest.hexdigest())
-"""
-SEND = """
-import hashlib, random, socket, sys
-data = random.Random(7).randbytes(1 << 20)
-digest = hashlib.sha256()
-with socket.create_connection((sys.argv[1], 5001), timeout=10) as client:
-    for number in range(64):
-        block = number.to_bytes(4, "big") + data
-        client.sendall(block)
-        digest.update(block)
-print(digest.hexdigest())
-"""
+from tests.support.transfers import transfer
 
 
 @pytest.fixture(scope="module", params=["userspace", "ebpf"])
@@ -85,12 +64,9 @@ def test_pods_reach_each_other_and_every_packet_is_counted(two: Cluster) -> None
 
 @pytest.mark.parametrize(("source", "target"), [("host1-pod1", "host2-pod1"), ("host2-pod1", "host1-pod1")])
 def test_what_is_sent_arrives_whole(two: Cluster, source: str, target: str) -> None:
-    server = two.sandbox.popen(target, ["python3", "-c", SERVE])
-    assert server.stdout is not None
-    assert server.stdout.readline() == "listening\n"
-    sent = two.sandbox.run(source, ["python3", "-c", SEND, two.pod(target)]).stdout
-    assert server.communicate(timeout=30)[0] == sent
-    assert len(sent.strip()) == hashlib.sha256().digest_size * 2
+    sent, arrived = transfer(two, source, target)
+    assert sent == arrived
+    assert len(sent) == hashlib.sha256().digest_size * 2
 
 
 @pytest.mark.parametrize(("size", "fits"), [(1472 - 28, True), (1473 - 28, False)])
