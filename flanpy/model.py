@@ -247,7 +247,18 @@ class VxlanLink:
     gbp: bool = False
 
 
-Link = VxlanLink
+@dataclass(frozen=True, slots=True)
+class IpipLink:
+    """An IP-in-IP tunnel device as it should be: from ``local`` to wherever a route's gateway says."""
+
+    name: str
+    local: Address
+    uplink: str
+    mtu_bytes: int
+    addresses: tuple[Interface, ...]
+
+
+Link = VxlanLink | IpipLink
 """A device that the kernel carries packets through by itself."""
 
 

@@ -16,10 +16,11 @@ from types import MappingProxyType
 from flanpy.agent.logs import event
 from flanpy.core.reconcile import Difference, diff
 from flanpy.errors import FlanpyError
-from flanpy.kernel import neighbours, routes, vxlan
+from flanpy.kernel import ipip, neighbours, routes, vxlan
+from flanpy.kernel.links import Ensured
 from flanpy.kernel.neighbours import Entry, Failed
 from flanpy.kernel.netlink import Kernel
-from flanpy.model import DesiredState, FdbEntry, Neighbour, Route
+from flanpy.model import DesiredState, FdbEntry, IpipLink, Link, Neighbour, Route, VxlanLink
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ def ensure_links(kernel: Kernel, desired: DesiredState, problems: list[str]) -> 
     count = 0
     for link in desired.links:
         try:
-            changed = vxlan.ensure_vxlan(kernel, link).changed
+            changed = _ensure(kernel, link).changed
         except FlanpyError as error:
             problems.append(str(error))
             continue
@@ -45,6 +46,14 @@ def ensure_links(kernel: Kernel, desired: DesiredState, problems: list[str]) -> 
             log.info("%s: %s", link.name, ", ".join(changed), extra=event("link_changed", device=link.name, changes=changed))
         count += len(changed)
     return count
+
+
+def _ensure(kernel: Kernel, link: Link) -> Ensured:
+    match link:
+        case VxlanLink():
+            return vxlan.ensure_vxlan(kernel, link)
+        case IpipLink():
+            return ipip.ensure_ipip(kernel, link)
 
 
 def converge_routes(kernel: Kernel, desired: DesiredState, problems: list[str]) -> int:
@@ -60,10 +69,11 @@ def converge_routes(kernel: Kernel, desired: DesiredState, problems: list[str]) 
 
 
 def _entry_difference(kernel: Kernel, desired: DesiredState) -> Difference[Entry]:
-    if not desired.links:
+    names = [link.name for link in desired.links if isinstance(link, VxlanLink)]
+    if not names:
         return Difference()
     wanted: frozenset[Entry] = frozenset((*desired.neighbours, *desired.fdb))
-    return diff(wanted, neighbours.list_entries(kernel, (link.name for link in desired.links)))
+    return diff(wanted, neighbours.list_entries(kernel, names))
 
 
 def _removable(entries: Difference[Entry]) -> list[Entry]:
