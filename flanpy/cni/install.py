@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import flanpy
@@ -82,7 +83,8 @@ def _write(path: Path, text: str, mode: int) -> None:
         beside.chmod(mode)
         beside.replace(path)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):
+            beside.unlink()
         raise PlatformError(
             f"{path}: cannot be written: {error.strerror}; are you root, and is it the runtime's directory?"
         ) from error
