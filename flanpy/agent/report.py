@@ -129,6 +129,7 @@ def _status(state: State, machine: Machine, underlay: Underlay, readiness: Readi
             "refused": len(view.refusals) if view else 0,
         },
         "datapath": _datapath(machine) or _kernel_datapath(state),
+        "rules": _rules(machine),
         "reconcile": _reconcile(state.passes),
     }
 
@@ -171,6 +172,12 @@ def _etcd(state: State, now_s: float) -> dict[str, Any]:
         "problem": state.store_problem,
         "last_word_s_ago": round(now_s - state.last_store_word_s, 3) if state.last_store_word_s else None,
     }
+
+
+def _rules(machine: Machine) -> dict[str, str | None] | None:
+    """Which tool keeps masquerade and forward rules; None before that has been decided."""
+    placement = machine.firewall.placement
+    return None if placement is None else {"masquerade": placement.masquerade, "forward": placement.forward}
 
 
 def _datapath(machine: Machine) -> dict[str, Any] | None:

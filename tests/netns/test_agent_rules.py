@@ -122,6 +122,7 @@ def test_a_blackhole_keeps_what_is_for_nobody_here_from_going_round(two: Cluster
 def test_nothing_is_said_against_ip_masq_any_more(two: Cluster) -> None:
     log = two.log("host1")
     assert "unsupported_option" not in log
+    assert two.status("host1")["rules"] == {"masquerade": "nft", "forward": "nft"}
     assert "rules_placed: rules: masquerade by nft, forward by nft" in log
 
 
