@@ -19,6 +19,7 @@ import pytest
 from flanpy.errors import PlatformError
 from flanpy.kernel import firewall_tool
 from flanpy.kernel.firewall import Firewall, find_rules, remove_rules
+from flanpy.kernel.firewall_nft import NftFirewall
 from flanpy.kernel.firewall_watch import RulesWatch
 from flanpy.model import FirewallRules, FirewallTool
 from tests.support.firewall import ADDRESSES, FLANNEL0, OUT0, PORT, Node, counters, node, rules
@@ -199,6 +200,33 @@ def test_a_running_keeper_looks_again_when_it_is_told_of_a_change_or_when_it_is_
     assert firewall.converge(rules()) == 0
     now[0] += 5.0
     assert not firewall.is_due(), "the kernel would have told"
+
+
+def test_iptables_legacy_is_looked_at_by_the_clock_for_nobody_tells_of_its_changes(ns: Namespace) -> None:
+    now = [100.0]
+    firewall = Firewall(5.0, variant="legacy", clock=lambda: now[0])
+    firewall.is_watched = True
+    assert firewall.converge(rules(tool="iptables")) == 2
+    ns.run("iptables-legacy", "-t", "nat", "-F")
+    assert not firewall.is_due()
+    now[0] += 5.0
+    assert firewall.is_due()
+    assert firewall.converge(rules(tool="iptables")) == 1
+    assert "-A POSTROUTING" in ns.run("iptables-legacy-save")
+
+
+def test_an_nft_that_speaks_in_other_words_is_not_made_to_write_for_ever(ns: Namespace, tmp_path: Path) -> None:
+    strange = tmp_path / "nft"
+    strange.write_text("""#!/bin/bash\nset -o pipefail\nnft "$@" | sed 's/"masquerade"/"masq"/g'\n""")
+    strange.chmod(0o755)
+    wanted = rules()
+    keeper = NftFirewall(str(strange))
+    arguments = (wanted.masquerade, wanted.forward, wanted.networks)
+    assert keeper.ensure(*arguments, sweep=False)
+    assert not keeper.ensure(*arguments, sweep=False)
+    ns.run("nft", "insert", "rule", "inet", "flanpy", "postrouting", "accept")
+    assert keeper.ensure(*arguments, sweep=False)
+    assert not keeper.ensure(*arguments, sweep=False)
 
 
 FOREIGN_NFT = "table inet mine { chain c { type filter hook forward priority 5; ip saddr 10.244.0.0/16 accept; }; }"

@@ -22,6 +22,7 @@ from functools import partial
 
 from flanpy.config.network import parse_network_config
 from flanpy.core.rules import RuleOptions, plan_rules
+from flanpy.datapath.sockets import SO_RCVBUFFORCE
 from flanpy.model import FirewallRules, FirewallTool, Subnets
 from tests.support.namespaces import Namespace, inside, namespace
 
@@ -182,7 +183,7 @@ class Flows:
         self._threads = [threading.Thread(target=self._send), threading.Thread(target=self._receive)]
         with target():
             self._receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+        self._receiver.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 32 << 20)
         self._receiver.bind(("", PORT))
         self._receiver.settimeout(0.5)
         self.sent = 0
