@@ -258,7 +258,29 @@ class IpipLink:
     addresses: tuple[Interface, ...]
 
 
-Link = VxlanLink | IpipLink
+@dataclass(frozen=True, slots=True)
+class WireguardPeer:
+    """A peer of a WireGuard device: keys are base64 text; ``preshared_key`` "" for none, ``keepalive_s`` 0 for none."""
+
+    public_key: str
+    endpoint: Hop
+    allowed: tuple[Network, ...]
+    keepalive_s: int = 0
+    preshared_key: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class WireguardLink:
+    """A WireGuard device as it should be, with all its peers. Its private key is the machine's business, and is in no plan."""
+
+    name: str
+    port: int
+    mtu_bytes: int
+    addresses: tuple[Interface, ...]
+    peers: tuple[WireguardPeer, ...]
+
+
+Link = VxlanLink | IpipLink | WireguardLink
 """A device that the kernel carries packets through by itself."""
 
 
@@ -309,6 +331,8 @@ class LocalFacts:
     """MAC of each VXLAN device that is there, by name."""
     startup_output: str | None = None
     """What the extension backend's PreStartupCommand has printed; None when there is no such command."""
+    public_key: str = ""
+    """The public half of this node's WireGuard key, base64."""
 
 
 @dataclass(frozen=True, slots=True, order=True)

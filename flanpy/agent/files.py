@@ -5,6 +5,7 @@ Knows paths and bytes; what stands in subnet.env is rendered by ``core.subnet_en
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import fcntl
 import os
@@ -14,9 +15,11 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from flanpy.core.x25519 import KEY_BYTES, clamped
 from flanpy.errors import PlatformError, ResourceBusy
 
 NODE_ID_FILE = "node-id"
+WIREGUARD_KEY_FILE = "wireguard-key"
 
 
 def make_directory(path: Path, flag: str) -> None:
@@ -66,6 +69,24 @@ def node_id(state_dir: Path) -> str:
             f"--state-dir: cannot write {path}: {error.strerror}; without a kept node id a restart could take another subnet"
         ) from error
     return fresh
+
+
+def wireguard_key(state_dir: Path) -> bytes:
+    """This node's private WireGuard key: made once, then read for ever; flannel's WIREGUARD_KEY_FILE moves it. Raises PlatformError.
+
+    A damaged file is not replaced: the operator may have a copy, and a new key would cut connections without need.
+    """
+    path = Path(os.environ.get("WIREGUARD_KEY_FILE") or state_dir / WIREGUARD_KEY_FILE)
+    try:
+        if not path.exists():
+            fresh = clamped(os.urandom(KEY_BYTES))
+            write_atomically(path, base64.b64encode(fresh).decode() + "\n", 0o600)
+        key = base64.b64decode(path.read_text(encoding="ascii").strip(), validate=True)
+    except (OSError, ValueError) as error:
+        raise PlatformError(f"{path}: cannot keep the WireGuard key there: {error}") from error
+    if len(key) != KEY_BYTES:
+        raise PlatformError(f"{path}: not a WireGuard key as `wg genkey` prints it; restore it, or delete it for a new one")
+    return key
 
 
 @contextlib.contextmanager

@@ -250,7 +250,7 @@ class Loop:
     def _identify(self, config: NetworkConfig) -> None:
         """Let our lease say what the backend wants it to. Raises ConfigError or PlatformError when this node cannot run it."""
         backend = backends.find(config.backend.type)
-        facts = self._machine.facts(self._identity.node_id, backends.startup(config))
+        facts = self._machine.facts(self._identity.node_id, config, self._options.state_dir)
         attributes = backend.attributes(self._identity.attributes, config, facts)
         self._identity = replace(self._identity, attributes=attributes)
 

@@ -6,23 +6,29 @@ has removed our work: it looks at what is there and does what is missing. What f
 
 from __future__ import annotations
 
+import base64
 import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
+from pathlib import Path
 
-from flanpy.agent import overlay
+from flanpy import backends
+from flanpy.agent import files, overlay
 from flanpy.agent.datapaths import Choice, open_datapath, remove_leftovers
 from flanpy.agent.hooks import Hooks, run_command
 from flanpy.agent.logs import event
+from flanpy.backends import wireguard
+from flanpy.core.x25519 import public_key
 from flanpy.datapath import Datapath, DatapathSettings, DatapathStats
 from flanpy.errors import DatapathError, FlanpyError
 from flanpy.kernel import links
 from flanpy.kernel.firewall import Firewall
 from flanpy.kernel.netlink import Kernel
 from flanpy.kernel.routes import list_routes
-from flanpy.model import Command, DesiredState, ForwardTable, LocalFacts, Route
+from flanpy.kernel.wireguard import WireguardDevices
+from flanpy.model import DesiredState, ForwardTable, LocalFacts, NetworkConfig, Route
 
 log = logging.getLogger(__name__)
 
@@ -58,11 +64,18 @@ class Machine:
         self._wanted = False
         self._swept = False
         self._hooks = Hooks()
+        self._wireguard = WireguardDevices("")
 
-    def facts(self, node_id: str, startup: Command | None = None) -> LocalFacts:
-        """What a backend has to know of this machine before there is a lease, after running its command. Raises PlatformError."""
+    def facts(self, node_id: str, config: NetworkConfig, state_dir: Path) -> LocalFacts:
+        """What a backend has to know of this machine before there is a lease. Raises ConfigError or PlatformError."""
+        startup = backends.startup(config)
         said = None if startup is None else run_command("PreStartupCommand", startup)
-        return LocalFacts(node_id, overlay.vxlan_macs(self._kernel), said)
+        public = ""
+        if config.backend.type == wireguard.TYPE:
+            private = files.wireguard_key(state_dir)
+            self._wireguard = WireguardDevices(base64.b64encode(private).decode())
+            public = base64.b64encode(public_key(private)).decode()
+        return LocalFacts(node_id, overlay.vxlan_macs(self._kernel), said, public)
 
     def converge(self, desired: DesiredState, settings: DatapathSettings | None) -> Outcome:
         """One pass; never raises FlanpyError, for what cannot be done now is done by a later pass."""
@@ -71,7 +84,7 @@ class Machine:
         changed = 0
         steps: tuple[Callable[[], int], ...] = (
             lambda: self._converge_datapath(desired, settings),
-            lambda: overlay.ensure_links(self._kernel, desired, problems),
+            lambda: overlay.ensure_links(self._kernel, desired, self._wireguard, problems),
             lambda: overlay.converge_routes(self._kernel, desired, problems),
             lambda: self._converge_rules(desired),
         )

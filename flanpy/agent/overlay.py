@@ -20,7 +20,8 @@ from flanpy.kernel import ipip, neighbours, routes, vxlan
 from flanpy.kernel.links import Ensured
 from flanpy.kernel.neighbours import Entry, Failed
 from flanpy.kernel.netlink import Kernel
-from flanpy.model import DesiredState, FdbEntry, IpipLink, Link, Neighbour, Route, VxlanLink
+from flanpy.kernel.wireguard import WireguardDevices
+from flanpy.model import DesiredState, FdbEntry, IpipLink, Link, Neighbour, Route, VxlanLink, WireguardLink
 
 log = logging.getLogger(__name__)
 
@@ -33,12 +34,12 @@ def vxlan_macs(kernel: Kernel) -> Mapping[str, str]:
     return MappingProxyType({name: found.mac for name, found in vxlan.list_vxlan(kernel).items()})
 
 
-def ensure_links(kernel: Kernel, desired: DesiredState, problems: list[str]) -> int:
+def ensure_links(kernel: Kernel, desired: DesiredState, wireguard: WireguardDevices, problems: list[str]) -> int:
     """Each device as it should be; one that cannot be had is said and does not keep the others waiting."""
     count = 0
     for link in desired.links:
         try:
-            changed = _ensure(kernel, link).changed
+            changed = _ensure(kernel, link, wireguard).changed
         except FlanpyError as error:
             problems.append(str(error))
             continue
@@ -48,12 +49,14 @@ def ensure_links(kernel: Kernel, desired: DesiredState, problems: list[str]) -> 
     return count
 
 
-def _ensure(kernel: Kernel, link: Link) -> Ensured:
+def _ensure(kernel: Kernel, link: Link, wireguard: WireguardDevices) -> Ensured:
     match link:
         case VxlanLink():
             return vxlan.ensure_vxlan(kernel, link)
         case IpipLink():
             return ipip.ensure_ipip(kernel, link)
+        case WireguardLink():
+            return wireguard.ensure(kernel, link)
 
 
 def converge_routes(kernel: Kernel, desired: DesiredState, problems: list[str]) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Protocol, cast
 
-from flanpy.backends import alloc, extension, host_gw, ipip, udp, vxlan
+from flanpy.backends import alloc, extension, host_gw, ipip, udp, vxlan, wireguard
 from flanpy.core.membership import View
 from flanpy.errors import ConfigError
 from flanpy.model import Command, DesiredState, Lease, LocalFacts, NetworkConfig, NodeAttributes, Uplink
@@ -39,6 +39,7 @@ BACKENDS: Mapping[str, Backend] = MappingProxyType(
         "alloc": cast(Backend, alloc),
         "extension": cast(Backend, extension),
         "ipip": cast(Backend, ipip),
+        "wireguard": cast(Backend, wireguard),
     }
 )
 

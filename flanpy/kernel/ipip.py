@@ -23,7 +23,6 @@ KIND = "ipip"
 _IFINFOMSG = struct.Struct("=BxHiII")
 _ALL = _IFINFOMSG.pack(0, 0, 0, 0, 0)
 _LINKINFO, _INFO_DATA, _LOCAL, _REMOTE = 18, 2, 2, 3
-_LACKING = frozenset((errno.EOPNOTSUPP, errno.ENOENT, errno.EINVAL))
 
 
 def ensure_ipip(kernel: Kernel, link: IpipLink) -> Ensured:
@@ -51,7 +50,7 @@ def _made(kernel: Kernel, link: IpipLink) -> Device:
         try:
             kernel.ip.link("add", ifname=link.name, kind=KIND, ipip_local=str(link.local), ipip_remote="0.0.0.0")
         except NetlinkError as error:
-            if error.code not in _LACKING:
+            if error.code != errno.EOPNOTSUPP:
                 raise
             raise PlatformError(
                 f"{link.name}: this kernel has no IP-in-IP tunnels (option CONFIG_NET_IPIP, module ipip): modprobe ipip, take a kernel "
@@ -67,7 +66,8 @@ def _made(kernel: Kernel, link: IpipLink) -> Device:
 def _ends(kernel: Kernel, name: str) -> tuple[IPv4Address, IPv4Address]:
     """Local and remote address of the tunnel of this name."""
     found = settled("list the tunnels", lambda: (bytes(body) for _, body in kernel.dump(RTM_GETLINK, _ALL)))
-    for body in map(memoryview, found):
+    for copied in found:
+        body = memoryview(copied)
         device = parse_device(body)
         if device is not None and device.name == name and device.kind == KIND:
             info = attributes(memoryview(attributes(body, _IFINFOMSG.size).get(_LINKINFO, b"")), 0)

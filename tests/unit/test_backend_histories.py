@@ -18,6 +18,7 @@ from flanpy.model import DesiredState, LocalFacts, NodeAttributes, Record, Recor
 from tests.support.backends import UPLINK, config, lease
 
 KINDS = tuple(sorted(backends.BACKENDS))
+KEY = "//////////////////////////////////////////8="
 OWN_SUBNET = IPv4Network("10.5.1.0/24")
 DATA = st.sampled_from(
     [
@@ -28,6 +29,7 @@ DATA = st.sampled_from(
         '{"VNI":9,"VtepMAC":"02:00:00:00:00:%02x"}',
         '{"VtepMAC":"ff:ff:ff:ff:ff:ff"}',
         '{"PublicKey":"%02xAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="}',
+        '{"PublicKey":"//////////////////////////////////////////8="}',
         '"text"',
         "[1]",
     ]
@@ -68,7 +70,7 @@ def history(steps: list[tuple[int, str, int, str, str | None]]) -> tuple[Members
 
 def own(kind: str) -> NodeAttributes:
     base = NodeAttributes(IPv4Address("192.0.2.1"))
-    return backends.find(kind).attributes(base, config(kind), LocalFacts("node"))
+    return backends.find(kind).attributes(base, config(kind), LocalFacts("node", public_key=KEY))
 
 
 def planned(kind: str, members: Membership) -> DesiredState:

@@ -1,0 +1,55 @@
+"""The ipip backend: on a kernel that has it two real agents and packets between them; on one that lacks it, what the agent says.
+
+`make test-vm` runs this on a stock kernel, which has it. Topology as in test_vxlan_cluster.
+"""
+
+import json
+import subprocess
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+from flanpy.model import Route
+from tests.support import kernel_state
+from tests.support.clusters import Agent, bare, cluster, eventually
+from tests.support.namespaces import inside, namespace
+
+NETWORK = json.dumps({"Network": "10.244.0.0/16", "Backend": {"Type": "ipip"}})
+
+
+def has_ipip() -> bool:
+    with namespace() as made, inside(made):
+        return (
+            subprocess.run(
+                ["ip", "link", "add", "probe", "type", "ipip", "local", "192.0.2.1"], capture_output=True, check=False
+            ).returncode
+            == 0
+        )
+
+
+def test_ipip_carries_packets_or_the_agent_names_the_option(tmp_path: Path) -> None:
+    if has_ipip():
+        _carries(tmp_path)
+    else:
+        _names_the_option(tmp_path)
+
+
+def _carries(logs: Path) -> None:
+    with cluster(logs, hosts=2, pods=1, network=NETWORK) as two:
+        subnet = IPv4Network(two.subnet("host2"))
+        expected = frozenset({Route(subnet, "flannel.ipip", gateway=IPv4Address("172.31.9.2"), onlink=True)})
+        eventually(lambda: kernel_state.routes(two, "host1") == expected, 20, "the route of the peer")
+        eventually(lambda: two.ping("host1-pod1", "host2-pod1") == 3, 20, "the pods reach each other")
+        assert two.lab.lease("host1").mtu_bytes == 1480  # type: ignore[union-attr]
+        before = kernel_state.index(two, "host1", "flannel.ipip")
+        two.lab.stop_agent("host1")
+        two.sandbox.run("host1", ["ip", "link", "set", "flannel.ipip", "mtu", "1300"])
+        two.lab.start_agents(["host1"])
+        assert kernel_state.index(two, "host1", "flannel.ipip") == before
+        two.sandbox.run("host1", ["ip", "link", "del", "flannel.ipip"])
+        eventually(lambda: two.ping("host1-pod1", "host2-pod1") == 3, 20, "the device is made again")
+
+
+def _names_the_option(logs: Path) -> None:
+    with bare(logs, network=NETWORK) as one, Agent(one, "--iface=eth0") as agent:
+        agent.says("flannel.ipip: this kernel has no IP-in-IP tunnels (option CONFIG_NET_IPIP, module ipip): modprobe ipip", 60)
+        assert not agent.subnet_env.exists()
