@@ -10,6 +10,7 @@ because gRPC's call credentials need TLS.
 
 from __future__ import annotations
 
+import importlib
 import threading
 import time
 from collections.abc import Callable
@@ -60,6 +61,20 @@ _UNANSWERED = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
 _TOKEN_TROUBLE = ("invalid auth token", "auth store's revision is too old", "revision in header is too old")
 _NEVER_SENT = ("failed to connect to all addresses", "DNS resolution failed", "Domain name not found")
 _CERTIFICATE_TROUBLE = ("CERTIFICATE", "certificate", "TLSV1_ALERT", "SSL_ERROR_SSL", "verification check")
+
+
+def _sleep_longer() -> None:
+    """Let a thread that waits in gRPC for an answer wake by the answer alone.
+
+    gRPC's synchronous calls look ten times a second whether a signal has come, which only the main thread could see; an idle watch
+    so costs more CPU than all else of the agent. The constant is gRPC's own and private: without it nothing changes.
+    """
+    common = importlib.import_module("grpc._common")
+    if hasattr(common, "MAXIMUM_WAIT_TIMEOUT"):
+        common.MAXIMUM_WAIT_TIMEOUT = 5.0
+
+
+_sleep_longer()
 
 
 class Link:
