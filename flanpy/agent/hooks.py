@@ -75,8 +75,8 @@ class Hooks:
         self._closing = False
         self._thread: threading.Thread | None = None
 
-    def want(self, hooks: frozenset[Hook]) -> tuple[str, ...]:
-        """These are to have begun, and no others; returns what is wrong now: commands that failed, essential ones not yet done."""
+    def want(self, hooks: frozenset[Hook]) -> tuple[list[str], list[str]]:
+        """These are to have begun, and no others; returns what is wrong with essential ones (not done yet), and with the others."""
         with self._lock:
             self._wanted, self._news = hooks, False
             self._problems = {hook: text for hook, text in self._problems.items() if hook in hooks ^ self._begun}
@@ -85,7 +85,9 @@ class Hooks:
                 self._thread.start()
             self._lock.notify()
             waiting = {hook: f"{hook.name}: still runs" for hook in hooks - self._begun if hook.essential}
-            return tuple(sorted({**waiting, **self._problems}.values()))
+            wrong = sorted({**waiting, **self._problems}.items(), key=lambda item: item[1])
+            essential = [text for hook, text in wrong if hook.essential]
+            return essential, [text for hook, text in wrong if not hook.essential]
 
     def news(self) -> bool:
         """Whether ``want`` would say something else than the last time."""

@@ -15,6 +15,7 @@ import queue
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from ipaddress import IPv6Address
 from typing import Any
 
 from flanpy import backends
@@ -251,8 +252,13 @@ class Loop:
         """Let our lease say what the backend wants it to. Raises ConfigError or PlatformError when this node cannot run it."""
         backend = backends.find(config.backend.type)
         facts = self._machine.facts(self._identity.node_id, config, self._options.state_dir)
-        attributes = backend.attributes(self._identity.attributes, config, facts)
-        self._identity = replace(self._identity, attributes=attributes)
+        base = replace(self._identity.attributes, public_ipv6=self._public_ipv6(config))
+        self._identity = replace(self._identity, attributes=backend.attributes(base, config, facts))
+
+    def _public_ipv6(self, config: NetworkConfig | None) -> IPv6Address | None:
+        """The IPv6 address that peers reach us by; one of the uplink's own only where the cluster has IPv6."""
+        own = self._underlay.uplink.address6 if config is not None and config.enable_ipv6 else None
+        return self._options.public_ipv6 or own
 
     def _start_leasing(self, config: NetworkConfig) -> None:
         self._state.lease, effects = leasing.start(self._identity, config, time.monotonic())
@@ -342,6 +348,8 @@ class Loop:
         if state.outcome.problems:
             self._converge_failed(state.outcome.problems)
         else:
+            state.failures = 0
+        if state.outcome.usable:
             self._converged(state.config, state.plan)
 
     def _numbered(self, plan: Plan) -> Plan:
@@ -360,15 +368,15 @@ class Loop:
             return
         address = self._options.public_ip or self._underlay.uplink.address
         attributes = self._identity.attributes
-        if address is None or address == attributes.public_ip:
+        moved = replace(attributes, public_ip=address or attributes.public_ip, public_ipv6=self._public_ipv6(self._state.config))
+        if moved == attributes:
             return
-        self._identity = replace(self._identity, attributes=replace(attributes, public_ip=address))
+        self._identity = replace(self._identity, attributes=moved)
         self._feed(leasing.AttributesChanged(self._identity.attributes))
 
     def _converged(self, config: NetworkConfig, plan: Plan) -> None:
         state = self._state
-        state.failures = 0
-        if state.outcome is not None and state.outcome.changed:
+        if state.outcome is not None and state.outcome.changed and not state.outcome.problems:
             log.info(
                 "in sync: %d peers%s (%.1f ms)",
                 len(plan.view.peers),

@@ -40,6 +40,8 @@ class Outcome:
     problems: tuple[str, ...]
     changed: int
     seconds: float
+    usable: bool = False
+    """Whether this node can be used: what is wrong, if anything, concerns single peers."""
 
 
 @dataclass(slots=True)
@@ -81,11 +83,12 @@ class Machine:
         """One pass; never raises FlanpyError, for what cannot be done now is done by a later pass."""
         started = time.monotonic()
         problems: list[str] = []
+        peer_problems: list[str] = []
         changed = 0
         steps: tuple[Callable[[], int], ...] = (
             lambda: self._converge_datapath(desired, settings),
             lambda: overlay.ensure_links(self._kernel, desired, self._wireguard, problems),
-            lambda: overlay.converge_routes(self._kernel, desired, problems),
+            lambda: overlay.converge_routes(self._kernel, desired, problems, peer_problems),
             lambda: self._converge_rules(desired),
         )
         for step in steps:
@@ -93,8 +96,10 @@ class Machine:
                 changed += step()
             except FlanpyError as error:
                 problems.append(str(error))
-        problems += self._hooks.want(desired.hooks)
-        return Outcome(tuple(problems), changed, time.monotonic() - started)
+        essential, others = self._hooks.want(desired.hooks)
+        problems += essential
+        peer_problems += others
+        return Outcome((*problems, *peer_problems), changed, time.monotonic() - started, usable=not problems)
 
     def _converge_datapath(self, desired: DesiredState, settings: DatapathSettings | None) -> int:
         self._wanted = settings is not None

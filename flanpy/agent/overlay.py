@@ -59,15 +59,20 @@ def _ensure(kernel: Kernel, link: Link, wireguard: WireguardDevices) -> Ensured:
             return wireguard.ensure(kernel, link)
 
 
-def converge_routes(kernel: Kernel, desired: DesiredState, problems: list[str]) -> int:
-    """Routes, and the entries that they lead through; returns how much was done."""
+def converge_routes(kernel: Kernel, desired: DesiredState, problems: list[str], peer_problems: list[str]) -> int:
+    """Routes, and the entries that they lead through; returns how much was done.
+
+    What fails for a single peer (a route by a gateway, an entry) is told apart from what concerns them all.
+    """
     entries = _entry_difference(kernel, desired)
     failed = neighbours.write_entries(kernel, entries.add)
     routing = diff(desired.routes, routes.list_routes(kernel) | _adoptable(kernel, desired))
     applied = routes.apply(kernel, routing)
     failed += neighbours.remove_entries(kernel, _removable(entries))
-    problems += [f"route {route.destination} dev {route.device}: {reason}" for route, reason in applied.failed]
-    problems += [_told(failure) for failure in failed]
+    for route, reason in applied.failed:
+        concerned = problems if route.gateway is None else peer_problems
+        concerned.append(f"route {route.destination} dev {route.device}: {reason}")
+    peer_problems += [_told(failure) for failure in failed]
     return len(applied.added) + len(applied.removed) + len(entries.add) + len(entries.remove) - len(failed)
 
 

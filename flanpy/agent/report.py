@@ -68,7 +68,7 @@ def summary(state: State, machine: Machine, underlay: Underlay, readiness: Readi
 
 
 def _ready(state: State, readiness: Readiness) -> bool:
-    synced = state.outcome is not None and not state.outcome.problems
+    synced = state.outcome is not None and state.outcome.usable
     return readiness.ready and synced and state.lease is not None and state.lease.held is not None
 
 

@@ -3,7 +3,6 @@
 import json
 import signal
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
@@ -90,18 +89,18 @@ def test_host_gw_loses_no_packet_while_the_agent_is_away_and_takes_over_flanneld
     ]
 
 
-def test_a_route_that_somebody_made_otherwise_is_said_and_left(gateways: Cluster) -> None:
+def test_a_route_that_somebody_made_otherwise_is_said_and_left_and_keeps_nobody_waiting(gateways: Cluster) -> None:
     subnet = gateways.subnet("host2")
     gateways.lab.stop_agent("host1")
     swap = f"ip route append {subnet} via 172.31.9.99 dev eth0; ip route del {subnet} via 172.31.9.2 dev eth0 proto 102"
     gateways.sandbox.run("host1", ["sh", "-euc", swap])
-    with ThreadPoolExecutor(1) as pool:
-        started = pool.submit(gateways.lab.start_agents, ["host1"])
-        eventually(lambda: "a route that is not ours is there" in gateways.log("host1"), 10, "the obstacle is said")
-        assert f"{subnet} via 172.31.9.99 dev eth0" in gateways.routes("host1")
-        gateways.sandbox.run("host1", ["ip", "route", "del", subnet])
-        started.result(timeout=20)
-    eventually(lambda: kernel_state.routes(gateways, "host1") == direct(gateways), 5, "with the obstacle gone all is well")
+    gateways.lab.start_agents(["host1"])
+    eventually(lambda: "a route that is not ours is there" in str(gateways.status("host1")["problems"]), 10, "it is said")
+    assert gateways.status("host1")["ready"]
+    assert f"{subnet} via 172.31.9.99 dev eth0" in gateways.routes("host1")
+    gateways.sandbox.run("host1", ["ip", "route", "del", subnet])
+    eventually(lambda: kernel_state.routes(gateways, "host1") == direct(gateways), 15, "with the obstacle gone all is well")
+    eventually(lambda: gateways.status("host1")["problems"] == [], 5, "and nothing is wrong")
 
 
 def test_alloc_leases_a_subnet_and_leaves_the_rest_alone(tmp_path_factory: pytest.TempPathFactory) -> None:

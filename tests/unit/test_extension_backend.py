@@ -72,15 +72,15 @@ def test_hooks_begin_end_and_are_tried_again_each_on_its_own(tmp_path: Path) -> 
     before = threading.active_count()
     hooks = Hooks()
     try:
-        assert hooks.want(frozenset()) == ()
+        assert hooks.want(frozenset()) == ([], [])
         assert threading.active_count() == before
-        assert hooks.want(frozenset({own, good, bad})) == ("own: still runs",)
+        assert hooks.want(frozenset({own, good, bad})) == (["own: still runs"], [])
         eventually(lambda: "+good" in log.read_text(), 10, "the good one has begun")
         eventually(
-            lambda: hooks.want(frozenset({own, good, bad}))[0].startswith("bad: 'sh' ended with status 1"), 10, "bad is said"
+            lambda: hooks.want(frozenset({own, good, bad}))[1][0].startswith("bad: 'sh' ended with status 1"), 10, "bad is said"
         )
         gate.touch()
-        eventually(lambda: hooks.want(frozenset({own, good, bad})) == (), 10, "it is tried again")
+        eventually(lambda: hooks.want(frozenset({own, good, bad})) == ([], []), 10, "it is tried again")
         hooks.want(frozenset({own}))
         eventually(lambda: len(log.read_text().split()) == 5, 10, "both have ended")
         assert log.read_text().split() == ["+own", "+good", "+bad", "-bad", "-good"]
