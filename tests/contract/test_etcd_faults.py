@@ -128,7 +128,7 @@ def test_a_call_to_an_etcd_that_hangs_takes_its_time_limit_and_no_more(mortal: P
 
 
 def test_a_lease_that_a_hanging_etcd_grants_late_is_gone_after_the_next_writes(mortal: PrivateEtcd) -> None:
-    with open_store(mortal.options(call_timeout_s=0.5)) as store:
+    with open_store(mortal.options(call_timeout_s=2.0)) as store:
         store.read(KEY)
         mortal.pause()
         with pytest.raises(StoreUnavailable):
