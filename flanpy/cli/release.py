@@ -6,7 +6,7 @@ import argparse
 from contextlib import closing
 
 from flanpy.cli.etcd_store import add_etcd_arguments, open_etcd
-from flanpy.cli.output import duration, show
+from flanpy.cli.output import add_output_argument, duration, show, show_json
 from flanpy.errors import LeaseError, StoreError
 from flanpy.model import Record, Subnets
 from flanpy.stores import Store
@@ -26,18 +26,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.add_argument("subnet", metavar="SUBNET", help="such as 10.244.7.0/24")
     parser.add_argument("--yes", action="store_true", help="also if the lease lives: its node's pods lose the overlay")
+    add_output_argument(parser)
     add_etcd_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Do it."""
     with closing(open_etcd(arguments)) as store:
-        show([release(store, arguments.subnet, sure=arguments.yes)])
+        subnets = release(store, arguments.subnet, sure=arguments.yes)
+    if arguments.output == "json":
+        show_json({"subnets": str(subnets), "released": True})
+    else:
+        show([f"{subnets} is free"])
     return 0
 
 
-def release(store: Store, text: str, *, sure: bool) -> str:
-    """Release; what to tell the operator. Raises UsageError, LeaseError, StoreError."""
+def release(store: Store, text: str, *, sure: bool) -> Subnets:
+    """Release; what is free now. Raises UsageError, LeaseError, StoreError."""
     from flanpy.core.codec import SUBNETS
     from flanpy.core.reservations import find, parse_subnets
 
@@ -47,7 +52,7 @@ def release(store: Store, text: str, *, sure: bool) -> str:
         _must_not_live(store, subnets, record)
     if not store.delete(record.key, expected_mod_revision=record.mod_revision):
         raise StoreError(f"{subnets} was written by somebody meanwhile (renewed?); nothing deleted, try again")
-    return f"{subnets} is free"
+    return subnets
 
 
 def _must_not_live(store: Store, subnets: Subnets, record: Record) -> None:

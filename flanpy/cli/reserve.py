@@ -7,8 +7,9 @@ from contextlib import closing
 from ipaddress import AddressValueError, IPv4Address
 
 from flanpy.cli.etcd_store import add_etcd_arguments, etcd_values, open_etcd
-from flanpy.cli.output import show
+from flanpy.cli.output import add_output_argument, show, show_json
 from flanpy.errors import ConfigError, StoreError, UsageError
+from flanpy.model import Subnets
 from flanpy.stores import Store
 
 EPILOG = """\
@@ -26,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.add_argument("subnet", metavar="SUBNET", help="such as 10.244.7.0/24; with IPv6: 10.244.7.0/24,fd00:7::/64")
     parser.add_argument("--public-ip", metavar="IP", required=True, help="the node's address in the underlay")
+    add_output_argument(parser)
     add_etcd_arguments(parser)
 
 
@@ -34,7 +36,11 @@ def run(arguments: argparse.Namespace) -> int:
     prefix = etcd_values(arguments)["etcd_prefix"]
     address = parse_address(arguments.public_ip)
     with closing(open_etcd(arguments)) as store:
-        show([reserve(store, prefix, arguments.subnet, address)])
+        subnets = reserve(store, prefix, arguments.subnet, address)
+    if arguments.output == "json":
+        show_json({"subnets": str(subnets), "public_ip": str(address), "reservation": True})
+    else:
+        show([f"{subnets} is reserved for {address}"])
     return 0
 
 
@@ -46,8 +52,8 @@ def parse_address(text: str) -> IPv4Address:
         raise UsageError(f"--public-ip: {text!r} is not an IPv4 address such as 192.0.2.7") from error
 
 
-def reserve(store: Store, prefix: str, text: str, address: IPv4Address) -> str:
-    """Reserve; what to tell the operator. Raises UsageError, ConfigError, LeaseError, StoreError."""
+def reserve(store: Store, prefix: str, text: str, address: IPv4Address) -> Subnets:
+    """Reserve; what is reserved now. Raises UsageError, ConfigError, LeaseError, StoreError."""
     from flanpy.config.network import parse_network_config
     from flanpy.core.codec import SUBNETS
     from flanpy.core.reservations import parse_subnets, plan_reservation
@@ -59,4 +65,4 @@ def reserve(store: Store, prefix: str, text: str, address: IPv4Address) -> str:
     write = plan_reservation(parse_network_config(config.value), store.list(SUBNETS), subnets, address)
     if store.put(write.key, write.value, expected_mod_revision=write.expected_mod_revision) is None:
         raise StoreError(f"{prefix}/{write.key} was changed by somebody else meanwhile; nothing written, try again")
-    return f"{subnets} is reserved for {address}"
+    return subnets

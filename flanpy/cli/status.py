@@ -81,6 +81,7 @@ def _rows(status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "device", f"{', '.join(status['devices'])}, MTU {status['mtu_bytes']}" if status["devices"] else "none"
     uplink = status["uplink"]
     yield "uplink", f"{uplink['name']} {uplink['address']}, MTU {uplink['mtu_bytes']}"
+    yield from _rules(status["rules"])
     yield "etcd", _etcd(status["etcd"])
     yield from _packets((status["datapath"] or {}).get("verdicts", {}))
 
@@ -104,6 +105,12 @@ def _datapath(datapath: Mapping[str, Any] | None, counts: Mapping[str, int]) -> 
     generation = f", table {datapath['table_generation']}" if datapath and datapath["table_generation"] else ""
     others = "".join(f", {counts[name]} {name}" for name in ("foreign", "refused") if counts[name])
     yield "peers", f"{counts['peers']}{others}{generation}"
+
+
+def _rules(rules: Mapping[str, str | None] | None) -> Iterator[tuple[str, str]]:
+    found = [f"{name} by {tool}" for name, tool in (rules or {}).items() if tool]
+    if found:
+        yield "rules", ", ".join(found)
 
 
 def _etcd(etcd: Mapping[str, Any]) -> str:

@@ -93,7 +93,7 @@ def _rise(before: int, now: int) -> int:
 def render(status: Mapping[str, Any], found: list[Rate], colours: Paint) -> list[str]:
     """The screen, line by line."""
     datapath = status["datapath"]["kind"] if status["datapath"] else "none"
-    head = f"{status['state']}, datapath {datapath}, {status['counts']['peers']} peers, for {duration(status['uptime_s'])}"
+    head = f"{status['state']}, datapath {datapath}, peers {status['counts']['peers']}, for {duration(status['uptime_s'])}"
     return [head, "", *table(("COUNTER", "PER SECOND", "BYTES/S", "TOTAL"), _cells(found), colours, numbers=(1, 2, 3))]
 
 

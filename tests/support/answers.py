@@ -40,6 +40,7 @@ STATUS: dict[str, Any] = {
         },
         "counters": {"tun_reads": 300, "polls": 12},
     },
+    "rules": {"masquerade": None, "forward": "iptables"},
     "reconcile": {"passes": 5, "failed": 1, "seconds": 0.25, "buckets": {"0.01": 4, "1": 5}},
 }
 """The answer to ``status`` of a node that carries packets, with one refused lease and one warning."""

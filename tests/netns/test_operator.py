@@ -1,0 +1,209 @@
+"""What the operator sees of a real cluster: every command on a host with an agent, and what it tells machines.
+
+        etcd 172.31.9.254
+    ──── underlay ──┬────────────────────┬────
+                host1 172.31.9.1     host2 172.31.9.2
+                 host1-pod1           host2-pod1
+
+One cluster serves all tests of this file; each leaves it as it found it.
+"""
+
+import json
+import re
+import signal
+import sys
+from collections.abc import Iterator
+from subprocess import CompletedProcess
+from typing import Any
+
+import pytest
+
+from flanpy.agent.metrics import METRICS
+from flanpy.agent.process import read_process
+from flanpy.lab.cluster import IMPORT_PATH
+from tests.support.clusters import Cluster, cluster, eventually
+
+STRANGERS = {
+    "subnets/10.244.249.0-24": '{"PublicIP":"172.31.9.99","PublicIPv6":null,"BackendType":"vxlan"}',
+    "subnets/10.244.250.0-24": "{",
+}
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with cluster(tmp_path_factory.mktemp("logs"), hosts=2, pods=1) as running:
+        yield running
+
+
+def flanpy(two: Cluster, *words: str, host: str = "host1") -> CompletedProcess[str]:
+    env = {**IMPORT_PATH, **two.lab.agent_settings(host)}
+    return two.sandbox.run(host, [sys.executable, "-m", "flanpy", *words], env=env, check=False)
+
+
+def answer(two: Cluster, *words: str, host: str = "host1") -> Any:
+    done = flanpy(two, *words, "--output", "json", host=host)
+    return json.loads(done.stdout)
+
+
+def test_status_is_ready_and_ends_with_zero(two: Cluster) -> None:
+    done = flanpy(two, "status", "--wait", "10")
+    lines = done.stdout.splitlines()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.fullmatch(r"flanpy    \S+, ready, for .*", lines[0])
+    assert re.fullmatch(rf"lease     {two.subnet('host1')}, 23 h 5\d min left", lines[1])
+    assert lines[2:4] == ["network   10.244.0.0/16, backend udp, port 8285", "datapath  userspace (asked for)"]
+    assert "\x1b" not in done.stdout
+
+
+def test_peers_and_routes_are_those_of_the_cluster(two: Cluster) -> None:
+    other = two.subnet("host2")
+    peers = answer(two, "peers")
+    assert [(peer["subnets"], peer["hop"], peer["backend"]) for peer in peers["peers"]] == [(other, "172.31.9.2:8285", "udp")]
+    assert answer(two, "status", host="host2")["node"] == peers["peers"][0]["node"]
+    routes = answer(two, "routes")
+    assert (routes["local"], routes["table"]) == ([two.subnet("host1")], [{"prefix": other, "hop": "172.31.9.2:8285"}])
+    assert {"destination": "10.244.0.0/16", "device": "flannel0", "gateway": None, "kind": "unicast", "state": "ok"} in routes[
+        "kernel"
+    ]
+
+
+def test_what_is_not_used_is_shown_with_its_reason_and_does_not_degrade_the_node(two: Cluster) -> None:
+    for key, value in STRANGERS.items():
+        two.put(key, value)
+    try:
+        peers = eventually(lambda: (found := answer(two, "peers"))["foreign"] and found["refused"] and found, 10, "both are seen")
+        assert peers["foreign"][0]["reason"] == "its backend is vxlan, ours is udp"
+        assert [item["key"] for item in peers["refused"]] == ["subnets/10.244.250.0-24"]
+        assert flanpy(two, "status").returncode == 0
+        assert "refused" in flanpy(two, "leases").stdout
+    finally:
+        for key in STRANGERS:
+            two.delete(key)
+    eventually(lambda: answer(two, "status")["problems"] == [], 10, "all is forgotten")
+
+
+def test_leases_come_from_etcd_without_an_agent(two: Cluster) -> None:
+    env = {**IMPORT_PATH, "FLANPY_ETCD_ENDPOINTS": two.lab.etcd_url}
+    done = two.sandbox.run("host1", [sys.executable, "-m", "flanpy", "leases", "--output", "json"], env=env)
+    rows = json.loads(done.stdout)["leases"]
+    assert sorted(row["subnets"] for row in rows) == sorted(two.subnet(host) for host in ("host1", "host2"))
+    assert all(86000 < row["seconds_left"] <= 86400 for row in rows)
+
+
+def test_a_subnet_is_reserved_and_released(two: Cluster) -> None:
+    free = next(f"10.244.{third}.0/24" for third in (77, 78, 79) if f"10.244.{third}.0/24" not in answer(two, "leases"))
+    done = flanpy(two, "reserve", free, "--public-ip", "172.31.9.88")
+    assert (done.returncode, done.stdout) == (0, f"{free} is reserved for 172.31.9.88\n")
+    assert flanpy(two, "reserve", free, "--public-ip", "172.31.9.89").returncode == 7
+    row = next(row for row in answer(two, "leases")["leases"] if row["subnets"] == free)
+    assert (row["reservation"], row["seconds_left"], row["public_ip"]) == (True, None, "172.31.9.88")
+    assert answer(two, "release", free) == {"subnets": free, "released": True}
+
+
+def test_a_living_lease_is_not_released_by_mistake_and_can_become_a_reservation(two: Cluster) -> None:
+    subnet = two.subnet("host2")
+    assert flanpy(two, "release", subnet).returncode == 7
+    assert flanpy(two, "reserve", subnet, "--public-ip", "172.31.9.2").returncode == 0
+    eventually(lambda: answer(two, "status", host="host2")["lease"]["seconds_left"] is None, 10, "host2 knows that it never ends")
+    assert "a reservation" in flanpy(two, "status", host="host2").stdout
+    assert two.ping("host1-pod1", "host2-pod1") == 3
+
+
+def test_the_log_level_changes_while_the_agent_runs(two: Cluster) -> None:
+    assert flanpy(two, "log-level").stdout == "info\n"
+    assert flanpy(two, "log-level", "debug").stdout == "debug (was info)\n"
+    two.sandbox.run("host1", ["ip", "link", "add", "noise", "type", "veth", "peer", "name", "echo"])
+    two.sandbox.run("host1", ["ip", "link", "del", "noise"])
+    try:
+        eventually(lambda: "kernel_changed" in two.log("host1"), 10, "debug lines are in the log")
+    finally:
+        flanpy(two, "log-level", "info")
+
+
+def test_every_metric_has_something_to_say_of_a_node_that_works(two: Cluster) -> None:
+    status = answer(two, "status")
+    process = read_process(status["uptime_s"])
+    assert [metric.name for metric in METRICS if not list(metric.samples(status, process))] == []
+
+
+def test_top_counts_what_flows(two: Cluster) -> None:
+    before = two.verdicts("host1").get("encapsulated", 0)
+    assert two.ping("host1-pod1", "host2-pod1", 5) == 5
+    rates = {rate["name"]: rate for rate in answer(two, "top", "--once", "--interval", "0.1")["rates"]}
+    assert rates["encapsulated"]["total"] >= before + 5
+    assert "COUNTER" in flanpy(two, "top", "--once", "--interval", "0.1").stdout
+
+
+def test_the_doctor_finds_nothing_on_a_sound_host(two: Cluster) -> None:
+    done = flanpy(two, "doctor")
+    assert done.returncode == 0, done.stdout
+    assert "ok       path to 172.31.9.2  packets of 1500 bytes get there whole" in done.stdout
+
+
+def checks(two: Cluster) -> list[dict[str, str]]:
+    found: list[dict[str, str]] = answer(two, "doctor")["checks"]
+    return found
+
+
+BREAKS = """
+sysctl -qw net.ipv4.ip_forward=0
+nft -f - <<END
+table inet guard {
+    chain port { type filter hook input priority 0; policy accept; udp dport 8285 drop; }
+    chain pods { type filter hook forward priority 0; policy drop; }
+}
+END
+"""
+
+
+def test_the_doctor_finds_what_is_wrong_with_a_host(two: Cluster) -> None:
+    """Forwarding off, a filter on port and forwarding, a narrow path, a flanneld: each is named with its cure.
+
+    A veth takes 4 bytes more than its MTU says, room for a VLAN tag; the doctor measures what really gets there.
+    """
+    two.sandbox.run("host2", ["ip", "link", "set", "eth0", "mtu", "1400"])
+    two.sandbox.run("host1", ["sh", "-euc", BREAKS])
+    flanneld = two.sandbox.start("host1", ["bash", "-c", "exec -a flanneld sleep 60"], "/run/lab/flanneld.log")
+    try:
+        wrong = eventually(
+            lambda: len(found := [check for check in checks(two) if check["level"] != "ok"]) == 5 and found, 10, "five findings"
+        )
+        assert all(check["cure"] for check in wrong)
+        assert [(check["name"], check["level"], check["reason"]) for check in wrong] == [
+            ("ip_forward", "warning", "net.ipv4.ip_forward is 0: no packet goes from pods to the tunnel"),
+            ("other agents", "error", f"flanneld (process {flanneld}) runs here too: two agents undo each other's work"),
+            ("firewall", "warning", "nft: chain inet guard port: a rule drops UDP port 8285"),
+            ("firewall", "warning", "nft: chain inet guard pods drops by policy, and no rule names 10.244.0.0/16"),
+            (
+                "path to 172.31.9.2",
+                "error",
+                "packets of more than 1404 bytes do not get there; the underlay interface says 1500",
+            ),
+        ]
+    finally:
+        two.sandbox.signal(flanneld, signal.SIGKILL)
+        two.sandbox.run("host1", ["sh", "-euc", "nft delete table inet guard; sysctl -qw net.ipv4.ip_forward=1"])
+        two.sandbox.run("host2", ["ip", "link", "set", "eth0", "mtu", "1500"])
+    eventually(lambda: two.ping("host1-pod1", "host2-pod1") == 3, 15, "the pods reach each other again")
+
+
+def test_with_etcd_away_the_node_is_degraded_and_ends_with_one(two: Cluster) -> None:
+    two.lab.stop_etcd(signal.SIGKILL)
+    try:
+        done = eventually(lambda: (shown := flanpy(two, "status")).returncode == 1 and shown, 15, "status ends with 1")
+        assert ", degraded, for " in done.stdout
+        assert "etcd      degraded, last heard of " in done.stdout
+    finally:
+        two.lab.start_etcd()
+    eventually(lambda: flanpy(two, "status").returncode == 0, 15, "ready again")
+
+
+def test_without_the_agent_commands_say_so_and_the_doctor_explains(two: Cluster) -> None:
+    two.lab.stop_agent("host1")
+    try:
+        assert flanpy(two, "status").returncode == 10
+        assert flanpy(two, "doctor").returncode == 11
+        assert {"name": "UDP port 8285", "level": "ok", "reason": "free", "cure": ""} in checks(two)
+    finally:
+        two.lab.start_agents(["host1"])
+    assert flanpy(two, "status", "--wait", "15").returncode == 0
