@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import cached_property
 
 from flanpy.core.rules import Placement, place
 from flanpy.core.rules_iptables import FORWARD, MASQUERADE
@@ -29,8 +30,6 @@ class Firewall:
         self._nft = NftFirewall(nft) if nft is not None else None
         self._iptables = IptablesFirewall(variant)
         self._there = (self._nft is not None, self._iptables.is_there())
-        self._working = (self._nft is not None and self._nft.works(), self._iptables.works())
-        self._iptables_tells = self._iptables.tells_of_changes()
         self._resync_s = resync_s
         self._clock = clock
         self._good: FirewallRules | None = None
@@ -38,6 +37,15 @@ class Firewall:
         self._due_s = 0.0
         self.is_watched = False
         """Whether somebody calls ``touched`` when the kernel tells of a change."""
+
+    @cached_property
+    def _working(self) -> tuple[bool, bool]:
+        """(nft, iptables): which of them work; asked when first needed, for nothing waits for it before the datapath runs."""
+        return self._nft is not None and self._nft.works(), self._iptables.works()
+
+    @cached_property
+    def _iptables_tells(self) -> bool:
+        return self._iptables.tells_of_changes()
 
     @property
     def placement(self) -> Placement | None:
@@ -74,7 +82,7 @@ class Firewall:
         return self._there if asked else self._working
 
     def _is_told(self, placement: Placement) -> bool:
-        return self._iptables_tells or "iptables" not in (placement.masquerade, placement.forward)
+        return "iptables" not in (placement.masquerade, placement.forward) or self._iptables_tells
 
     def _apply(self, rules: FirewallRules, placement: Placement, sweep: bool) -> int:
         """Masquerading goes where it belongs before it leaves where it was, so there is never a moment without."""
