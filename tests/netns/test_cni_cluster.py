@@ -9,6 +9,7 @@
              └ a2
 """
 
+import http.client
 import json
 import sys
 from collections.abc import Iterator
@@ -17,8 +18,10 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from tests.support.clusters import Cluster
+from tests.support import runc
+from tests.support.clusters import Cluster, eventually
 from tests.support.cni import Answer, Runtime, cni_cluster
+from tests.support.runc import Container
 
 SHOW_SENDER = """
 import socket
@@ -28,6 +31,7 @@ with socket.create_server(("", 5001)) as server:
     print(server.accept()[1][0])
 """
 SEND = "import socket, sys; socket.create_connection((sys.argv[1], 5001), timeout=10).close()"
+WRITE = 'n=0; while n=$((n + 1)); do echo "written $n" >/data/.new; mv /data/.new /data/page; busybox sleep 1; done'
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,3 +122,32 @@ def test_check_tells_a_pod_of_a_subnet_that_the_node_has_lost(pods: Pods) -> Non
         "outside of this node's subnet 10.99.0.0/24; the node has another subnet than when the pod was attached: delete the pod"
     )
     assert pods.host1.call("CHECK", "a1").status == 0
+
+
+@pytest.fixture
+def two_containers(pods: Pods) -> Iterator[tuple[Container, Container]]:
+    sandbox = pods.cluster.sandbox
+    runc.prepare(sandbox)
+    server = runc.start(sandbox, "server", "exec httpd -f -p 8080 -h /data", pod="b1", volume="/run/lab/volume")
+    try:
+        writer = runc.start(sandbox, "writer", WRITE, pod="b1", volume="/run/lab/volume", beside=server)
+        yield server, writer
+        writer.delete()
+    finally:
+        server.delete()
+
+
+def test_two_containers_of_a_pod_share_network_ipc_and_a_volume(pods: Pods, two_containers: tuple[Container, Container]) -> None:
+    server, writer = two_containers
+    for kind, shared in (("net", True), ("ipc", True), ("pid", False), ("mnt", False)):
+        assert (server.namespace(kind) == writer.namespace(kind)) is shared, kind
+    server.exec("touch", "/dev/mqueue/hello")
+    assert writer.exec("ls", "/dev/mqueue") == "hello\n"
+    eventually(lambda: server.exec("ls", "/data") == "page\n", 10, "the writer's page is on the volume")
+    assert writer.exec("wget", "-qO-", "http://127.0.0.1:8080/page").startswith("written ")
+
+    with pods.cluster.sandbox.enter("a1"):
+        connection = http.client.HTTPConnection(pods.answers["b1"].address, 8080, timeout=5)
+        connection.request("GET", "/page")
+        assert connection.getresponse().read().startswith(b"written ")
+        connection.close()
