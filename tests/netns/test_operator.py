@@ -11,8 +11,11 @@ One cluster serves all tests of this file; each leaves it as it found it.
 import json
 import re
 import signal
+import socket
 import sys
 from collections.abc import Iterator
+from ipaddress import IPv4Interface, IPv4Network
+from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
 
@@ -21,7 +24,7 @@ import pytest
 from flanpy.agent.metrics import METRICS
 from flanpy.agent.process import read_process
 from flanpy.lab.cluster import IMPORT_PATH
-from tests.support.clusters import Cluster, cluster, eventually
+from tests.support.clusters import Agent, Cluster, bare, cluster, eventually
 
 STRANGERS = {
     "subnets/10.244.249.0-24": '{"PublicIP":"172.31.9.99","PublicIPv6":null,"BackendType":"vxlan"}',
@@ -207,3 +210,34 @@ def test_without_the_agent_commands_say_so_and_the_doctor_explains(two: Cluster)
     finally:
         two.lab.start_agents(["host1"])
     assert flanpy(two, "status", "--wait", "15").returncode == 0
+
+
+FETCH = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1], timeout=5).read().decode())"
+
+
+def network(agent: Agent) -> IPv4Network:
+    return IPv4Interface(agent.subnet()).network
+
+
+def test_machines_read_metrics_status_and_signs_of_life(tmp_path: Path) -> None:
+    """An agent with a health server, and a service manager at the other end of its socket."""
+    with bare(tmp_path) as host:
+        with host.sandbox.enter("host1"):
+            manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            manager.bind("\0manager")
+        env = {"NOTIFY_SOCKET": "@manager", "WATCHDOG_USEC": "600000"}
+        heard: list[str] = []
+
+        def told(what: str) -> bool:
+            manager.settimeout(0.2)
+            heard.append(manager.recv(4096).decode())
+            return any(what in message for message in heard)
+
+        with manager, Agent(host, "--healthz-port=8471", "--healthz-ip=127.0.0.1", "--datapath=userspace", env=env) as agent:
+            eventually(lambda: told("READY=1"), 15, "ready")
+            eventually(lambda: told(f"STATUS=ready: subnet {network(agent)}, 0 peers, datapath userspace"), 5, "its status")
+            heard.clear()
+            eventually(lambda: told("WATCHDOG=1") and len(heard) > 3, 5, "signs of life, again and again")
+            text = host.sandbox.run("host1", [sys.executable, "-c", FETCH, "http://127.0.0.1:8471/metrics"]).stdout
+    assert all(f"# TYPE {metric.name} {metric.kind}\n" in text for metric in METRICS)
+    assert "flanpy_ready 1\n" in text
