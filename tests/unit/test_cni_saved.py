@@ -47,7 +47,9 @@ def test_a_pod_of_flannels_plugin_is_found_by_any_interface(tmp_path: Path) -> N
     for attachment in (ETH0, NET1):
         found = saved.load(tmp_path, attachment)
         assert found == Saved(attachment, CONFIG)
-    assert found is not None and found.is_one_of({Attachment("pod1", "eth7")}) and not found.is_one_of({Attachment("pod2", "net1")})
+    assert (
+        found is not None and found.is_one_of({Attachment("pod1", "eth7")}) and not found.is_one_of({Attachment("pod2", "net1")})
+    )
     saved.remove(tmp_path, found)
     assert list(tmp_path.iterdir()) == []
 
