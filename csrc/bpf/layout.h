@@ -79,7 +79,9 @@ struct fp_bpf_hop {
     X(SUPERPACKETS_OUT, "bpf_superpackets_out", "superpackets sent as one")                                                   \
     X(SUPERPACKETS_IN, "bpf_superpackets_in", "superpackets received as one")                                                 \
     X(MERGED, "bpf_inner_gro", "packets received through the merging device")                                                 \
-    X(BYPASSED, "bpf_bypassed", "packets that skipped the host's forwarding")
+    X(BYPASSED, "bpf_bypassed", "packets that skipped the host's forwarding")                                                 \
+    X(PROBES_OUT, "bpf_probes_out", "probes sent to learn whether superpackets reach a peer whole")                           \
+    X(PROBES_IN, "bpf_probes_in", "probes received, whole or in pieces")
 
 enum fp_bpf_counter {
 #define FP_ENUM(symbol, name, meaning) FP_BPF_##symbol,

@@ -98,6 +98,17 @@ FP_INLINE int fp_measure(struct __sk_buff *skb, __u32 offset, const struct fp_ip
     return 0;
 }
 
+/*
+ * A probe: TCP from port 0 to port 0, which nobody speaks. The datapath sends one of full size to each peer now and then, so that both
+ * ends know whether superpackets arrive whole without waiting for a flow that shows it. Probes are neither counted nor delivered.
+ */
+FP_INLINE _Bool fp_is_probe(struct __sk_buff *skb, __u32 offset, const struct fp_ip4 *ip)
+{
+    __be32 ports = 1;
+    return ip->protocol == FP_TCP && ip->version_ihl == 0x45 && !bpf_skb_load_bytes(skb, offset + sizeof *ip, &ports, sizeof ports) &&
+           ports == 0;
+}
+
 /* ------------------------------------------------------------------------------------------------------------- encap */
 
 /*
@@ -171,6 +182,7 @@ struct fp_parcel {
     __u32 bytes;
     __u32 link; /* of the link header that is there already */
     _Bool flat;
+    _Bool probe;
     __u16 id;
 };
 
@@ -228,15 +240,16 @@ FP_INLINE int fp_send(struct fp_run *run, struct fp_parcel *parcel, struct bpf_r
     fp_fill(&head, run, parcel);
     if (bpf_skb_store_bytes(run->skb, FP_ETHERNET_BYTES, &head, sizeof head, 0))
         return fp_drop(run, FP_DROP_SEND, parcel->size.packets, parcel->size.bytes);
-    fp_count(run->counters, FP_ENCAPSULATED, parcel->size.packets, parcel->size.bytes);
+    if (!parcel->probe)
+        fp_count(run->counters, FP_ENCAPSULATED, parcel->size.packets, parcel->size.bytes);
     if (parcel->size.headers)
-        run->counters->others[FP_BPF_SUPERPACKETS_OUT]++;
+        run->counters->others[parcel->probe ? FP_BPF_PROBES_OUT : FP_BPF_SUPERPACKETS_OUT]++;
     return fp_redirect(run->header->underlay, next);
 }
 
 /*
  * Where the underlay hands on whatever it gets: which form the peer can take. False: it has to go through userspace. Flat needs
- * the peer's word, not older than a second, that superpackets of this size reach it whole.
+ * the peer's word, not older than two seconds, that superpackets of this size reach it whole.
  */
 FP_INLINE _Bool fp_choose_form(struct fp_run *run, struct fp_parcel *parcel)
 {
@@ -245,7 +258,10 @@ FP_INLINE _Bool fp_choose_form(struct fp_run *run, struct fp_parcel *parcel)
         run->counters->others[FP_BPF_UP_PLAIN_PEER]++;
         return 0;
     }
-    parcel->flat = fp_note_units(fp_note(&fp_thanks, peer), peer) >= fp_units(parcel->bytes);
+    parcel->probe = run->skb->gso_size && fp_is_probe(run->skb, parcel->link, &parcel->ip);
+    /* From 65,536 bytes on, link header included, the kernel cuts for any device. */
+    parcel->flat = !parcel->probe && parcel->bytes + FP_OUTER_BYTES + FP_ETHERNET_BYTES < 0x10000 &&
+                   fp_note_units(fp_note(&fp_thanks, peer), peer) >= fp_units(parcel->bytes);
     if (parcel->ip.protocol == FP_UDP && fp_is_train(run->skb, parcel->flat)) {
         run->counters->others[FP_BPF_UP_UDP_TRAIN]++;
         return 0;
@@ -369,9 +385,9 @@ FP_INLINE _Bool fp_learn(const struct fp_run *run, const struct fp_tunnel *tunne
     __u16 id = FP_BE16(tunnel->outer.ip.id);
     __u64 *whole = fp_note(&fp_wholes, sender);
     if (id & FP_BPF_ID_WHOLE)
-        fp_note_set(fp_note(&fp_thanks, sender), sender, id >> 8 & 0x7f, 0);
+        fp_note_set(fp_note(&fp_thanks, sender), sender, id >> 8 & 0x7f);
     if (run->skb->gso_size) {
-        fp_note_set(whole, sender, fp_units(FP_BE16(tunnel->inner.total_be)), 1);
+        fp_note_set(whole, sender, fp_units(FP_BE16(tunnel->inner.total_be)));
         return 0;
     }
     return run->header->flags & FP_BPF_INNER_GRO && tunnel->inner.protocol == FP_TCP && !fp_note_units(whole, sender);
@@ -442,6 +458,10 @@ FP_SECTION("tc/fp_decap") int fp_decap(struct __sk_buff *skb)
         return fp_drop(&run, verdict, size.packets, size.bytes);
 
     _Bool merge = fp_learn(&run, &tunnel);
+    if (run.header->flags & FP_BPF_CARRIES && fp_is_probe(skb, FP_ETHERNET_BYTES + FP_OUTER_BYTES, &tunnel.inner)) {
+        run.counters->others[FP_BPF_PROBES_IN]++;
+        return FP_TC_DROP;
+    }
     __u8 ecn = (__u8)fp_ecn_combine(tunnel.inner.tos & 3, tunnel.outer.ip.tos & 3);
     fp_decrement_ttl(&tunnel.inner);
     fp_set_tos(&tunnel.inner, (tunnel.inner.tos & 0xfc) | ecn);

@@ -102,7 +102,7 @@ FP_INLINE __u64 *fp_slot(void *map, __u32 hash)
  * overwrite each other's notes but never read them as their own.
  */
 #define FP_NOTE_TICK_SHIFT 27 /* ticks of 134 ms; 25 bits of them last for 52 days */
-#define FP_NOTE_TICKS 8u      /* a note holds for a second or so */
+#define FP_NOTE_TICKS 15u     /* a note holds for two seconds */
 
 FP_INLINE __u32 fp_units(__u32 bytes)
 {
@@ -123,20 +123,16 @@ FP_INLINE __u32 fp_note_units(const __u64 *note, __u32 peer)
     return (age & 0x1ffffff) <= FP_NOTE_TICKS ? word & 0x7f : 0;
 }
 
-/* Write down `units` about a peer. `keep` of what stood there counts: in one tick the largest, later half of it. */
-FP_INLINE void fp_note_set(__u64 *note, __u32 peer, __u32 units, _Bool keep)
+/*
+ * Write down `units` about a peer. A note that says more stays until it is too old: what proves less does not prove it again.
+ */
+FP_INLINE void fp_note_set(__u64 *note, __u32 peer, __u32 units)
 {
-    if (!note)
+    if (!note || fp_note_units(note, peer) > units)
         return;
     __u32 now = (__u32)(bpf_ktime_get_ns() >> FP_NOTE_TICK_SHIFT) & 0x1ffffff;
-    __u64 before = *note;
-    if (keep && before >> 32 == peer) {
-        __u32 age = (now - (__u32)(before >> 7)) & 0x1ffffff;
-        __u32 kept = age > FP_NOTE_TICKS ? 0 : (__u32)(before & 0x7f) >> (age ? 1 : 0);
-        units = kept > units ? kept : units;
-    }
     __u64 word = (__u64)peer << 32 | (__u64)now << 7 | units;
-    if (word != before) /* the line stays shared between CPUs while nothing is new */
+    if (word != *note) /* the line stays shared between CPUs while nothing is new */
         *note = word;
 }
 

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self, TypeVar
@@ -26,6 +26,7 @@ from flanpy.datapath.core import VERDICTS
 from flanpy.datapath.ebpf_attach import Hooks, Spot, TcxHooks, has_tcx
 from flanpy.datapath.ebpf_layout import COUNTERS_BYTES, Header, build_snapshot, sum_counters
 from flanpy.datapath.ebpf_pins import ROOT, Pins
+from flanpy.datapath.ebpf_prober import Prober, Target
 from flanpy.datapath.ebpf_programs import Loaded, load, map_pin, publish
 from flanpy.errors import DatapathError
 from flanpy.model import ForwardTable
@@ -87,6 +88,7 @@ class EbpfDatapath:
         self._repairs = 0
         self._pins = Pins.of(settings.device, options.pin_root)
         self._loaded: Loaded | None = None
+        self._prober: Prober | None = None
         try:
             self._pins.make()
             self._loaded = load(self._pins)
@@ -120,6 +122,7 @@ class EbpfDatapath:
             self._publish(table, header)
             self._attach(header)
             self._table, self._header = table, header
+            self._probe(table, header)
 
     def stats(self) -> DatapathStats:
         """Counters of both halves together."""
@@ -147,6 +150,9 @@ class EbpfDatapath:
         """Stop the userspace half and let go of the programs, which carry on by their pins; safe to call twice."""
         self._userspace.close()
         with self._lock:
+            prober, self._prober = self._prober, None
+            if prober is not None:
+                prober.close()
             loaded, self._loaded = self._loaded, None
             if loaded is not None:
                 loaded.close()
@@ -180,6 +186,19 @@ class EbpfDatapath:
             bridge=self._host.pod_bridge(subnets, settings.device) if options.bypass else 0,
             gro=self._host.merging_device(settings.device)[0] if options.inner_gro else 0,
         )
+
+    def _probe(self, table: ForwardTable, header: Header) -> None:
+        """Let the prober know the peers that take superpackets, where the underlay may carry them."""
+        wanted = [entry for entry in table.entries if entry.hop.superpacket and isinstance(entry.prefix, IPv4Network)]
+        inner = {int(entry.hop.address): IPv4Address(int(entry.prefix.network_address)) for entry in reversed(wanted)}
+        targets = tuple(Target(peer, address) for peer, address in inner.items())
+        if self._prober is None and targets and header.carries:
+            settings = self._settings
+            maps = self._running().maps
+            start = partial(Prober, settings.device, settings.tunnel_address, settings.mtu_bytes, maps["fp_thanks"])
+            self._prober = self._explain("probes of the paths", start)
+        if self._prober is not None:
+            self._prober.aim(targets if header.carries else ())
 
     def _spots(self, header: Header) -> tuple[Spot, ...]:
         spots = [Spot("fp_encap", header.device, egress=True), Spot("fp_decap", header.underlay)]

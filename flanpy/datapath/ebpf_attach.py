@@ -7,11 +7,15 @@ the kernel keeps by itself. The second speaks netlink, so it lives in ``kernel.t
 from __future__ import annotations
 
 import errno
+import time
 from dataclasses import dataclass
 from typing import Protocol
 
 from flanpy.datapath import ebpf_syscall as bpf
 from flanpy.datapath.ebpf_pins import Pins
+
+RELEASE_S = 1.0
+"""The kernel frees a link that was let go from a work queue; a busy machine takes its time for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +69,24 @@ class TcxHooks:
                     bpf.update_link(link, program)
                 return
         self._pins.remove(name)
-        with bpf.create_link(program, spot.ifindex, bpf.TCX_EGRESS if spot.egress else bpf.TCX_INGRESS) as link:
+        with _create(program, spot.ifindex, bpf.TCX_EGRESS if spot.egress else bpf.TCX_INGRESS) as link:
             self._pins.put(name, link)
 
     def detach(self, spot: Spot) -> None:
         """With its pin the link goes, and with the link the program."""
         self._pins.remove(f"link_{spot.program}")
+
+
+def _create(program: bpf.Fd, ifindex: int, attach_type: int) -> bpf.Fd:
+    """A new link. One that somebody has just removed holds the program's place until the kernel gets round to it."""
+    deadline = time.monotonic() + RELEASE_S
+    while True:
+        try:
+            return bpf.create_link(program, ifindex, attach_type)
+        except FileExistsError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.005)
 
 
 def has_tcx(program: bpf.Fd) -> bool:

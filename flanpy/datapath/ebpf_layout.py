@@ -36,6 +36,8 @@ COUNTERS = (
     "bpf_superpackets_in",
     "bpf_inner_gro",
     "bpf_bypassed",
+    "bpf_probes_out",
+    "bpf_probes_in",
 )
 """Names of the counters beside verdicts, in the order of FP_BPF_COUNTERS."""
 

@@ -1,0 +1,123 @@
+"""Sends a superpacket of full size to each peer now and then, so that both ends know whether superpackets arrive whole.
+
+Only over an underlay that may carry them, and only to peers that take them. The BPF programs do the rest: a probe is a TCP segment train
+from port 0 to port 0, which the receiver notes and swallows; every packet back tells us. The kernel may cut a probe like any other
+packet, so it does no harm where it does not arrive whole. A peer that keeps silent is asked less and less often.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+import time
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+
+from flanpy.datapath import ebpf_syscall as bpf
+
+PERIOD_S = 0.5
+"""A note of the programs holds for two seconds (FP_NOTE_TICKS); three probes may be lost."""
+SILENT_PERIOD_S = 16.0
+PROBES_A_TURN = 50
+"""64 KB each: 6 MB/s at most, by copying. In larger clusters flows have to show by themselves what their path carries."""
+
+_SLOTS, _TICK_SHIFT, _TICKS = 4096, 27, 15
+_SOL_PACKET, _PACKET_VNET_HDR = 263, 15
+_ETH_P_IP = 0x0800
+_NEEDS_CSUM, _GSO_TCPV4 = 1, 1
+_TOTAL_BYTES, _HEADERS_BYTES = 65480, 40
+"""With all headers still below 65,536 bytes, from where on the kernel cuts for any device."""
+_RST = 0x04
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A peer, by its underlay address, and an address in its subnet."""
+
+    peer: int
+    inner: IPv4Address
+
+
+@dataclass(slots=True)
+class _Wait:
+    due_s: float = 0.0
+    period_s: float = PERIOD_S / 8
+
+
+class Prober:
+    """The thread that probes. Belongs to the network namespace of the thread that makes it."""
+
+    def __init__(self, device: str, source: IPv4Address, mtu_bytes: int, thanks: bpf.Fd) -> None:
+        self._source = source
+        self._segment_bytes = mtu_bytes - _HEADERS_BYTES
+        self._thanks = thanks
+        self._targets: tuple[Target, ...] = ()
+        self._waits: dict[Target, _Wait] = {}
+        self._ended = threading.Event()
+        self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+        try:
+            self._socket.setsockopt(_SOL_PACKET, _PACKET_VNET_HDR, 1)
+            self._socket.bind((device, 0))
+        except OSError:
+            self._socket.close()
+            raise
+        self._thread = threading.Thread(target=self._run, name="flanpy-prober", daemon=True)
+        self._thread.start()
+
+    def aim(self, targets: tuple[Target, ...]) -> None:
+        """Probe these from now on."""
+        self._targets = targets
+
+    def close(self) -> None:
+        """End the thread; safe to call twice."""
+        self._ended.set()
+        self._thread.join()
+        self._socket.close()
+
+    def _run(self) -> None:
+        while True:
+            self._turn(time.monotonic())
+            if self._ended.wait(PERIOD_S):
+                return
+
+    def _turn(self, now_s: float) -> None:
+        targets = self._targets
+        self._waits = {target: self._waits.get(target) or _Wait() for target in targets}
+        due = sorted(
+            (target for target in targets if self._waits[target].due_s <= now_s), key=lambda each: self._waits[each].due_s
+        )
+        for target in due[:PROBES_A_TURN]:
+            wait = self._waits[target]
+            wait.period_s = PERIOD_S if self._is_confirmed(target) else min(2 * wait.period_s, SILENT_PERIOD_S)
+            wait.due_s = now_s + wait.period_s - PERIOD_S / 2
+            try:
+                self._socket.send(probe_frame(self._source, target.inner, self._segment_bytes))
+            except OSError:  # the device is down, or its queue full: the next turn tries again
+                self._waits[target] = _Wait()
+
+    def _is_confirmed(self, target: Target) -> bool:
+        """As fp_note_units reads it."""
+        slot = (target.peer ^ target.peer >> 12 ^ target.peer >> 24) % _SLOTS
+        (note,) = struct.unpack("=Q", bpf.lookup(self._thanks, slot, 8))
+        age = ((time.monotonic_ns() >> _TICK_SHIFT) - (note >> 7)) & 0x1FFFFFF
+        return note >> 32 == target.peer and bool(note & 0x7F) and age <= _TICKS
+
+
+def probe_frame(source: IPv4Address, destination: IPv4Address, segment_bytes: int) -> bytes:
+    """A virtio_net_hdr and a TCP superpacket from port 0 to port 0 with RST, which a receiver without these programs ignores."""
+    virtio = struct.pack("=BBHHHH", _NEEDS_CSUM, _GSO_TCPV4, _HEADERS_BYTES, segment_bytes, 20, 16)
+    fields = (0x45, 0, _TOTAL_BYTES, 0, 0x4000, 8, socket.IPPROTO_TCP)
+    ip = struct.pack("!BBHHHBBH4s4s", *fields, 0, source.packed, destination.packed)
+    ip = struct.pack("!BBHHHBBH4s4s", *fields, ~_sum(ip) & 0xFFFF, source.packed, destination.packed)
+    pseudo = _sum(source.packed + destination.packed + struct.pack("!HH", socket.IPPROTO_TCP, _TOTAL_BYTES - 20))
+    tcp = struct.pack("!HHIIBBHHH", 0, 0, 0, 0, 0x50, _RST, 0, pseudo, 0)
+    return virtio + ip + tcp + bytes(_TOTAL_BYTES - _HEADERS_BYTES)
+
+
+def _sum(data: bytes) -> int:
+    """Ones' complement sum (RFC 1071) of 16-bit words."""
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total = (total & 0xFFFF) + (total >> 16)
+    folded: int = (total & 0xFFFF) + (total >> 16)
+    return folded
