@@ -78,7 +78,8 @@ def _rows(status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "lease", _lease(status["lease"])
     yield "network", _network(status)
     yield from _datapath(status["datapath"], status["counts"])
-    yield "device", f"{', '.join(status['devices'])}, MTU {status['mtu_bytes']}" if status["devices"] else "none"
+    mtu = "" if status["mtu_bytes"] is None else f", MTU {status['mtu_bytes']}"
+    yield "device", f"{', '.join(status['devices']) or 'none'}{mtu}"
     uplink = status["uplink"]
     yield "uplink", f"{uplink['name']} {uplink['address']}, MTU {uplink['mtu_bytes']}"
     yield from _rules(status["rules"])

@@ -53,7 +53,7 @@ def test_status_is_ready_and_ends_with_zero(two: Cluster) -> None:
     lines = done.stdout.splitlines()
     assert (done.returncode, done.stderr) == (0, "")
     assert re.fullmatch(r"flanpy    \S+, ready, for .*", lines[0])
-    assert re.fullmatch(rf"lease     {two.subnet('host1')}, 23 h 5\d min left", lines[1])
+    assert re.fullmatch(rf"lease     {two.subnet('host1')}, (1 d|23 h 5\d min) left", lines[1])
     assert lines[2:4] == ["network   10.244.0.0/16, backend udp, port 8285", "datapath  userspace (asked for)"]
     assert "\x1b" not in done.stdout
 

@@ -53,7 +53,16 @@ def test_status_is_one_screen() -> None:
 def test_status_of_an_agent_that_has_just_started_says_what_is_missing() -> None:
     fresh = {
         **STATUS,
-        **{"state": "not ready", "lease": None, "network": None, "datapath": None, "devices": [], "warnings": [], "rules": None},
+        **{
+            "state": "not ready",
+            "lease": None,
+            "network": None,
+            "datapath": None,
+            "devices": [],
+            "mtu_bytes": None,
+            "warnings": [],
+            "rules": None,
+        },
         "counts": {"peers": 0, "foreign": 0, "refused": 0},
         "etcd": {"state": "degraded", "problem": "no answer", "last_word_s_ago": None},
         "problems": [f"problem {number}" for number in range(12)],
