@@ -98,8 +98,8 @@ FP_INLINE __u64 *fp_slot(void *map, __u32 hash)
 }
 
 /*
- * A note about a peer, one word so that it is stored at once: address << 32 | time << 7 | units of 520 bytes. Two peers of one slot
- * overwrite each other's notes but never read them as their own.
+ * A note about a peer, one word so that it is stored at once: address << 32 | time << 7 | units of 520 bytes. Two peers of one
+ * slot overwrite each other's notes but never read them as their own.
  */
 #define FP_NOTE_TICK_SHIFT 27 /* ticks of 134 ms; 25 bits of them last for 52 days */
 #define FP_NOTE_TICKS 15u     /* a note holds for two seconds */

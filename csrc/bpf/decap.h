@@ -1,0 +1,177 @@
+/*
+ * decap.h: from a packet of these programs at the underlay's ingress to where inner packets go; or left to the stack untouched.
+ */
+#ifndef FLANPY_BPF_DECAP_H
+#define FLANPY_BPF_DECAP_H
+
+#include "run.h"
+
+struct fp_tunnel {
+    struct fp_outer outer;
+    struct fp_ip4 inner;
+};
+
+/* Whether this is a packet of the overlay for these programs; if not, `reason` says what to count, or is negative. */
+FP_INLINE _Bool fp_is_ours(const struct fp_run *run, const struct fp_tunnel *tunnel, int *reason)
+{
+    const struct fp_ip4 *ip = &tunnel->outer.ip;
+    *reason = -1;
+    if (ip->destination_be != run->header->address_be || tunnel->outer.udp.destination_be != run->header->port_be)
+        return 0;
+    if (ip->fragment_be & FP_BE16(FP_MF_OR_OFFSET)) {
+        *reason = FP_BPF_UP_FRAGMENT;
+        return 0;
+    }
+    *reason = FP_BPF_UP_SOCKET;
+    return tunnel->outer.udp.check == 0;
+}
+
+/*
+ * Whether the checksum over a header, options included, is right. Its length field has been checked. Options are read word by
+ * word: older verifiers do not follow a length that is not constant.
+ */
+FP_INLINE _Bool fp_checksum_is_right(const struct fp_run *run, const struct fp_ip4 *ip)
+{
+    __u32 sum = fp_ip4_sum(ip);
+    __u32 options = (ip->version_ihl & 0x0fU) - 5;
+    for (__u32 i = 0; i < 10 && i < options; i++) {
+        __u16 half[2];
+        if (bpf_skb_load_bytes(run->skb, FP_ETHERNET_BYTES + FP_OUTER_BYTES + sizeof *ip + i * 4, half, sizeof half))
+            return 0;
+        sum += (__u32)half[0] + half[1];
+    }
+    return fp_fold(sum) == 0xffff;
+}
+
+/* The verdict over an inner packet; FP_DECAPSULATED: it may pass. The same rules, in the same order, as the userspace core. */
+FP_INLINE enum fp_verdict fp_judge(const struct fp_run *run, const struct fp_tunnel *tunnel, __u32 bytes)
+{
+    const struct fp_ip4 *ip = &tunnel->inner;
+    __u32 total = FP_BE16(ip->total_be);
+    if ((ip->version_ihl >> 4) != 4 || (ip->version_ihl & 0x0f) < 5 || total < (ip->version_ihl & 0x0fU) * 4)
+        return FP_DROP_BAD_HEADER;
+    if (total > bytes)
+        return FP_DROP_TRUNCATED;
+    if (!fp_checksum_is_right(run, ip))
+        return FP_DROP_BAD_HEADER;
+    __u32 source = FP_BE32(ip->source_be);
+    if (fp_martian(source) || fp_martian(FP_BE32(ip->destination_be)))
+        return FP_DROP_MARTIAN;
+    if (run->header->flags & FP_BPF_SOURCE_CHECK) {
+        __u32 sender = FP_BE32(tunnel->outer.ip.source_be);
+        const struct fp_bpf_hop *owner = fp_hop(run->snapshot, fp_lookup(run->snapshot, source));
+        if (!owner || owner->address != sender)
+            return fp_knows(run->snapshot, run->header->hops, sender) ? FP_DROP_SPOOFED : FP_DROP_UNKNOWN_PEER;
+    } else if (fp_lookup(run->snapshot, source) == FP_BPF_LOCAL) {
+        return FP_DROP_SPOOFED; /* no peer, NATed or not, has one of our own addresses */
+    }
+    if (fp_lookup(run->snapshot, FP_BE32(ip->destination_be)) != FP_BPF_LOCAL)
+        return FP_DROP_NOT_LOCAL;
+    if (fp_ecn_combine(ip->tos & 3, tunnel->outer.ip.tos & 3) < 0)
+        return FP_DROP_ECN;
+    return FP_DECAPSULATED;
+}
+
+/*
+ * Learn from an accepted packet: that superpackets of its sender reach us whole, and what it says of ours. Returns whether a
+ * single TCP packet is worth merging: its sender's superpackets have not come whole for a while.
+ */
+FP_INLINE _Bool fp_learn(const struct fp_run *run, const struct fp_tunnel *tunnel)
+{
+    __u32 sender = FP_BE32(tunnel->outer.ip.source_be);
+    __u16 id = FP_BE16(tunnel->outer.ip.id);
+    __u64 *whole = fp_note(&fp_wholes, sender);
+    if (id & FP_BPF_ID_WHOLE)
+        fp_note_set(fp_note(&fp_thanks, sender), sender, id >> 8 & 0x7f);
+    if (run->skb->gso_size) {
+        fp_note_set(whole, sender, fp_units(FP_BE16(tunnel->inner.total_be)));
+        return 0;
+    }
+    return run->header->flags & FP_BPF_INNER_GRO && tunnel->inner.protocol == FP_TCP && !fp_note_units(whole, sender);
+}
+
+/* Whether the host would send this inner packet out of the pod bridge; then `next` is the pod or the router behind it. */
+FP_INLINE _Bool fp_is_for_bridge(const struct fp_run *run, const struct fp_ip4 *ip, struct bpf_redir_neigh *next)
+{
+    struct bpf_fib_lookup way = {
+        .family = FP_AF_INET,
+        .ifindex = run->header->device,
+        .tot_len = 0, /* checked against the device's MTU then */
+        .ipv4_src = ip->source_be,
+        .ipv4_dst = ip->destination_be,
+    };
+    long result = bpf_fib_lookup(run->skb, &way, sizeof way, 0);
+    if ((result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH) || way.ifindex != run->header->bridge ||
+        way.family != FP_AF_INET)
+        return 0;
+    if (result == BPF_FIB_LKUP_RET_SUCCESS) {
+        next->nh_family = FP_AF_INET;
+        next->ipv4_nh = way.ipv4_dst;
+    }
+    return 1;
+}
+
+/* Hand a decapsulated packet on. */
+FP_INLINE int fp_deliver(struct fp_run *run, const struct fp_ip4 *ip, _Bool merge)
+{
+    struct bpf_redir_neigh next = {0};
+    if (merge) {
+        run->counters->others[FP_BPF_MERGED]++;
+        return (int)bpf_redirect(run->header->gro, 0);
+    }
+    if (run->header->flags & FP_BPF_BYPASS && fp_is_for_bridge(run, ip, &next)) {
+        run->counters->others[FP_BPF_BYPASSED]++;
+        return fp_redirect(run->header->bridge, &next);
+    }
+    return (int)bpf_redirect(run->header->device, BPF_F_INGRESS);
+}
+
+FP_INLINE int fp_decapsulate(struct __sk_buff *skb)
+{
+    struct fp_run run;
+    struct fp_tunnel tunnel;
+    struct fp_size size;
+    int reason;
+    if (skb->protocol != FP_BE16(FP_ETHERTYPE_IP) || bpf_skb_load_bytes(skb, FP_ETHERNET_BYTES, &tunnel, sizeof tunnel))
+        return FP_TC_NEXT;
+    /* Options in the outer header: the socket can have them. */
+    if (tunnel.outer.ip.version_ihl != 0x45 || tunnel.outer.ip.protocol != FP_UDP || !fp_start(&run, skb))
+        return FP_TC_NEXT;
+    if (!fp_is_ours(&run, &tunnel, &reason))
+        return reason < 0 ? FP_TC_NEXT : fp_leave(&run, (enum fp_bpf_counter)reason);
+
+    __u32 total = FP_BE16(tunnel.outer.ip.total_be), length = FP_BE16(tunnel.outer.udp.length_be);
+    __u32 inner_bytes = FP_BE16(tunnel.inner.total_be);
+    /* Lengths that contradict each other are the stack's to judge; a train of datagrams must not be stripped as one. */
+    if (total > skb->len - FP_ETHERNET_BYTES || length + sizeof(struct fp_ip4) != total || length < FP_OUTER_BYTES ||
+        (skb->gso_size && inner_bytes + FP_OUTER_BYTES != total))
+        return fp_leave(&run, FP_BPF_UP_SOCKET);
+    enum fp_verdict verdict = fp_judge(&run, &tunnel, length - (__u32)sizeof(struct fp_udp));
+    if (verdict == FP_DECAPSULATED && tunnel.inner.ttl <= 1)
+        return fp_leave(&run, FP_BPF_UP_ANSWER);
+    if (fp_measure(skb, FP_ETHERNET_BYTES + FP_OUTER_BYTES, &tunnel.inner, inner_bytes, &size))
+        return fp_leave(&run, FP_BPF_UP_SOCKET);
+    if (verdict != FP_DECAPSULATED)
+        return fp_drop(&run, verdict, size.packets, size.bytes);
+
+    _Bool merge = fp_learn(&run, &tunnel);
+    if (run.header->flags & FP_BPF_CARRIES && fp_is_probe(skb, FP_ETHERNET_BYTES + FP_OUTER_BYTES, &tunnel.inner)) {
+        run.counters->others[FP_BPF_PROBES_IN]++;
+        return FP_TC_DROP;
+    }
+    __u8 ecn = (__u8)fp_ecn_combine(tunnel.inner.tos & 3, tunnel.outer.ip.tos & 3);
+    fp_decrement_ttl(&tunnel.inner);
+    fp_set_tos(&tunnel.inner, (tunnel.inner.tos & 0xfc) | ecn);
+    if (bpf_skb_adjust_room(skb, -(__s32)FP_OUTER_BYTES, BPF_ADJ_ROOM_MAC,
+                            BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET) ||
+        bpf_skb_store_bytes(skb, FP_ETHERNET_BYTES, &tunnel.inner, FP_HEAD_BYTES, 0))
+        return fp_drop(&run, FP_DROP_WRITE, size.packets, size.bytes);
+    /* The device may have verified the outer checksum (there is none) and the inner one: one level less now. */
+    bpf_csum_level(skb, BPF_CSUM_LEVEL_DEC);
+    fp_count(run.counters, FP_DECAPSULATED, size.packets, size.bytes);
+    if (size.headers)
+        run.counters->others[FP_BPF_SUPERPACKETS_IN]++;
+    return fp_deliver(&run, &tunnel.inner, merge);
+}
+
+#endif

@@ -1,0 +1,194 @@
+/*
+ * encap.h: from an inner packet at a device's egress, or at the pod bridge, to the underlay; or left to userspace untouched.
+ */
+#ifndef FLANPY_BPF_ENCAP_H
+#define FLANPY_BPF_ENCAP_H
+
+#include "run.h"
+
+#define FP_TRAIN_NS (50 * 1000 * 1000ULL) /* a UDP flow stays with userspace that long after its last superpacket */
+
+/*
+ * Whether this UDP packet must go the way of its flow's superpackets, which go to userspace unless they can be sent `whole`. The
+ * first slot tells whether any flow had one lately, so that flows are hashed only then.
+ */
+FP_INLINE _Bool fp_is_train(struct __sk_buff *skb, _Bool whole)
+{
+    _Bool starts = skb->gso_size && !whole;
+    __u64 *any = fp_slot(&fp_trains, 0);
+    if (!any || (!*any && !starts))
+        return 0;
+    __u64 now = bpf_ktime_get_ns();
+    if (!starts && now - *any > FP_TRAIN_NS)
+        return 0;
+    __u64 *flow = fp_slot(&fp_trains, bpf_get_hash_recalc(skb) | 1);
+    if (!flow || (!starts && now - *flow > FP_TRAIN_NS))
+        return 0;
+    if (starts) {
+        *flow = now;
+        *any = now;
+    }
+    return 1;
+}
+
+/* Fields that this node never forwards, or that only the userspace core judges; 0 when the packet is plain. */
+FP_INLINE _Bool fp_is_odd(const struct fp_ip4 *ip, __u32 bytes)
+{
+    return (ip->version_ihl >> 4) != 4 || (ip->version_ihl & 0x0f) < 5 || FP_BE16(ip->total_be) != bytes ||
+           bytes + FP_OUTER_BYTES > 0xffff || ip->ttl <= 1 || fp_martian(FP_BE32(ip->source_be)) ||
+           fp_martian(FP_BE32(ip->destination_be));
+}
+
+/*
+ * Ask the kernel for the way to the peer. Fills `next` when the neighbour is known. If not, its family stays 0 and the kernel has
+ * to look the way up again: a packet that waits for a neighbour must carry the right route, and it still carries the inner one.
+ */
+FP_INLINE int fp_find_way(struct fp_run *run, __be32 peer_be, __u32 outer_bytes, struct bpf_redir_neigh *next)
+{
+    struct bpf_fib_lookup way = {
+        .family = FP_AF_INET,
+        .l4_protocol = FP_UDP,
+        .tot_len = (__u16)outer_bytes, /* checked against the path MTU, learnt exceptions included */
+        .ifindex = run->header->underlay,
+        .ipv4_src = run->header->address_be,
+        .ipv4_dst = peer_be,
+    };
+    long result = bpf_fib_lookup(run->skb, &way, sizeof way, BPF_FIB_LOOKUP_OUTPUT);
+    if (result == BPF_FIB_LKUP_RET_FRAG_NEEDED)
+        return FP_BPF_UP_ANSWER;
+    if (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH && result != BPF_FIB_LKUP_RET_FWD_DISABLED)
+        return FP_BPF_UP_NEIGHBOUR;
+    if (result == BPF_FIB_LKUP_RET_SUCCESS && way.family == FP_AF_INET) {
+        next->nh_family = FP_AF_INET;
+        next->ipv4_nh = way.ipv4_dst;
+    }
+    return -1;
+}
+
+/* Outer headers and the changed start of the inner one, stored by one call. */
+struct fp_head {
+    struct fp_outer outer;
+    __u8 inner[FP_HEAD_BYTES];
+};
+
+/* A packet on its way out, all checked. */
+struct fp_parcel {
+    const struct fp_bpf_hop *hop;
+    struct fp_ip4 ip;
+    struct fp_size size;
+    __u32 bytes;
+    __u32 link; /* of the link header that is there already */
+    _Bool flat;
+    _Bool probe;
+    __u16 id;
+};
+
+FP_INLINE void fp_fill(struct fp_head *head, const struct fp_run *run, struct fp_parcel *parcel)
+{
+    const struct fp_bpf_hop *hop = parcel->hop;
+    head->outer = (struct fp_outer){
+        .ip = {.version_ihl = 0x45,
+               .tos = hop->flags & FP_BPF_HOP_ECN ? parcel->ip.tos & 3 : 0,
+               .total_be = FP_BE16(parcel->bytes + FP_OUTER_BYTES),
+               .id = FP_BE16(parcel->id),
+               .fragment_be = FP_BE16(FP_DF),
+               .ttl = 64,
+               .protocol = FP_UDP,
+               .source_be = run->header->address_be,
+               .destination_be = FP_BE32(hop->address)},
+        .udp = {.source_be = run->header->port_be,
+                .destination_be = hop->port_be,
+                .length_be = FP_BE16(parcel->bytes + (__u32)sizeof(struct fp_udp))},
+    };
+    head->outer.ip.check = (__u16)~fp_ip4_sum(&head->outer.ip);
+    fp_decrement_ttl(&parcel->ip);
+    __builtin_memcpy(head->inner, &parcel->ip, FP_HEAD_BYTES);
+}
+
+/*
+ * Make room for the outer headers behind a link header, or FP_TC_NEXT: nothing has changed.
+ *
+ * As a tunnel, the kernel knows both packets and can cut and finish them for any device. Flat, it only pushes bytes: the packet
+ * arrives as if it had never been in a tunnel, so that no device behind the receiver has to cut it for want of tunnel offloads
+ * (a bridge has none); but no device may have to cut it on the way.
+ */
+FP_INLINE int fp_make_room(struct fp_run *run, const struct fp_parcel *parcel)
+{
+    if (parcel->flat) {
+        if (bpf_skb_change_head(run->skb, FP_ETHERNET_BYTES + FP_OUTER_BYTES - parcel->link, 0))
+            return fp_leave(run, FP_BPF_UP_ENCAPSULATED);
+        return 0;
+    }
+    if (bpf_skb_adjust_room(run->skb, FP_OUTER_BYTES, BPF_ADJ_ROOM_MAC,
+                            BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 | BPF_F_ADJ_ROOM_ENCAP_L4_UDP))
+        return fp_leave(run, FP_BPF_UP_ENCAPSULATED);
+    if (!parcel->link && bpf_skb_change_head(run->skb, FP_ETHERNET_BYTES, 0))
+        return fp_drop(run, FP_DROP_SEND, parcel->size.packets, parcel->size.bytes);
+    return 0;
+}
+
+/* Put the headers on and send. */
+FP_INLINE int fp_send(struct fp_run *run, struct fp_parcel *parcel, struct bpf_redir_neigh *next)
+{
+    struct fp_head head;
+    int result = fp_make_room(run, parcel);
+    if (result)
+        return result;
+    fp_fill(&head, run, parcel);
+    if (bpf_skb_store_bytes(run->skb, FP_ETHERNET_BYTES, &head, sizeof head, 0))
+        return fp_drop(run, FP_DROP_SEND, parcel->size.packets, parcel->size.bytes);
+    if (!parcel->probe)
+        fp_count(run->counters, FP_ENCAPSULATED, parcel->size.packets, parcel->size.bytes);
+    if (parcel->size.headers)
+        run->counters->others[parcel->probe ? FP_BPF_PROBES_OUT : FP_BPF_SUPERPACKETS_OUT]++;
+    return fp_redirect(run->header->underlay, next);
+}
+
+/*
+ * Where the underlay hands on whatever it gets: which form the peer can take. False: it has to go through userspace. Flat needs
+ * the peer's word, not older than two seconds, that superpackets of this size reach it whole.
+ */
+FP_INLINE _Bool fp_choose_form(struct fp_run *run, struct fp_parcel *parcel)
+{
+    __u32 peer = parcel->hop->address;
+    if (!(parcel->hop->flags & FP_BPF_HOP_SUPERPACKET)) {
+        run->counters->others[FP_BPF_UP_PLAIN_PEER]++;
+        return 0;
+    }
+    parcel->probe = run->skb->gso_size && fp_is_probe(run->skb, parcel->link, &parcel->ip);
+    /* From 65,536 bytes on, link header included, the kernel cuts for any device. */
+    parcel->flat = !parcel->probe && parcel->bytes + FP_OUTER_BYTES + FP_ETHERNET_BYTES < 0x10000 &&
+                   fp_note_units(fp_note(&fp_thanks, peer), peer) >= fp_units(parcel->bytes);
+    if (parcel->ip.protocol == FP_UDP && fp_is_train(run->skb, parcel->flat)) {
+        run->counters->others[FP_BPF_UP_UDP_TRAIN]++;
+        return 0;
+    }
+    __u32 units = fp_note_units(fp_note(&fp_wholes, peer), peer);
+    parcel->id = units ? (__u16)(FP_BPF_ID_WHOLE | units << 8) : 0;
+    return 1;
+}
+
+FP_INLINE int fp_encapsulate(struct __sk_buff *skb, __u32 link)
+{
+    struct fp_run run;
+    struct fp_parcel parcel = {.bytes = skb->len - link, .link = link};
+    struct bpf_redir_neigh next = {0};
+    if (skb->protocol != FP_BE16(FP_ETHERTYPE_IP) || !fp_start(&run, skb))
+        return FP_TC_NEXT;
+    if (bpf_skb_load_bytes(skb, link, &parcel.ip, sizeof parcel.ip))
+        return FP_TC_NEXT;
+    parcel.hop = fp_hop(run.snapshot, fp_lookup(run.snapshot, FP_BE32(parcel.ip.destination_be)));
+    if (!parcel.hop || fp_is_odd(&parcel.ip, parcel.bytes) || fp_measure(skb, link, &parcel.ip, parcel.bytes, &parcel.size) ||
+        parcel.size.largest > run.header->mtu_bytes)
+        return link ? FP_TC_NEXT : fp_leave(&run, FP_BPF_UP_ANSWER);
+    if (run.header->flags & FP_BPF_CARRIES && !fp_choose_form(&run, &parcel))
+        return FP_TC_NEXT;
+    if (!(run.header->flags & FP_BPF_SELF_TEST)) {
+        int reason = fp_find_way(&run, FP_BE32(parcel.hop->address), parcel.size.largest + FP_OUTER_BYTES, &next);
+        if (reason >= 0)
+            return fp_leave(&run, (enum fp_bpf_counter)reason);
+    }
+    return fp_send(&run, &parcel, &next);
+}
+
+#endif

@@ -1,0 +1,95 @@
+/*
+ * run.h: what every program has in common: the start of a run, its ends (leave, drop, send), the size of a packet, probes.
+ */
+#ifndef FLANPY_BPF_RUN_H
+#define FLANPY_BPF_RUN_H
+
+#include "packet.h"
+#include "state.h"
+
+/* All that a program knows of its packet; lives on the stack of one run. */
+struct fp_run {
+    struct __sk_buff *skb;
+    struct fp_bpf_counters *counters;
+    void *snapshot;
+    const struct fp_bpf_header *header;
+};
+
+FP_INLINE _Bool fp_start(struct fp_run *run, struct __sk_buff *skb)
+{
+    run->skb = skb;
+    run->counters = fp_counts();
+    run->snapshot = fp_snapshot();
+    if (!run->counters || !run->snapshot)
+        return 0;
+    run->header = fp_header(run->snapshot);
+    return run->header && run->header->layout == FP_BPF_LAYOUT;
+}
+
+FP_INLINE int fp_leave(struct fp_run *run, enum fp_bpf_counter reason)
+{
+    run->counters->others[reason]++;
+    return FP_TC_NEXT;
+}
+
+FP_INLINE int fp_drop(struct fp_run *run, enum fp_verdict verdict, __u32 packets, __u64 bytes)
+{
+    fp_count(run->counters, verdict, packets, bytes);
+    return FP_TC_DROP;
+}
+
+/* Send through an interface; the kernel puts the link header on. */
+FP_INLINE int fp_redirect(__u32 ifindex, struct bpf_redir_neigh *next)
+{
+    if (next->nh_family)
+        return (int)bpf_redirect_neigh(ifindex, next, sizeof *next, 0);
+    return (int)bpf_redirect_neigh(ifindex, (void *)0, 0, 0);
+}
+
+/* A packet of real size stands for itself, a superpacket for its segments. */
+struct fp_size {
+    __u32 headers; /* of one segment; 0: not a superpacket */
+    __u32 largest; /* bytes of the largest segment */
+    __u32 packets;
+    __u64 bytes;
+};
+
+/* How a packet of `bytes` at `offset` counts. 0, or -1: a superpacket that is neither TCP nor UDP, or without its header. */
+FP_INLINE int fp_measure(struct __sk_buff *skb, __u32 offset, const struct fp_ip4 *ip, __u32 bytes, struct fp_size *size)
+{
+    __u32 gso_bytes = skb->gso_size;
+    if (!gso_bytes) {
+        *size = (struct fp_size){.headers = 0, .largest = bytes, .packets = 1, .bytes = bytes};
+        return 0;
+    }
+    __u32 headers = (ip->version_ihl & 0x0fU) * 4;
+    __u8 data_offset = 0;
+    if (ip->protocol == FP_UDP)
+        headers += sizeof(struct fp_udp);
+    else if (ip->protocol != FP_TCP || bpf_skb_load_bytes(skb, offset + headers + 12, &data_offset, 1))
+        return -1;
+    else
+        headers += (__u32)(data_offset >> 4) * 4;
+    if (headers >= bytes)
+        return -1;
+    __u32 payload = bytes - headers;
+    __u32 packets = (payload + gso_bytes - 1) / gso_bytes;
+    size->headers = headers;
+    size->largest = headers + gso_bytes;
+    size->packets = packets;
+    size->bytes = payload + (__u64)packets * headers;
+    return 0;
+}
+
+/*
+ * A probe: TCP from port 0 to port 0, which nobody speaks. The datapath sends one of full size to each peer now and then, so that
+ * both ends know whether superpackets arrive whole without waiting for a flow that shows it. Probes are neither counted nor delivered.
+ */
+FP_INLINE _Bool fp_is_probe(struct __sk_buff *skb, __u32 offset, const struct fp_ip4 *ip)
+{
+    __be32 ports = 1;
+    return ip->protocol == FP_TCP && ip->version_ihl == 0x45 &&
+           !bpf_skb_load_bytes(skb, offset + sizeof *ip, &ports, sizeof ports) && ports == 0;
+}
+
+#endif
