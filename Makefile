@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 STAMP := build/.built
 SOURCES := $(shell find csrc -name '*.[ch]' -not -path 'csrc/fuzz/*') $(wildcard flanpy/*/*_build.py) setup.py pyproject.toml
 
-.PHONY: help setup build demo test test-unit bench fuzz lint format reference pin clean distclean
+.PHONY: help setup build demo test test-unit test-vm bench fuzz lint format reference pin clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ test: build ## the whole suite (root); ARGS go to pytest
 
 test-unit: build ## only what needs no root
 	@$(BIN)/python -m pytest tests/unit tests/packets $(ARGS)
+
+test-vm: build ## what this kernel may lack (wireguard, ipip), on a stock Debian kernel in a virtual machine (root)
+	@scripts/run-in-vm --timeout 600 -- $(BIN)/python -m pytest -p no:cacheprovider $(or $(ARGS),tests/netns/test_kernel_tunnels.py)
 
 bench: build ## the benchmark suite, results in bench-results/; ARGS go to flanpy bench
 	@$(BIN)/flanpy bench $(ARGS)

@@ -1,6 +1,6 @@
 """The ipip backend: on a kernel that has it two real agents and packets between them; on one that lacks it, what the agent says.
 
-`make test-vm` runs this on a stock kernel, which has it. Topology as in test_vxlan_cluster.
+Topology as in test_vxlan_cluster.
 """
 
 import json

@@ -1,5 +1,7 @@
 """WireGuard and IP-in-IP devices in real network namespaces; on a kernel that lacks them, the option that is named.
 
+`make test-vm` runs this on a stock kernel, which has both.
+
 namespace a   eth0 192.0.2.1  ──── veth ────  eth0 192.0.2.2   namespace b
               10.5.1.0/32 on the tunnel device   10.5.2.0/32
 """
