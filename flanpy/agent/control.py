@@ -5,7 +5,7 @@
     {"command": "?"}                                             ->  {"ok": false, "error": "..."}
 
 Requests are bounded in size, time and number, so slow or malformed clients hurt nobody; only root and the agent's user may connect
-(file mode 0600 and the peer's credentials). Holds no state: the loop answers. The asking side (``ask``) is bounded likewise.
+(file mode 0600 and the peer's credentials). Holds no state: the loop answers. ``client`` has the asking side.
 """
 
 from __future__ import annotations
@@ -17,20 +17,17 @@ import queue
 import socket
 import struct
 import threading
-import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from flanpy.agent.client import ANSWER_TIMEOUT_S, SOCKET_NAME, ask
 from flanpy.agent.events import Ask, EventQueue
-from flanpy.errors import AgentAbsent, FlanpyError, PlatformError
+from flanpy.errors import PlatformError
 
-SOCKET_NAME = "control.sock"
+__all__ = ["CLIENTS_MAX", "SOCKET_NAME", "ControlServer", "ask"]
+
 REQUEST_BYTES_MAX = 16 * 1024
-ANSWER_BYTES_MAX = 64 << 20
-"""More than the peers of 65,536 nodes take."""
 CLIENT_TIMEOUT_S = 2.0
-ANSWER_TIMEOUT_S = 5.0
 CLIENTS_MAX = 16
 
 
@@ -128,39 +125,3 @@ def _read_line(client: socket.socket) -> bytes:
     if len(data) > REQUEST_BYTES_MAX:
         raise ValueError("too long")
     return data
-
-
-def ask(
-    run_dir: Path, command: str, timeout_s: float = ANSWER_TIMEOUT_S + 1, arguments: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    """Ask a running agent. Raises AgentAbsent when none answers, FlanpyError with the reason when it refuses."""
-    path = run_dir / SOCKET_NAME
-    request = {"command": command, **({"arguments": dict(arguments)} if arguments else {})}
-    try:
-        answer = json.loads(_exchange(path, json.dumps(request).encode() + b"\n", time.monotonic() + timeout_s))
-    except OSError as error:
-        reason = error.strerror or error or "time is over"
-        raise AgentAbsent(f"no agent answers at {path} ({reason}); is `flanpy agent` running here?") from error
-    except (ValueError, RecursionError) as error:
-        raise AgentAbsent(f"the agent at {path} ended the connection without an answer") from error
-    if not isinstance(answer, dict):
-        raise AgentAbsent(f"what answers at {path} is not an agent: it did not send an object")
-    if not answer.get("ok"):
-        raise FlanpyError(f"the agent refused: {answer.get('error', 'no reason given')}")
-    return answer
-
-
-def _exchange(path: Path, request: bytes, deadline_s: float) -> bytes:
-    """One request and the whole answer, within the time and the bound on its size, however it trickles in."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as client:
-        client.settimeout(max(0.001, deadline_s - time.monotonic()))
-        client.connect(str(path))
-        client.sendall(request)
-        data = bytearray()
-        while chunk := client.recv(65536):
-            data += chunk
-            left_s = deadline_s - time.monotonic()
-            if left_s <= 0 or len(data) > ANSWER_BYTES_MAX:
-                raise TimeoutError("it does not come to an end")
-            client.settimeout(left_s)
-    return bytes(data)

@@ -39,7 +39,7 @@ def run_dir(arguments: argparse.Namespace) -> Path:
 
 def ask_agent(arguments: argparse.Namespace, command: str, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Ask the agent of this host; its answer without the protocol's own field. Raises AgentAbsent, FlanpyError."""
-    from flanpy.agent.control import ask
+    from flanpy.agent.client import ask
 
     answer = ask(run_dir(arguments), command, arguments=more)
     answer.pop("ok")
