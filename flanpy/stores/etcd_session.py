@@ -69,9 +69,9 @@ def _sleep_longer() -> None:
     gRPC's synchronous calls look ten times a second whether a signal has come, which only the main thread could see; an idle watch
     so costs more CPU than all else of the agent. The constant is gRPC's own and private: without it nothing changes.
     """
-    common = importlib.import_module("grpc._common")
-    if hasattr(common, "MAXIMUM_WAIT_TIMEOUT"):
-        common.MAXIMUM_WAIT_TIMEOUT = 5.0
+    settings = vars(importlib.import_module("grpc._common"))
+    if "MAXIMUM_WAIT_TIMEOUT" in settings:
+        settings["MAXIMUM_WAIT_TIMEOUT"] = 5.0
 
 
 _sleep_longer()
