@@ -146,7 +146,7 @@ FP_INLINE int fp_send(struct fp_run *run, struct fp_parcel *parcel, struct bpf_r
 
 /*
  * Where the underlay hands on whatever it gets: which form the peer can take. False: it has to go through userspace. Flat needs
- * the peer's word, not older than two seconds, that superpackets of this size reach it whole.
+ * the peer's word, not older than 0.6 s, that superpackets of this size reach it whole.
  */
 FP_INLINE _Bool fp_choose_form(struct fp_run *run, struct fp_parcel *parcel)
 {

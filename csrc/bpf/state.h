@@ -102,7 +102,7 @@ FP_INLINE __u64 *fp_slot(void *map, __u32 hash)
  * slot overwrite each other's notes but never read them as their own.
  */
 #define FP_NOTE_TICK_SHIFT 27 /* ticks of 134 ms; 25 bits of them last for 52 days */
-#define FP_NOTE_TICKS 15u     /* a note holds for two seconds */
+#define FP_NOTE_TICKS 4u      /* a note holds for 0.6 s: so long may a path that changes swallow superpackets */
 
 FP_INLINE __u32 fp_units(__u32 bytes)
 {

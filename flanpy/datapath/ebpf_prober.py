@@ -16,13 +16,13 @@ from ipaddress import IPv4Address
 
 from flanpy.datapath import ebpf_syscall as bpf
 
-PERIOD_S = 0.5
-"""A note of the programs holds for two seconds (FP_NOTE_TICKS); three probes may be lost."""
+PERIOD_S = 0.2
+"""A note of the programs holds for 0.6 s (FP_NOTE_TICKS); a probe may be lost."""
 SILENT_PERIOD_S = 16.0
-PROBES_A_TURN = 50
-"""64 KB each: 6 MB/s at most, by copying. In larger clusters flows have to show by themselves what their path carries."""
+PROBES_A_TURN = 20
+"""64 KB each: 6.5 MB/s at most, by copying. In larger clusters flows have to show by themselves what their path carries."""
 
-_SLOTS, _TICK_SHIFT, _TICKS = 4096, 27, 15
+_SLOTS, _TICK_SHIFT, _TICKS = 4096, 27, 4
 _SOL_PACKET, _PACKET_VNET_HDR = 263, 15
 _ETH_P_IP = 0x0800
 _NEEDS_CSUM, _GSO_TCPV4 = 1, 1
