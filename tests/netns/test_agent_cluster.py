@@ -194,7 +194,9 @@ def test_a_restarted_agent_has_its_subnet_again(two: Cluster, number: int) -> No
     if two.lab.spec.datapath == "ebpf":
         assert two.ping("host1-pod1", "host2-pod1", 20) == 20, "the kernel goes on without the agent"
     else:
-        assert "flannel0" not in two.sandbox.run("host1", ["ip", "link"]).stdout
+        eventually(
+            lambda: "flannel0" not in two.sandbox.run("host1", ["ip", "link"]).stdout, 5, "the device goes with its process"
+        )
     two.lab.start_agents(["host1"])
     assert two.key("host1") == before[0]
     assert two.status("host1")["ready"]
