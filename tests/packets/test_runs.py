@@ -178,9 +178,13 @@ def check_order(left: list[bytes], expected: list[bytes]) -> None:
 def test_every_flow_leaves_in_the_order_in_which_it_came(drawn: list[tuple[int, int, int]], max_segments: int) -> None:
     core = Core(max_segments=max_segments)
     made = [offer(flow, kind, size, number) for number, (flow, kind, size) in enumerate(drawn)]
+    sends = []
     for each in made:
-        assert core.encap(each.data, each.vnet) == "encapsulated"
-    sends = core.sends()
+        # Sizes that alternate within a flow open a run each, and sixteen of them fill the arena.
+        if core.encap(each.data, each.vnet) == "full":
+            sends += core.sends()
+            assert core.encap(each.data, each.vnet) == "encapsulated"
+    sends += core.sends()
     check_order([packet for send in sends for packet in send.packets], [packet for each in made for packet in each.leaves])
     for send in sends:
         assert len(send.packets) <= max_segments
