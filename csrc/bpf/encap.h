@@ -157,7 +157,7 @@ FP_INLINE _Bool fp_choose_form(struct fp_run *run, struct fp_parcel *parcel)
     }
     parcel->probe = run->skb->gso_size && fp_is_probe(run->skb, parcel->link, &parcel->ip);
     /* From 65,536 bytes on, link header included, the kernel cuts for any device. */
-    parcel->flat = !parcel->probe && parcel->bytes + FP_OUTER_BYTES + FP_ETHERNET_BYTES < 0x10000 &&
+    parcel->flat = run->header->flags & FP_BPF_WHOLE && !parcel->probe && parcel->bytes + FP_OUTER_BYTES + FP_ETHERNET_BYTES < 0x10000 &&
                    fp_note_units(fp_note(&fp_thanks, peer), peer) >= fp_units(parcel->bytes);
     if (parcel->ip.protocol == FP_UDP && fp_is_train(run->skb, parcel->flat)) {
         run->counters->others[FP_BPF_UP_UDP_TRAIN]++;

@@ -40,6 +40,7 @@
 #define FP_BPF_BYPASS 4u       /* deliver to `bridge`, skipping the host's forwarding */
 #define FP_BPF_INNER_GRO 8u    /* deliver single TCP packets through `gro`, a device that merges them */
 #define FP_BPF_SELF_TEST 16u   /* nothing is sent: do not ask for the way to the peer */
+#define FP_BPF_WHOLE 32u       /* our own underlay interface cuts neither TCP nor UDP: the flat form may be used */
 
 /* struct fp_bpf_hop.flags */
 #define FP_BPF_HOP_ECN 1u         /* the peer combines ECN: copy the mark out */

@@ -13,6 +13,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from ipaddress import IPv4Address, IPv4Network
@@ -45,6 +46,9 @@ class Host(Protocol):
 
     def carries_superpackets(self, device: str) -> bool:
         """Whether what is sent there can reach a receiver as it is, uncut and unfinished."""
+
+    def sends_whole(self, device: str) -> bool:
+        """Whether an interface hands superpackets on uncut as it is set now. From any thread of the namespace."""
 
     def pod_bridge(self, subnets: tuple[IPv4Network, ...], device: str) -> int:
         """Index of the interface that pods of these subnets are behind, or 0 while there is none."""
@@ -151,8 +155,9 @@ class EbpfDatapath:
         self._userspace.close()
         with self._lock:
             prober, self._prober = self._prober, None
-            if prober is not None:
-                prober.close()
+        if prober is not None:
+            prober.close()  # not under the lock: its thread may be waiting for it
+        with self._lock:
             loaded, self._loaded = self._loaded, None
             if loaded is not None:
                 loaded.close()
@@ -183,6 +188,7 @@ class EbpfDatapath:
             mtu_bytes=settings.mtu_bytes,
             source_check=settings.source_check,
             carries=self._host.carries_superpackets(options.underlay),
+            whole=self._host.sends_whole(options.underlay),
             bridge=self._host.pod_bridge(subnets, settings.device) if options.bypass else 0,
             gro=self._host.merging_device(settings.device)[0] if options.inner_gro else 0,
         )
@@ -195,10 +201,23 @@ class EbpfDatapath:
         if self._prober is None and targets and header.carries:
             settings = self._settings
             maps = self._running().maps
-            start = partial(Prober, settings.device, settings.tunnel_address, settings.mtu_bytes, maps["fp_thanks"])
+            start = partial(
+                Prober, settings.device, settings.tunnel_address, settings.mtu_bytes, maps["fp_thanks"], self._watch_offloads
+            )
             self._prober = self._explain("probes of the paths", start)
         if self._prober is not None:
             self._prober.aim(targets if header.carries else ())
+
+    def _watch_offloads(self) -> None:
+        """By the prober's thread: somebody may switch the uplink's offloads, and flat superpackets cannot be cut."""
+        with suppress(OSError, DatapathError), self._lock:  # gone or closed: check() and close() have the last word
+            if self._table is None or self._header is None:
+                return
+            whole = self._host.sends_whole(self._options.underlay)
+            if whole != self._header.whole:
+                header = replace(self._header, whole=whole)
+                self._publish(self._table, header)
+                self._header = header
 
     def _spots(self, header: Header) -> tuple[Spot, ...]:
         spots = [Spot("fp_encap", header.device, egress=True), Spot("fp_decap", header.underlay)]

@@ -20,7 +20,7 @@ from flanpy.model import ForwardTable, Hop, TableEntry
 LAYOUT = 1
 CHUNK_BYTES, WORDS, HEADER_CHUNK, HOPS_CHUNK, HOPS_PER_CHUNK = 1024, 256, 256, 257, 64
 NONE, LOCAL, FIRST_HOP, POINTER = 0, 1, 2, 0x80000000
-SOURCE_CHECK, CARRIES, BYPASS, INNER_GRO, SELF_TEST = 1, 2, 4, 8, 16
+SOURCE_CHECK, CARRIES, BYPASS, INNER_GRO, SELF_TEST, WHOLE = 1, 2, 4, 8, 16, 32
 HOP_ECN, HOP_SUPERPACKET = 1, 2
 
 COUNTERS_BYTES, VERDICT_SLOTS, OTHER_SLOTS = 768, 32, 32
@@ -59,6 +59,7 @@ class Header:
     bridge: int = 0
     gro: int = 0
     self_test: bool = False
+    whole: bool = True
 
     def packed(self, generation: int, hops: int) -> bytes:
         """The bytes of the header chunk."""
@@ -68,6 +69,7 @@ class Header:
             | (BYPASS if self.bridge else 0)
             | (INNER_GRO if self.gro else 0)
             | (SELF_TEST if self.self_test else 0)
+            | (WHOLE if self.whole else 0)
         )
         network = self.address.packed + struct.pack("!H", self.port)
         numbers = struct.pack("=IIQIIII", LAYOUT, flags, generation, hops, self.mtu_bytes, self.device, self.underlay)

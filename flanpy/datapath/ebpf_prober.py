@@ -11,6 +11,7 @@ import socket
 import struct
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
@@ -48,7 +49,8 @@ class _Wait:
 class Prober:
     """The thread that probes. Belongs to the network namespace of the thread that makes it."""
 
-    def __init__(self, device: str, source: IPv4Address, mtu_bytes: int, thanks: bpf.Fd) -> None:
+    def __init__(self, device: str, source: IPv4Address, mtu_bytes: int, thanks: bpf.Fd, every_turn: Callable[[], None]) -> None:
+        self._every_turn = every_turn
         self._source = source
         self._segment_bytes = mtu_bytes - _HEADERS_BYTES
         self._thanks = thanks
@@ -77,6 +79,7 @@ class Prober:
 
     def _run(self) -> None:
         while True:
+            self._every_turn()
             self._turn(time.monotonic())
             if self._ended.wait(PERIOD_S):
                 return

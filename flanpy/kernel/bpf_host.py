@@ -15,6 +15,7 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 from pyroute2.ethtool import Ethtool
+from pyroute2.ethtool.ioctl import IoctlEthtool
 from pyroute2.netlink.exceptions import NetlinkError
 
 from flanpy.kernel.devices import RTM_GETLINK, list_addresses, list_devices
@@ -54,6 +55,12 @@ class BpfHost:
             "list the network devices", lambda: map(_link, (body for _, body in self._kernel.dump(RTM_GETLINK, _ALL)))
         )
         return _carries(device, links, self._cuts_tunnels)
+
+    def sends_whole(self, device: str) -> bool:
+        """Whether an interface hands superpackets of TCP and UDP to its driver uncut. From any thread of the namespace."""
+        with contextlib.closing(IoctlEthtool(device)) as ethtool:
+            features = ethtool.get_features()
+            return all(features[name] for name in ("tx-tcp-segmentation", "tx-udp-segmentation"))
 
     def _cuts_tunnels(self, device: str) -> bool:
         """Whether a device without a kind offers to cut tunnels; a virtual one hands that work to the receiver."""

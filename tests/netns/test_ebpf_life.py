@@ -3,6 +3,7 @@
 The topology is drawn in tests/support/ebpf.py; a probe is a numbered datagram from pod a to pod b, 1,000 to 2,000 a second.
 """
 
+import hashlib
 import os
 import select
 import signal
@@ -28,6 +29,7 @@ from flanpy.errors import ResourceBusy
 from flanpy.kernel.bpf_host import BpfHost, merging_names
 from flanpy.kernel.netlink import Kernel
 from flanpy.kernel.tun import open_tun
+from tests.netns.test_datapath_traffic import send_and_digest
 from tests.support.ebpf import EbpfOverlay, EbpfSide, ebpf_overlay, table
 from tests.support.namespaces import inside
 from tests.support.netns import counters, eventually, udp_socket
@@ -324,3 +326,17 @@ def test_a_missing_capability_is_named_with_its_cure() -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, cwd=Path(__file__).parents[2])
     assert done.returncode == 1
     assert "CAP_BPF, CAP_PERFMON not held" in done.stdout and "AmbientCapabilities=" in done.stdout
+
+
+def test_offloads_that_are_switched_off_stop_whole_superpackets_at_once() -> None:
+    """Flat superpackets cannot be cut, so one that the uplink has to cut is lost: that must not last."""
+    content = bytes(range(256)) * 65536
+    expected = hashlib.sha256(content).hexdigest()
+    with ebpf_overlay() as made:
+        assert send_and_digest(made.a, made.b, content) == expected
+        for side in (made.a, made.b):
+            side.host.script("ethtool -K uplink tso off gso off tx-udp-segmentation off >/dev/null")
+        before = made.b.stats.counters["bpf_superpackets_in"]
+        assert eventually(lambda: not made.a.datapath._header.whole, within_s=2)  # type: ignore[union-attr]
+        assert send_and_digest(made.a, made.b, content) == expected
+        assert made.b.stats.counters["bpf_superpackets_in"] <= before + 50
