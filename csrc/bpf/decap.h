@@ -155,7 +155,7 @@ FP_INLINE int fp_decapsulate(struct __sk_buff *skb)
         return fp_drop(&run, verdict, size.packets, size.bytes);
 
     _Bool merge = fp_learn(&run, &tunnel);
-    if (run.header->flags & FP_BPF_CARRIES && fp_is_probe(skb, FP_ETHERNET_BYTES + FP_OUTER_BYTES, &tunnel.inner)) {
+    if (fp_is_probe(skb, FP_ETHERNET_BYTES + FP_OUTER_BYTES, &tunnel.inner)) {
         run.counters->others[FP_BPF_PROBES_IN]++;
         return FP_TC_DROP;
     }

@@ -139,31 +139,43 @@ FP_INLINE int fp_send(struct fp_run *run, struct fp_parcel *parcel, struct bpf_r
         return fp_drop(run, FP_DROP_SEND, parcel->size.packets, parcel->size.bytes);
     if (!parcel->probe)
         fp_count(run->counters, FP_ENCAPSULATED, parcel->size.packets, parcel->size.bytes);
-    if (parcel->size.headers)
+    if (parcel->size.headers || parcel->probe)
         run->counters->others[parcel->probe ? FP_BPF_PROBES_OUT : FP_BPF_SUPERPACKETS_OUT]++;
     return fp_redirect(run->header->underlay, next);
 }
 
 /*
- * Where the underlay hands on whatever it gets: which form the peer can take. False: it has to go through userspace. Flat needs
- * the peer's word, not older than 0.6 s, that superpackets of this size reach it whole.
+ * Which form the peer takes best. False: it has to go through userspace, because the underlay hands on whatever it gets and the peer
+ * takes only finished packets, or because the peer receives TCP better in trains. Flat needs the peer's word, not older than
+ * 0.6 s, that superpackets of this size reach it whole.
  */
 FP_INLINE _Bool fp_choose_form(struct fp_run *run, struct fp_parcel *parcel)
 {
-    __u32 peer = parcel->hop->address;
+    __u32 peer = parcel->hop->address, flags = run->header->flags;
+    _Bool carries = flags & FP_BPF_CARRIES;
     if (!(parcel->hop->flags & FP_BPF_HOP_SUPERPACKET)) {
-        run->counters->others[FP_BPF_UP_PLAIN_PEER]++;
-        return 0;
+        run->counters->others[FP_BPF_UP_PLAIN_PEER] += carries;
+        return !carries;
     }
-    parcel->probe = run->skb->gso_size && fp_is_probe(run->skb, parcel->link, &parcel->ip);
+    parcel->probe = fp_is_probe(run->skb, parcel->link, &parcel->ip);
+    __u32 thanks = fp_note_units(fp_note(&fp_thanks, peer), peer);
+    if (thanks == FP_BPF_UNITS_TRAINS) {
+        if (parcel->ip.protocol == FP_TCP && !parcel->probe) {
+            run->counters->others[FP_BPF_UP_TCP_TRAIN]++;
+            return 0;
+        }
+        thanks = 0;
+    }
     /* From 65,536 bytes on, link header included, the kernel cuts for any device. */
-    parcel->flat = run->header->flags & FP_BPF_WHOLE && !parcel->probe && parcel->bytes + FP_OUTER_BYTES + FP_ETHERNET_BYTES < 0x10000 &&
-                   fp_note_units(fp_note(&fp_thanks, peer), peer) >= fp_units(parcel->bytes);
-    if (parcel->ip.protocol == FP_UDP && fp_is_train(run->skb, parcel->flat)) {
+    parcel->flat = carries && flags & FP_BPF_WHOLE && !parcel->probe && thanks >= fp_units(parcel->bytes) &&
+                   parcel->bytes + FP_OUTER_BYTES + FP_ETHERNET_BYTES < 0x10000;
+    if (carries && parcel->ip.protocol == FP_UDP && fp_is_train(run->skb, parcel->flat)) {
         run->counters->others[FP_BPF_UP_UDP_TRAIN]++;
         return 0;
     }
     __u32 units = fp_note_units(fp_note(&fp_wholes, peer), peer);
+    if (!units && flags & FP_BPF_TRAINS)
+        units = FP_BPF_UNITS_TRAINS;
     parcel->id = units ? (__u16)(FP_BPF_ID_WHOLE | units << 8) : 0;
     return 1;
 }
@@ -181,7 +193,7 @@ FP_INLINE int fp_encapsulate(struct __sk_buff *skb, __u32 link)
     if (!parcel.hop || fp_is_odd(&parcel.ip, parcel.bytes) || fp_measure(skb, link, &parcel.ip, parcel.bytes, &parcel.size) ||
         parcel.size.largest > run.header->mtu_bytes)
         return link ? FP_TC_NEXT : fp_leave(&run, FP_BPF_UP_ANSWER);
-    if (run.header->flags & FP_BPF_CARRIES && !fp_choose_form(&run, &parcel))
+    if (!fp_choose_form(&run, &parcel))
         return FP_TC_NEXT;
     if (!(run.header->flags & FP_BPF_SELF_TEST)) {
         int reason = fp_find_way(&run, FP_BE32(parcel.hop->address), parcel.size.largest + FP_OUTER_BYTES, &next);

@@ -41,6 +41,7 @@
 #define FP_BPF_INNER_GRO 8u    /* deliver single TCP packets through `gro`, a device that merges them */
 #define FP_BPF_SELF_TEST 16u   /* nothing is sent: do not ask for the way to the peer */
 #define FP_BPF_WHOLE 32u       /* our own underlay interface cuts neither TCP nor UDP: the flat form may be used */
+#define FP_BPF_TRAINS 64u      /* our own underlay interface merges trains of datagrams (GRO): better received by the socket */
 
 /* struct fp_bpf_hop.flags */
 #define FP_BPF_HOP_ECN 1u         /* the peer combines ECN: copy the mark out */
@@ -82,7 +83,8 @@ struct fp_bpf_hop {
     X(MERGED, "bpf_inner_gro", "packets received through the merging device")                                                 \
     X(BYPASSED, "bpf_bypassed", "packets that skipped the host's forwarding")                                                 \
     X(PROBES_OUT, "bpf_probes_out", "probes sent to learn whether superpackets reach a peer whole")                           \
-    X(PROBES_IN, "bpf_probes_in", "probes received, whole or in pieces")
+    X(PROBES_IN, "bpf_probes_in", "probes received, whole or in pieces")                                                     \
+    X(UP_TCP_TRAIN, "bpf_up_tcp_train", "sent by userspace: TCP to a peer whose interface merges trains from sockets")
 
 enum fp_bpf_counter {
 #define FP_ENUM(symbol, name, meaning) FP_BPF_##symbol,
@@ -112,6 +114,7 @@ struct fp_bpf_counters {
  */
 #define FP_BPF_ID_WHOLE 0x8000u
 #define FP_BPF_UNIT_BYTES 520u
+#define FP_BPF_UNITS_TRAINS 127u /* instead of a size: "they do not, but I receive trains with a UDP checksum well: send me TCP so" */
 
 _Static_assert(sizeof(struct fp_bpf_header) == 48, "the loader packs it so");
 _Static_assert(sizeof(struct fp_bpf_hop) * FP_BPF_HOPS_PER_CHUNK == FP_BPF_CHUNK_BYTES, "hops fill their chunk");

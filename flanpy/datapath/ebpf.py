@@ -47,8 +47,8 @@ class Host(Protocol):
     def carries_superpackets(self, device: str) -> bool:
         """Whether what is sent there can reach a receiver as it is, uncut and unfinished."""
 
-    def sends_whole(self, device: str) -> bool:
-        """Whether an interface hands superpackets on uncut as it is set now. From any thread of the namespace."""
+    def offloads(self, device: str) -> tuple[bool, bool]:
+        """Whether an interface hands superpackets on uncut, and whether it merges what arrives, as it is set now. From any thread."""
 
     def pod_bridge(self, subnets: tuple[IPv4Network, ...], device: str) -> int:
         """Index of the interface that pods of these subnets are behind, or 0 while there is none."""
@@ -180,6 +180,7 @@ class EbpfDatapath:
     def _make_header(self, table: ForwardTable) -> Header:
         settings, options = self._settings, self._options
         subnets = tuple(prefix for prefix in table.local if isinstance(prefix, IPv4Network))
+        whole, trains = self._host.offloads(options.underlay)
         return Header(
             device=_index(settings.device),
             underlay=_index(options.underlay),
@@ -188,17 +189,18 @@ class EbpfDatapath:
             mtu_bytes=settings.mtu_bytes,
             source_check=settings.source_check,
             carries=self._host.carries_superpackets(options.underlay),
-            whole=self._host.sends_whole(options.underlay),
+            whole=whole,
+            trains=trains,
             bridge=self._host.pod_bridge(subnets, settings.device) if options.bypass else 0,
             gro=self._host.merging_device(settings.device)[0] if options.inner_gro else 0,
         )
 
     def _probe(self, table: ForwardTable, header: Header) -> None:
-        """Let the prober know the peers that take superpackets, where the underlay may carry them."""
+        """Let the prober know the peers that run these programs too."""
         wanted = [entry for entry in table.entries if entry.hop.superpacket and isinstance(entry.prefix, IPv4Network)]
         inner = {int(entry.hop.address): IPv4Address(int(entry.prefix.network_address)) for entry in reversed(wanted)}
         targets = tuple(Target(peer, address) for peer, address in inner.items())
-        if self._prober is None and targets and header.carries:
+        if self._prober is None and targets:
             settings = self._settings
             maps = self._running().maps
             start = partial(
@@ -206,18 +208,20 @@ class EbpfDatapath:
             )
             self._prober = self._explain("probes of the paths", start)
         if self._prober is not None:
-            self._prober.aim(targets if header.carries else ())
+            self._prober.aim(targets, whole=header.carries)
 
     def _watch_offloads(self) -> None:
         """By the prober's thread: somebody may switch the uplink's offloads, and flat superpackets cannot be cut."""
         with suppress(OSError, DatapathError), self._lock:  # gone or closed: check() and close() have the last word
             if self._table is None or self._header is None:
                 return
-            whole = self._host.sends_whole(self._options.underlay)
-            if whole != self._header.whole:
-                header = replace(self._header, whole=whole)
+            whole, trains = self._host.offloads(self._options.underlay)
+            if (whole, trains) != (self._header.whole, self._header.trains):
+                header = replace(self._header, whole=whole, trains=trains)
                 self._publish(self._table, header)
                 self._header = header
+            if self._prober is not None:
+                self._prober.trains = trains
 
     def _spots(self, header: Header) -> tuple[Spot, ...]:
         spots = [Spot("fp_encap", header.device, egress=True), Spot("fp_decap", header.underlay)]

@@ -20,7 +20,7 @@ from flanpy.model import ForwardTable, Hop, TableEntry
 LAYOUT = 1
 CHUNK_BYTES, WORDS, HEADER_CHUNK, HOPS_CHUNK, HOPS_PER_CHUNK = 1024, 256, 256, 257, 64
 NONE, LOCAL, FIRST_HOP, POINTER = 0, 1, 2, 0x80000000
-SOURCE_CHECK, CARRIES, BYPASS, INNER_GRO, SELF_TEST, WHOLE = 1, 2, 4, 8, 16, 32
+SOURCE_CHECK, CARRIES, BYPASS, INNER_GRO, SELF_TEST, WHOLE, TRAINS = 1, 2, 4, 8, 16, 32, 64
 HOP_ECN, HOP_SUPERPACKET = 1, 2
 
 COUNTERS_BYTES, VERDICT_SLOTS, OTHER_SLOTS = 768, 32, 32
@@ -38,6 +38,7 @@ COUNTERS = (
     "bpf_bypassed",
     "bpf_probes_out",
     "bpf_probes_in",
+    "bpf_up_tcp_train",
 )
 """Names of the counters beside verdicts, in the order of FP_BPF_COUNTERS."""
 
@@ -60,6 +61,7 @@ class Header:
     gro: int = 0
     self_test: bool = False
     whole: bool = True
+    trains: bool = False
 
     def packed(self, generation: int, hops: int) -> bytes:
         """The bytes of the header chunk."""
@@ -70,6 +72,7 @@ class Header:
             | (INNER_GRO if self.gro else 0)
             | (SELF_TEST if self.self_test else 0)
             | (WHOLE if self.whole else 0)
+            | (TRAINS if self.trains else 0)
         )
         network = self.address.packed + struct.pack("!H", self.port)
         numbers = struct.pack("=IIQIIII", LAYOUT, flags, generation, hops, self.mtu_bytes, self.device, self.underlay)

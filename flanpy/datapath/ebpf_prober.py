@@ -1,8 +1,9 @@
-"""Sends a superpacket of full size to each peer now and then, so that both ends know whether superpackets arrive whole.
+"""Tells each peer five times a second what our receiver takes best, and finds out whether superpackets arrive whole.
 
-Only over an underlay that may carry them, and only to peers that take them. The BPF programs do the rest: a probe is a TCP segment train
-from port 0 to port 0, which the receiver notes and swallows; every packet back tells us. The kernel may cut a probe like any other
-packet, so it does no harm where it does not arrive whole. A peer that keeps silent is asked less and less often.
+A probe is TCP from port 0 to port 0, which the peer's BPF programs note and swallow; what it tells stands in its outer header, which
+our programs write, and every packet back tells us. Full-size ones, a superpacket of 64 KB, go only over an underlay that may carry
+them; the kernel may cut one like any other packet, so it does no harm where it does not arrive whole, and a peer that keeps silent is
+asked less and less often. Small ones say that our interface merges trains.
 """
 
 from __future__ import annotations
@@ -55,6 +56,8 @@ class Prober:
         self._segment_bytes = mtu_bytes - _HEADERS_BYTES
         self._thanks = thanks
         self._targets: tuple[Target, ...] = ()
+        self._whole = False
+        self.trains = False
         self._waits: dict[Target, _Wait] = {}
         self._ended = threading.Event()
         self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
@@ -67,9 +70,9 @@ class Prober:
         self._thread = threading.Thread(target=self._run, name="flanpy-prober", daemon=True)
         self._thread.start()
 
-    def aim(self, targets: tuple[Target, ...]) -> None:
-        """Probe these from now on."""
-        self._targets = targets
+    def aim(self, targets: tuple[Target, ...], *, whole: bool) -> None:
+        """Probe these from now on, with superpackets if ``whole``."""
+        self._targets, self._whole = targets, whole
 
     def close(self) -> None:
         """End the thread; safe to call twice."""
@@ -78,11 +81,10 @@ class Prober:
         self._socket.close()
 
     def _run(self) -> None:
-        while True:
+        """Waits first: a peer that starts together with us should have its programs in place."""
+        while not self._ended.wait(PERIOD_S):
             self._every_turn()
             self._turn(time.monotonic())
-            if self._ended.wait(PERIOD_S):
-                return
 
     def _turn(self, now_s: float) -> None:
         targets = self._targets
@@ -90,14 +92,22 @@ class Prober:
         due = sorted(
             (target for target in targets if self._waits[target].due_s <= now_s), key=lambda each: self._waits[each].due_s
         )
-        for target in due[:PROBES_A_TURN]:
+        for target in due[:PROBES_A_TURN] if self._whole else ():
             wait = self._waits[target]
             wait.period_s = PERIOD_S if self._is_confirmed(target) else min(2 * wait.period_s, SILENT_PERIOD_S)
             wait.due_s = now_s + wait.period_s - PERIOD_S / 2
-            try:
-                self._socket.send(probe_frame(self._source, target.inner, self._segment_bytes))
-            except OSError:  # the device is down, or its queue full: the next turn tries again
+            if not self._send(target, _TOTAL_BYTES):
                 self._waits[target] = _Wait()
+        for target in targets if self.trains else ():
+            self._send(target, _HEADERS_BYTES)
+
+    def _send(self, target: Target, total_bytes: int) -> bool:
+        """False: the device is down, or its queue full; the next turn tries again."""
+        try:
+            self._socket.send(probe_frame(self._source, target.inner, self._segment_bytes, total_bytes))
+        except OSError:
+            return False
+        return True
 
     def _is_confirmed(self, target: Target) -> bool:
         """As fp_note_units reads it."""
@@ -107,15 +117,17 @@ class Prober:
         return note >> 32 == target.peer and bool(note & 0x7F) and age <= _TICKS
 
 
-def probe_frame(source: IPv4Address, destination: IPv4Address, segment_bytes: int) -> bytes:
-    """A virtio_net_hdr and a TCP superpacket from port 0 to port 0 with RST, which a receiver without these programs ignores."""
-    virtio = struct.pack("=BBHHHH", _NEEDS_CSUM, _GSO_TCPV4, _HEADERS_BYTES, segment_bytes, 20, 16)
-    fields = (0x45, 0, _TOTAL_BYTES, 0, 0x4000, 8, socket.IPPROTO_TCP)
+def probe_frame(source: IPv4Address, destination: IPv4Address, segment_bytes: int, total_bytes: int) -> bytes:
+    """A virtio_net_hdr and TCP from port 0 to port 0 with RST, which a receiver without these programs ignores."""
+    large = total_bytes > _HEADERS_BYTES + segment_bytes
+    gso = (_GSO_TCPV4, _HEADERS_BYTES, segment_bytes) if large else (0, 0, 0)
+    virtio = struct.pack("=BBHHHH", _NEEDS_CSUM, *gso, 20, 16)
+    fields = (0x45, 0, total_bytes, 0, 0x4000, 8, socket.IPPROTO_TCP)
     ip = struct.pack("!BBHHHBBH4s4s", *fields, 0, source.packed, destination.packed)
     ip = struct.pack("!BBHHHBBH4s4s", *fields, ~_sum(ip) & 0xFFFF, source.packed, destination.packed)
-    pseudo = _sum(source.packed + destination.packed + struct.pack("!HH", socket.IPPROTO_TCP, _TOTAL_BYTES - 20))
+    pseudo = _sum(source.packed + destination.packed + struct.pack("!HH", socket.IPPROTO_TCP, total_bytes - 20))
     tcp = struct.pack("!HHIIBBHHH", 0, 0, 0, 0, 0x50, _RST, 0, pseudo, 0)
-    return virtio + ip + tcp + bytes(_TOTAL_BYTES - _HEADERS_BYTES)
+    return virtio + ip + tcp + bytes(total_bytes - _HEADERS_BYTES)
 
 
 def _sum(data: bytes) -> int:

@@ -56,11 +56,13 @@ class BpfHost:
         )
         return _carries(device, links, self._cuts_tunnels)
 
-    def sends_whole(self, device: str) -> bool:
-        """Whether an interface hands superpackets of TCP and UDP to its driver uncut. From any thread of the namespace."""
+    def offloads(self, device: str) -> tuple[bool, bool]:
+        """Whether an interface hands superpackets of TCP and UDP to its driver uncut, and whether it merges what arrives (GRO).
+
+        From any thread of the namespace."""
         with contextlib.closing(IoctlEthtool(device)) as ethtool:
             features = ethtool.get_features()
-            return all(features[name] for name in ("tx-tcp-segmentation", "tx-udp-segmentation"))
+            return all(features[name] for name in ("tx-tcp-segmentation", "tx-udp-segmentation")), bool(features["rx-gro"])
 
     def _cuts_tunnels(self, device: str) -> bool:
         """Whether a device without a kind offers to cut tunnels; a virtual one hands that work to the receiver."""

@@ -100,7 +100,8 @@ def test_the_wire_carries_what_flannel_sends(tos: int) -> None:
         made.a.host.script("ethtool -K uplink tx off >/dev/null")
         sender.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, tos)
         sender.sendto(b"flannel", (str(made.b.pod_address), 7))
-        outer = next(packet for packet in iter(lambda: IP(wire.recv(65536)[14:]), None) if packet.src == "172.31.0.1")
+        seen = iter(lambda: IP(wire.recv(1 << 17)[14:]), None)
+        outer = next(packet for packet in seen if packet.src == "172.31.0.1" and bytes(packet).endswith(b"flannel"))
         sent = IP(bytes(outer[UDP].payload))
         inner = (
             IP(src="10.5.1.2", dst="10.5.2.2", tos=tos, flags="DF", id=sent.id, ttl=62) / UDP(sport=5000, dport=7) / b"flannel"

@@ -13,7 +13,7 @@ from scapy.layers.inet import IP, TCP, UDP
 
 from tests.netns.test_datapath_traffic import send_and_digest
 from tests.support.ebpf import EbpfOverlay, drained, ebpf_overlay, release, tap
-from tests.support.netns import counters, udp_socket
+from tests.support.netns import counters, eventually, udp_socket
 
 pytestmark = pytest.mark.root
 
@@ -169,3 +169,14 @@ def test_the_bypass_carries_the_same_and_leaves_the_hosts_own_traffic_alone(brid
         for address in ("10.5.2.1", "10.5.2.0", "10.5.2.2"):
             assert " 2 received" in made.a.pod.run("ping", "-c2", "-i0.1", "-W1", address)
         assert " 2 received" in made.a.host.run("ping", "-c2", "-i0.1", "-W1", "10.5.2.2")
+
+
+def test_tcp_goes_in_trains_to_a_peer_whose_interface_merges_them() -> None:
+    content = os.urandom(CONTENT_BYTES)
+    expected = hashlib.sha256(content).hexdigest()
+    with ebpf_overlay(wire=True, gro=True) as made:
+        assert eventually(lambda: made.a.stats.counters["bpf_probes_in"] > 0 < made.b.stats.counters["bpf_probes_in"])
+        for sender, receiver in ((made.a, made.b), (made.b, made.a)):
+            assert send_and_digest(sender, receiver, content) == expected
+            assert sender.stats.counters["bpf_up_tcp_train"] > 0
+            assert receiver.stats.counters["udp_received_segments"] > 10 * receiver.stats.counters["udp_receives"]
