@@ -10,6 +10,8 @@ export PYTHONUNBUFFERED := 1
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+# Files of tests at a time: most tests wait more than they compute.
+JOBS ?= 3
 BIN := $(VENV)/bin
 STAMP := build/.built
 SOURCES := $(shell find csrc -name '*.[ch]' -not -path 'csrc/fuzz/*') $(wildcard flanpy/*/*_build.py) setup.py pyproject.toml
@@ -34,8 +36,8 @@ build: setup $(STAMP) ## build the C extension into the checkout
 demo: build ## three hosts, six pods, one overlay, on this machine (root)
 	@$(BIN)/flanpy lab demo $(ARGS)
 
-test: build ## the whole suite (root); ARGS go to pytest
-	@$(BIN)/python -m pytest $(ARGS)
+test: build ## the whole suite (root), several files at a time; ARGS go to pytest
+	@$(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=loadfile $(ARGS)
 
 test-unit: build ## only what needs no root
 	@$(BIN)/python -m pytest tests/unit tests/packets $(ARGS)
@@ -60,7 +62,7 @@ reference: build ## write docs/reference.md from the code
 
 pin: setup ## pin the newest dependencies anew
 	@$(BIN)/python -m pip install --quiet --upgrade -r requirements/test.in
-	@$(BIN)/python -m pip freeze --all | grep -viE '^(pip|flanpy)\b|^-e' >requirements/test.txt
+	@$(BIN)/python -m pip freeze --all | grep -viE '^(pip|flanpy)\b|^-e|^\#' >requirements/test.txt
 
 clean: ## remove what was built
 	@rm -rf build dist *.egg-info flanpy/*/*.so bench-results .pytest_cache .mypy_cache .ruff_cache .hypothesis
