@@ -10,8 +10,12 @@ import argparse
 import importlib
 import os
 import sys
+import textwrap
+from itertools import groupby
+from typing import Any
 
 from flanpy import __version__
+from flanpy.config.flags import did_you_mean
 from flanpy.errors import FlanpyError
 
 COMMANDS = {
@@ -43,6 +47,34 @@ start here:
 """
 
 
+class Texts(argparse.RawDescriptionHelpFormatter):
+    """Wraps prose at the terminal's width; lines that are indented (examples, tables) stay as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        blocks: list[str] = []
+        for prose, group in groupby(text.rstrip().splitlines(), lambda line: bool(line) and not line.startswith(" ")):
+            lines = list(group)
+            if prose:
+                lines = textwrap.wrap(" ".join(lines), width, break_long_words=False, break_on_hyphens=False)
+            blocks += lines
+        return "\n".join(indent + line for line in blocks)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose subcommands refuse what they do not know themselves: with their own usage, and the nearest flag."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{"formatter_class": Texts, **settings})
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Parse; whatever this parser does not know is an error here, and not in the parser above it."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            flag = next((word.partition("=")[0] for word in unknown if word.startswith("-")), "")
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{did_you_mean(flag, list(self._option_string_actions))}")
+        return found, unknown
+
+
 def module_name(command: str) -> str:
     """Where a command is: ``log-level`` in ``flanpy.cli.log_level``."""
     return f"flanpy.cli.{command.replace('-', '_')}"
@@ -50,17 +82,14 @@ def module_name(command: str) -> str:
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """Parse the command line; imports only the module of the command that is named in it."""
-    parser = argparse.ArgumentParser(
-        prog="flanpy",
-        description="A flannel-compatible overlay network agent with a fast C datapath.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = Parser(
+        prog="flanpy", description="A flannel-compatible overlay network agent with a fast C datapath.", epilog=EPILOG
     )
     parser.add_argument("--version", action="version", version=f"flanpy {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     wanted = next((word for word in argv if not word.startswith("-")), None)
     for name, help_text in COMMANDS.items():
-        child = commands.add_parser(name, help=help_text, formatter_class=argparse.RawDescriptionHelpFormatter)
+        child = commands.add_parser(name, help=help_text)
         if name == wanted:
             module = importlib.import_module(module_name(name))
             module.add_arguments(child)

@@ -1,0 +1,60 @@
+"""The `flanpy` command line as a whole: whose usage an error shows, and how wide help is."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from flanpy.cli.main import COMMANDS, Texts, main
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    with pytest.raises(SystemExit) as ended:
+        main(list(words))
+    assert ended.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "usage", "message"),
+    [
+        (("agent", "--ifcae", "eth0"), "usage: flanpy agent ", "--ifcae eth0; did you mean --iface?"),
+        (("agent", "--ifcae=eth0"), "usage: flanpy agent ", "--ifcae=eth0; did you mean --iface?"),
+        (("lab", "up", "--hsots=2"), "usage: flanpy lab up ", "--hsots=2; did you mean --hosts?"),
+        (("network", "get", "--outptu", "json"), "usage: flanpy network get ", "did you mean --output?"),
+        (("status", "here"), "usage: flanpy status ", "unrecognized arguments: here\n"),
+        (("--versoin", "status"), "usage: flanpy ", "did you mean --version?"),
+    ],
+)
+def test_what_a_command_does_not_know_is_refused_with_its_own_usage(
+    capsys: pytest.CaptureFixture[str], words: tuple[str, ...], usage: str, message: str
+) -> None:
+    said = refusal(capsys, *words)
+    assert said.startswith(usage)
+    assert message in said
+
+
+def test_prose_is_wrapped_and_what_is_indented_stays() -> None:
+    text = "one two three\nfour --five-six\n\nexamples:\n  a  long example as it is written\n  b\nseven eight nine ten\n"
+    assert Texts("flanpy", width=20)._fill_text(text, 15, "").splitlines() == [
+        "one two three",
+        "four --five-six",
+        "",
+        "examples:",
+        "  a  long example as it is written",
+        "  b",
+        "seven eight",
+        "nine ten",
+    ]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_prose_of_help_fits_the_terminal(command: str) -> None:
+    environment = {**os.environ, "COLUMNS": "80"}
+    done = subprocess.run(
+        [sys.executable, "-m", "flanpy", command, "--help"], env=environment, capture_output=True, text=True, check=True
+    )
+    assert [
+        line for line in done.stdout.splitlines() if len(line) > 80 and not line.startswith(" ") and not line.endswith(":")
+    ] == []
