@@ -51,7 +51,7 @@ bench: build ## the benchmark suite, results in bench-results/; ARGS go to flanp
 fuzz: build ## libFuzzer on every parser; ARGS="TARGET SECONDS" for one of them
 	@csrc/fuzz/build.sh run $(ARGS)
 
-lint: build ## ruff, mypy strict, C warnings as errors
+lint: build ## ruff and mypy strict (the suite compiles the C core with all warnings as errors)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 format: build ## let ruff format the Python files
@@ -65,7 +65,7 @@ pin: setup ## pin the newest dependencies anew
 	@$(BIN)/python -m pip freeze --all | grep -viE '^(pip|flanpy)\b|^-e|^\#' >requirements/test.txt
 
 clean: ## remove what was built
-	@rm -rf build dist *.egg-info flanpy/*/*.so bench-results .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf build dist *.egg-info flanpy/*/*.so flanpy/*/*.o flanpy/*/_core.c flanpy/*/_native.c bench-results .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find flanpy tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean ## and the virtual environment

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-NEED_ROOT = {"netns", "faults"}
+NEED_ROOT = {"netns"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -15,5 +15,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     skip = pytest.mark.skip(reason="needs root (network namespaces, TUN): run `sudo make test`")
     here = Path(__file__).parent
     for item in items:
-        if item.path.relative_to(here).parts[0] in NEED_ROOT:
+        if item.path.relative_to(here).parts[0] in NEED_ROOT or item.get_closest_marker("root"):
             item.add_marker(skip)

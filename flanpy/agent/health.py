@@ -23,7 +23,7 @@ ANSWER_TIMEOUT_S = 2.0
 
 
 class HealthServer:
-    """Serves from construction to ``close``. Raises ResourceBusy when the address cannot be had."""
+    """Serves from ``start`` to ``close``. Raises ResourceBusy when the address cannot be had."""
 
     def __init__(self, address: str, port: int, events: EventQueue) -> None:
         handler = type("Handler", (_Handler,), {"events": events})

@@ -55,7 +55,7 @@ class Running:
 
 
 class Machine:
-    """Everything of ours on this machine. A context manager: leaving it closes the datapath and the netlink socket."""
+    """Everything of ours on this machine; ``close`` lets go of the datapath."""
 
     def __init__(self, kernel: Kernel, kind: str, firewall: Firewall, *, teardown: bool = False) -> None:
         self._kernel = kernel

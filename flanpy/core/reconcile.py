@@ -19,7 +19,7 @@ RETRY_LONGEST_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Difference(Generic[T]):
-    """What makes the actual set the desired one. Remove first, then add: two routes to one destination cannot coexist."""
+    """What makes the actual set the desired one; in which order is for who applies it (routes: add first, so that no gap opens)."""
 
     add: frozenset[T] = frozenset()
     remove: frozenset[T] = frozenset()

@@ -25,6 +25,7 @@ def include_dirs(clang: str) -> list[str]:
 
 def compile_object(source: Path, target: Path) -> str | None:
     """Compile one object; why not, or None when it stands there now."""
+    target.unlink(missing_ok=True)
     clang = shutil.which("clang")
     if clang is None:
         return "clang is not installed (Debian: apt-get install clang)"
@@ -32,6 +33,5 @@ def compile_object(source: Path, target: Path) -> str | None:
     command = [clang, *FLAGS, *include_dirs(clang), "-c", str(source), "-o", str(target)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        target.unlink(missing_ok=True)
         return f"clang: {done.stderr.strip()}"
     return None
