@@ -1,7 +1,7 @@
 """``flanpy network get|set|check``: the cluster's network config in etcd. Parses arguments and prints; the rules are in config.network.
 
 ``set`` writes the text as it was given, and only if nobody has changed the config since it was read; it writes nothing that would
-leave nodes with a subnet that does not fit, unless it is told to.
+leave nodes with a subnet that does not fit, or cut running nodes off from each other, unless it is told to.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import argparse
 import json
 import os
 import sys
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 from flanpy.cli.etcd_store import add_etcd_arguments, etcd_values, open_etcd
 from flanpy.config.network import parse_network_config, render_network_config
 from flanpy.errors import CodecError, ConfigError, StoreError, UsageError
-from flanpy.model import NetworkConfig, RecordSet
+from flanpy.model import NetworkConfig, Record, RecordSet, Subnets
 from flanpy.stores import Store
 
 EPILOG = """\
@@ -30,6 +30,7 @@ exit status: 0 done, 2 wrong arguments, 3 the config is missing or wrong, 4 etcd
 """
 KEY = "config"
 SHOWN_MISFITS = 10
+AGREED_OPTIONS = ("Port", "VNI", "ListenPort", "ListenPortV6")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     get = commands.add_parser("get", help="show the config in etcd, defaults filled in")
     get.add_argument("--raw", action="store_true", help="the text exactly as it stands in etcd, also if it is wrong")
     write = commands.add_parser("set", help="check a config and write it to etcd")
-    write.add_argument("--force", action="store_true", help="write it even if subnets that nodes hold do not fit")
+    write.add_argument("--force", action="store_true", help="write it even if nodes lose their subnets or each other by it")
     check = commands.add_parser("check", help="check a config; all problems at once, with their key paths")
     for command in (write, check):
         command.add_argument("file", nargs="?", metavar="FILE", help="file with the config; - reads standard input")
@@ -114,36 +115,65 @@ def _print_table(config: NetworkConfig) -> None:
 
 def set_config(arguments: argparse.Namespace, text: bytes, store: Store, prefix: str) -> int:
     """Write a config if it is right, fits, and nobody has changed it since it was read; returns the exit status."""
+    from flanpy.core.allocate import fits
+
     config = parse_network_config(text)
     before = store.read(KEY)
     if before is not None and before.value == text:
         print(f"{prefix}/{KEY} already says so; nothing written")
         return 0
-    misfits = _misfits(config, store.list("subnets/"))
-    if misfits and not arguments.force:
-        raise ConfigError((*_shortened(misfits), "nothing written; --force writes it, and these nodes change their subnets"))
+    leased = _leased(store.list("subnets/"))
+    cuts = _cuts(before, config, len(leased))
+    misfits = [f"{subnets}: leased, and does not fit the new config" for subnets in leased if not fits(config, subnets)]
+    if (cuts or misfits) and not arguments.force:
+        end = ", and these nodes change their subnets" if misfits else ""
+        raise ConfigError((*cuts, *_shortened(misfits), f"nothing written; --force writes it{end}"))
     if store.put(KEY, text, expected_mod_revision=before.mod_revision if before else 0) is None:
         raise StoreError(f"{prefix}/{KEY} was changed by somebody else meanwhile; nothing written, look at it and try again")
-    for line in _shortened(misfits):
+    for line in (*cuts, *_shortened(misfits)):
         print(f"warning: {line}", file=sys.stderr)
     print(f"{prefix}/{KEY} {'replaced' if before else 'written'}: {config.network or config.ipv6_network}, {config.backend.type}")
+    if before is not None:
+        print("running agents keep the old config until they are restarted")
     return 0
 
 
-def _misfits(config: NetworkConfig, records: RecordSet) -> list[str]:
-    """A line for each leased subnet that the config would not give to anybody."""
-    from flanpy.core.allocate import fits
+def _leased(records: RecordSet) -> list[Subnets]:
+    """The subnets that somebody holds; keys that are no lease of anybody are passed over."""
     from flanpy.core.codec import subnets_of
 
-    lines: list[str] = []
+    found: list[Subnets] = []
     for record in records.records:
-        try:
-            subnets = subnets_of(record.key)
-        except CodecError:
-            continue  # not a lease of anybody
-        if not fits(config, subnets):
-            lines.append(f"{subnets}: leased, and does not fit the new config")
-    return lines
+        with suppress(CodecError):
+            found.append(subnets_of(record.key))
+    return found
+
+
+def _cuts(before: Record | None, config: NetworkConfig, nodes: int) -> list[str]:
+    """A line for each change by which nodes with the old config and nodes with the new one lose each other."""
+    if before is None or not nodes:
+        return []
+    try:
+        old = _shared(parse_network_config(before.value))
+    except ConfigError:
+        return []  # no node runs by it
+    new = _shared(config)
+    held = "1 node holds a lease" if nodes == 1 else f"{nodes} nodes hold leases"
+    names = [name for name in old if old["Backend.Type"] == new["Backend.Type"] or "Network" in name or name == "Backend.Type"]
+    return [
+        f"{name}: {old[name]} becomes {new[name]} while {held}; "
+        "until all agents are restarted, old and new nodes do not reach each other"
+        for name in names
+        if name in new and old[name] != new[name]
+    ]
+
+
+def _shared(config: NetworkConfig) -> dict[str, object]:
+    """What all nodes have to agree on, by key path. Options of another backend type cannot be compared, their type can."""
+    networks = {"Network": config.network or "none", "IPv6Network": config.ipv6_network or "none"}
+    backend = config.backend
+    options = {f"Backend.{name}": backend.options[name] for name in AGREED_OPTIONS if name in backend.options}
+    return {**networks, "Backend.Type": backend.type, **options}
 
 
 def _shortened(lines: list[str]) -> list[str]:

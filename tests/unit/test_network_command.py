@@ -124,6 +124,46 @@ def test_set_refuses_a_config_that_held_subnets_do_not_fit_unless_forced(capsys:
     assert capsys.readouterr().err == "warning: 10.5.7.0/24: leased, and does not fit the new config\n"
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('{"Type": "udp"}', '{"Type": "vxlan"}', "Backend.Type: udp becomes vxlan"),
+        ('{"Type": "udp"}', '{"Type": "udp", "Port": 9000}', "Backend.Port: 8285 becomes 9000"),
+        ('{"Type": "vxlan"}', '{"Type": "vxlan", "VNI": 2}', "Backend.VNI: 1 becomes 2"),
+    ],
+)
+def test_set_refuses_what_cuts_running_nodes_off_from_each_other_unless_forced(
+    old: str, new: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = with_lease()
+    before = store.put("config", f'{{"Network": "10.5.0.0/16", "Backend": {old}}}'.encode())
+    text = f'{{"Network": "10.5.0.0/16", "Backend": {new}}}'.encode()
+    with pytest.raises(ConfigError) as caught:
+        network.set_config(arguments("set"), text, store, PREFIX)
+    line = f"{said} while 1 node holds a lease; until all agents are restarted, old and new nodes do not reach each other"
+    assert caught.value.problems == (line, "nothing written; --force writes it")
+    assert store.read("config") == before
+    assert network.set_config(arguments("set", "--force"), text, store, PREFIX) == 0
+    printed = capsys.readouterr()
+    assert printed.err == f"warning: {line}\n"
+    assert printed.out.endswith("\nrunning agents keep the old config until they are restarted\n")
+
+
+def test_set_refuses_another_network_while_nodes_hold_leases() -> None:
+    store = with_lease()
+    store.put("config", TEXT)
+    with pytest.raises(ConfigError) as caught:
+        network.set_config(arguments("set"), b'{"Network": "10.9.0.0/16"}', store, PREFIX)
+    assert caught.value.problems[0].startswith("Network: 10.5.0.0/16 becomes 10.9.0.0/16 while 1 node holds a lease;")
+    assert caught.value.problems[1] == "10.5.7.0/24: leased, and does not fit the new config"
+
+
+def test_set_of_another_backend_is_free_while_nobody_holds_a_lease() -> None:
+    store = MemoryStore()
+    store.put("config", TEXT)
+    assert network.set_config(arguments("set"), b'{"Network": "10.9.0.0/16", "Backend": {"Type": "vxlan"}}', store, PREFIX) == 0
+
+
 def test_set_tells_the_first_ten_of_many_misfits() -> None:
     store = MemoryStore()
     for number in range(15):
