@@ -18,6 +18,14 @@ from flanpy.strict_json import JsonNumber, JsonObject, render_json
 Check = Callable[[object], object]
 
 
+class Mended(ValueError):
+    """A wrong value whose meaning is plain: a problem, and ``value`` to find the other problems by."""
+
+    def __init__(self, problem: str, value: object) -> None:
+        super().__init__(problem)
+        self.value = value
+
+
 @dataclass(frozen=True, slots=True)
 class Field:
     """One key: its name as flannel spells it, its default, and its check."""
@@ -39,6 +47,8 @@ def read_fields(path: str, value: JsonObject, fields: Sequence[Field], problems:
             read[field.name] = field.check(given[field.name])
         except ValueError as exc:
             problems.append(f"{path}{field.name}: {exc}")
+            if isinstance(exc, Mended):
+                read[field.name] = exc.value
     return read
 
 
@@ -67,7 +77,7 @@ def integer(low: int, high: int, what: str) -> Check:
     def check(value: object) -> object:
         if isinstance(value, int) and not isinstance(value, bool) and low <= value <= high:
             return value
-        raise ValueError(f"{shown(value)} is not {what} ({low}..{high})")
+        raise ValueError(_no_number(value, f"{what} ({low}..{high})"))
 
     return check
 
@@ -82,9 +92,16 @@ def integer_or_zero(low: int, high: int, what: str, zero: str) -> Check:
         try:
             return plain(value)
         except ValueError:
-            raise ValueError(f"{shown(value)} is not {what} ({low}..{high}, or 0 for {zero})") from None
+            raise ValueError(_no_number(value, f"{what} ({low}..{high}, or 0 for {zero})")) from None
 
     return check
+
+
+def _no_number(value: object, what: str) -> str:
+    """Why this is not what was asked for; the usual mistake is a number in quotes."""
+    if isinstance(value, str) and value.isascii() and value.isdigit():
+        return f"{shown(value)} is text, not {what}; write the number without quotes"
+    return f"{shown(value)} is not {what}"
 
 
 def boolean(value: object) -> object:

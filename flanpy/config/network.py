@@ -15,7 +15,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Generic, TypeVar
 
 from flanpy.config.backend_options import read_backend
-from flanpy.config.json_fields import Check, Field, boolean, integer, read_fields, shown
+from flanpy.config.json_fields import Check, Field, Mended, boolean, integer, read_fields, shown
 from flanpy.errors import ConfigError
 from flanpy.model import NetworkConfig
 from flanpy.strict_json import JsonError, JsonObject, parse_json
@@ -181,7 +181,8 @@ def _network(family: _Family[N]) -> Check:
         except ValueError:
             raise ValueError(f"{shown(value)} is not an IPv{family.version} network such as {family.example}") from None
         if network.network_address != network.network_address.__class__(value.partition("/")[0]):
-            raise ValueError(f"{value} has bits set after the prefix; {network} was probably meant")
+            _refuse_special(network)
+            raise Mended(f"{value} has bits set after the prefix; {network} was probably meant", network)
         _refuse_special(network)
         return network
 

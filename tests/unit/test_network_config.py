@@ -125,7 +125,7 @@ ONE_PROBLEM = {
     '{"Network":"10.5.0.0/16","SubnetLen":24.0}': "SubnetLen: 24.0 is not a prefix length (0..128)",
     '{"Network":"10.5.0.0/16","SubnetLen":NaN}': "SubnetLen: NaN is not a prefix length (0..128)",
     '{"Network":"10.5.0.0/16","SubnetLen":true}': "SubnetLen: true is not a prefix length (0..128)",
-    '{"Network":"10.5.0.0/16","SubnetLen":"24"}': "SubnetLen: '24' is not a prefix length (0..128)",
+    '{"Network":"10.5.0.0/16","SubnetLen":"24"}': "SubnetLen: '24' is text, not a prefix length (0..128); write the number without quotes",
     '{"Network":"10.5.0.0/16","SubnetMin":"10.6.0.0"}': "SubnetMin: 10.6.0.0 is not in 10.5.0.0/16",
     '{"Network":"10.5.0.0/16","SubnetMax":"10.5.9.7"}': "SubnetMax: 10.5.9.7 is not the first address of a /24 (10.5.9.0 is)",
     '{"Network":"10.5.0.0/16","SubnetMin":"10.5.9.0","SubnetMax":"10.5.8.0"}': (
@@ -179,6 +179,13 @@ ONE_PROBLEM = {
 @pytest.mark.parametrize(("text", "problem"), ONE_PROBLEM.items())
 def test_a_mistake_is_told_with_its_key_path_and_what_would_be_right(text: str, problem: str) -> None:
     assert problems(text) == [problem]
+
+
+def test_a_network_with_host_bits_does_not_hide_what_is_wrong_beside_it() -> None:
+    assert problems('{"Network":"10.5.1.0/16","SubnetLen":31}') == [
+        "Network: 10.5.1.0/16 has bits set after the prefix; 10.5.0.0/16 was probably meant",
+        "SubnetLen: 31 leaves no room for a host (18..30)",
+    ]
 
 
 def test_all_mistakes_are_told_at_once() -> None:
