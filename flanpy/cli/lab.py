@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flanpy.errors import LabError
+from flanpy.errors import UsageError
 
 if TYPE_CHECKING:
     from flanpy.lab.registry import LabSpec
@@ -31,6 +32,10 @@ examples:
   flanpy lab cut host2; flanpy lab join host2         pull its cable, plug it in again
   flanpy lab impair host2 --loss 10 --rate 100        10 percent loss, 100 Mbit/s
   flanpy lab down
+Where several labs run, name one: `flanpy lab status LAB` or `--lab LAB`.
+
+exit status: 0 done, 2 wrong arguments, 3 wrong network config, 9 the lab cannot do it; exec: the command's own, 126 it cannot be
+executed, 127 not found, 128 + N ended by signal N
 """
 
 DEFAULT_NAME = "lab"
@@ -41,17 +46,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.epilog = DESCRIPTION, EPILOG
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
 
-    def action(name: str, text: str, *, lab: bool = True) -> argparse.ArgumentParser:
+    def action(name: str, text: str, *, lab: str = "which lab (default: the only one)") -> argparse.ArgumentParser:
         child = actions.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         if lab:
-            child.add_argument("--lab", metavar="LAB", help="which lab (default: the only one)")
+            child.add_argument("name", nargs="?", metavar="LAB", help=lab)
+            child.add_argument("--lab", metavar="LAB", help="the same as LAB")
         return child
 
-    _add_up(action("up", "start a lab that stays until `lab down`", lab=False))
+    _add_up(action("up", "start a lab that stays until `lab down`", lab=f"its name (default {DEFAULT_NAME})"))
     action("status", "show hosts, leases, agents and pods").add_argument("--output", choices=("table", "json"), default="table")
-    action("list", "name the labs that run", lab=False).add_argument("--output", choices=("table", "json"), default="table")
-    execute = action("exec", "run a command on a host or in a pod; its exit status is passed on", lab=False)
-    execute.usage = "flanpy lab exec [LAB] NAME -- COMMAND [ARGUMENT ...]"
+    action("list", "name the labs that run", lab="").add_argument("--output", choices=("table", "json"), default="table")
+    execute = action("exec", "run a command on a host or in a pod; its exit status is passed on", lab="")
+    execute.usage = "flanpy lab exec [--lab LAB] [LAB] NAME -- COMMAND [ARGUMENT ...]"
+    execute.add_argument("--lab", metavar="LAB", help="the same as LAB")
     execute.add_argument("words", nargs=argparse.REMAINDER, metavar="[LAB] NAME -- COMMAND")
     logs = action("logs", "print the log of a host's agent, or of etcd")
     logs.add_argument("of", metavar="HOST|etcd")
@@ -62,15 +69,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     impair.add_argument("host", metavar="HOST")
     impair.add_argument("--loss", type=float, metavar="PERCENT", help="drop this share at random, in each direction")
     impair.add_argument("--rate", type=float, metavar="MBIT", help="limit the rate in each direction, Mbit/s")
-    down = action("down", "end a lab and remove everything of it", lab=False)
-    down.add_argument("name", nargs="?", metavar="NAME", help="which lab (default: the only one)")
+    down = action("down", "end a lab and remove everything of it")
     down.add_argument("--all", action="store_true", help="all of them")
-    demo = action("demo", "show an overlay of three hosts at work, then remove it", lab=False)
+    demo = action("demo", "show an overlay of three hosts at work, then remove it", lab="")
     demo.add_argument("--datapath", default="auto", choices=("auto", "userspace", "ebpf"))
 
 
 def _add_up(up: argparse.ArgumentParser) -> None:
-    up.add_argument("name", nargs="?", default=DEFAULT_NAME, metavar="NAME", help=f"its name (default {DEFAULT_NAME})")
     up.add_argument("--hosts", type=int, default=3, metavar="N", help="hosts (default 3)")
     up.add_argument("--pods", type=int, default=2, metavar="N", help="pods on each host (default 2)")
     up.add_argument("--backend", default="udp", metavar="TYPE", help="the network config's backend (default udp)")
@@ -100,6 +105,14 @@ def run(arguments: argparse.Namespace) -> int:
     return status
 
 
+def lab_of(arguments: argparse.Namespace) -> str | None:
+    """The lab that is named, by its position or by --lab; UsageError when these are two."""
+    if None not in (arguments.name, arguments.lab) and arguments.name != arguments.lab:
+        raise UsageError(f"--lab {arguments.lab}: {arguments.name} is named too; name one lab")
+    name: str | None = arguments.name or arguments.lab
+    return name
+
+
 def _up(arguments: argparse.Namespace) -> int:
     from flanpy.lab import lifecycle
     from flanpy.lab.screen import Screen
@@ -122,12 +135,12 @@ def _spec(arguments: argparse.Namespace) -> LabSpec:
         try:
             text = arguments.network_config.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise LabError(f"--network-config: cannot read {arguments.network_config}: {error}") from error
+            raise UsageError(f"--network-config: cannot read {arguments.network_config}: {error}") from error
     else:
         text = json.dumps({"Network": arguments.network, "Backend": {"Type": arguments.backend}})
     parse_network_config(text)
     return LabSpec(
-        name=arguments.name,
+        name=lab_of(arguments) or DEFAULT_NAME,
         hosts=arguments.hosts,
         pods=arguments.pods,
         network_config=text,
@@ -141,7 +154,7 @@ def _spec(arguments: argparse.Namespace) -> LabSpec:
 def _down(arguments: argparse.Namespace) -> int:
     from flanpy.lab import lifecycle, registry
 
-    names = [entry.spec.name for entry in registry.labs()] if arguments.all else [arguments.name]
+    names = [entry.spec.name for entry in registry.labs()] if arguments.all else [lab_of(arguments)]
     for name in names:
         print(f"{lifecycle.end(name)}: gone")
     return 0
@@ -170,7 +183,7 @@ def _status(arguments: argparse.Namespace) -> int:
     from flanpy.lab.screen import Screen
     from flanpy.lab.status import read_status
 
-    status = read_status(lifecycle.attach(arguments.lab))
+    status = read_status(lifecycle.attach(lab_of(arguments)))
     if arguments.output == "json":
         print(json.dumps(asdict(status), indent=2))
     else:
@@ -179,19 +192,25 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _exec(arguments: argparse.Namespace) -> int:
-    from flanpy.lab import lifecycle
+    from flanpy.lab import lifecycle, registry
     from flanpy.lab.console import execute
 
     where, command = split_exec(arguments.words)
-    lab = lifecycle.attach(where[0] if len(where) == 2 else None)
-    return execute(lab, where[-1], command)
+    if "--" not in arguments.words and where[0] in {entry.spec.name for entry in registry.labs()}:
+        fixed = shlex.join([*where, command[0], "--", *(command[1:] or ["COMMAND"])])
+        raise UsageError(f"lab exec: {where[0]} is a lab; put -- before the command: flanpy lab exec {fixed}")
+    arguments.name = where[0] if len(where) == 2 else None
+    return execute(lifecycle.attach(lab_of(arguments)), where[-1], command)
 
 
 def split_exec(words: list[str]) -> tuple[list[str], list[str]]:
-    """``[LAB] NAME -- COMMAND...`` into its two halves."""
+    """``[LAB] NAME -- COMMAND...`` into its two halves; a ``--lab LAB`` behind NAME is moved to its place."""
     head, tail = (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words[:1], words[1:])
+    if "--lab" in head[:-1]:
+        at = head.index("--lab")
+        head = [head[at + 1], *head[:at], *head[at + 2 :]]
     if len(head) not in (1, 2) or not tail:
-        raise LabError("lab exec: say where and what, such as `flanpy lab exec host1-pod1 -- ping -c 3 host2-pod1`")
+        raise UsageError("lab exec: say where and what, such as `flanpy lab exec host1-pod1 -- ping -c 3 host2-pod1`")
     return head, tail
 
 
@@ -199,7 +218,7 @@ def _logs(arguments: argparse.Namespace) -> int:
     from flanpy.lab import lifecycle
     from flanpy.lab.console import print_log
 
-    lab = lifecycle.attach(arguments.lab)
+    lab = lifecycle.attach(lab_of(arguments))
     if arguments.of != "etcd":
         lab.plan.host(arguments.of)
     print_log(lab.log_path(arguments.of), follow=arguments.follow, goes_on=lambda: lab.sandbox.alive)
@@ -209,7 +228,7 @@ def _logs(arguments: argparse.Namespace) -> int:
 def _cable(arguments: argparse.Namespace) -> int:
     from flanpy.lab import lifecycle
 
-    lab = lifecycle.attach(arguments.lab)
+    lab = lifecycle.attach(lab_of(arguments))
     match arguments.action:
         case "cut":
             lab.cut(arguments.host)
@@ -217,7 +236,7 @@ def _cable(arguments: argparse.Namespace) -> int:
             lab.join(arguments.host)
         case _:
             if arguments.loss is None and arguments.rate is None:
-                raise LabError("lab impair: give --loss PERCENT, --rate MBIT or both (0 ends it)")
+                raise UsageError("lab impair: give --loss PERCENT, --rate MBIT or both (0 ends it)")
             lab.impair(arguments.host, loss_percent=arguments.loss, rate_mbit=arguments.rate)
     return 0
 

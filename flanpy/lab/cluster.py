@@ -19,7 +19,7 @@ from ipaddress import IPv4Interface, IPv4Network
 from pathlib import Path
 
 import flanpy
-from flanpy.errors import LabError
+from flanpy.errors import LabError, UsageError
 from flanpy.lab import topology
 from flanpy.lab.plan import UPLINK, Plan, Segment, plan_lab, plan_segment
 from flanpy.lab.registry import LabSpec
@@ -249,9 +249,9 @@ class Lab:
         planned = self.plan.host(host)
         if loss_percent is not None:
             if not 0 <= loss_percent <= 100:
-                raise LabError(f"--loss {loss_percent:g}: must be 0 to 100 percent")
+                raise UsageError(f"--loss {loss_percent:g}: must be 0 to 100 percent")
             self.sandbox.script(topology.loss_script(planned, loss_percent))
         if rate_mbit is not None:
             if not 0 <= rate_mbit <= 100_000:
-                raise LabError(f"--rate {rate_mbit:g}: must be 0 (no limit) to 100000 Mbit/s")
+                raise UsageError(f"--rate {rate_mbit:g}: must be 0 (no limit) to 100000 Mbit/s")
             self.sandbox.script(topology.rate_script(planned, rate_mbit))

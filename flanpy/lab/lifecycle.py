@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from flanpy.errors import FlanpyError, LabError
+from flanpy.errors import FlanpyError, UsageError
 from flanpy.lab import registry
 from flanpy.lab.cluster import Lab, Progress
 from flanpy.lab.plan import MOST_PODS, check_name, plan_lab
@@ -20,11 +20,11 @@ def silent(_: str) -> None:
 
 
 def check(spec: LabSpec) -> None:
-    """Raise LabError when there can be no such lab, or not on this machine; changes nothing."""
+    """Raise UsageError when there can be no such lab, LabError when not on this machine; changes nothing."""
     check_name(spec.name)
     plan_lab(spec.hosts, mode=spec.mode, mtu_bytes=spec.mtu_bytes)
     if not 0 <= spec.pods <= MOST_PODS:
-        raise LabError(f"--pods {spec.pods}: a host has 0 to {MOST_PODS} pods")
+        raise UsageError(f"--pods {spec.pods}: a host has 0 to {MOST_PODS} pods")
     check_machine(spec.datapath)
 
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from types import MappingProxyType
 
-from flanpy.errors import LabError
+from flanpy.errors import LabError, UsageError
 
 UNDERLAY = IPv4Network("172.31.9.0/24")
 BRIDGE = "underlay"
@@ -98,11 +98,11 @@ class Segment:
 def plan_lab(hosts: int = 3, *, mode: str = "superpacket", mtu_bytes: int = 1500) -> Plan:
     """The underlay of a lab with hosts named host1, host2, ..."""
     if not 1 <= hosts <= MOST_HOSTS:
-        raise LabError(f"--hosts {hosts}: a lab has 1 to {MOST_HOSTS} hosts")
+        raise UsageError(f"--hosts {hosts}: a lab has 1 to {MOST_HOSTS} hosts")
     if mode not in MODES:
-        raise LabError(f"--underlay {mode}: must be one of {', '.join(MODES)}")
+        raise UsageError(f"--underlay {mode}: must be one of {', '.join(MODES)}")
     if not 576 <= mtu_bytes <= 9000:
-        raise LabError(f"--mtu {mtu_bytes}: must be 576 to 9000 bytes")
+        raise UsageError(f"--mtu {mtu_bytes}: must be 576 to 9000 bytes")
     return Plan(tuple(HostPlan(f"host{n}", UNDERLAY[n]) for n in range(1, hosts + 1)), mtu_bytes=mtu_bytes, mode=mode)
 
 
@@ -118,7 +118,7 @@ def plan_segment(
 
 def _plan_pod(host: str, subnet: IPv4Network, number: int, infix: str) -> PodPlan:
     if number > min(MOST_PODS, subnet.num_addresses - 3):
-        raise LabError(f"--pods: {number} pods do not fit into {host}'s subnet {subnet} (at most {subnet.num_addresses - 3})")
+        raise UsageError(f"--pods: {number} pods do not fit into {host}'s subnet {subnet} (at most {subnet.num_addresses - 3})")
     address = IPv4Interface(f"{subnet[number + 1]}/{subnet.prefixlen}")
     return PodPlan(f"{host}-{infix}{number}", host, address, subnet[1], f"veth-{infix}{number}")
 
@@ -133,5 +133,5 @@ def fixed_subnets(plan: Plan, network: IPv4Network) -> dict[str, IPv4Network]:
 def check_name(name: str) -> str:
     """A lab's name, if it is one: it becomes a directory's name."""
     if not NAME_PATTERN.fullmatch(name):
-        raise LabError(f"{name!r}: a lab's name has 1 to 31 letters a-z, digits and hyphens, and begins with a letter or digit")
+        raise UsageError(f"{name!r}: a lab's name has 1 to 31 letters a-z, digits and hyphens, and begins with a letter or digit")
     return name

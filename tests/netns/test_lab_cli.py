@@ -42,11 +42,11 @@ def test_a_name_that_is_taken_is_refused(here: Machine) -> None:
     ("words", "message", "status"),
     [
         (("three", "--network", "10.5.0.0/31"), "Network", 3),
-        (("three", "--hosts", "0"), "--hosts 0: a lab has 1 to 200 hosts", 9),
-        (("three", "--pods", "101"), "--pods 101: a host has 0 to 100 pods", 9),
-        (("three", "--mtu", "9"), "--mtu 9: must be 576 to 9000 bytes", 9),
-        (("../three",), "a lab's name has 1 to 31 letters", 9),
-        (("three", "--network-config", "/nowhere"), "--network-config: cannot read /nowhere", 9),
+        (("three", "--hosts", "0"), "--hosts 0: a lab has 1 to 200 hosts", 2),
+        (("three", "--pods", "101"), "--pods 101: a host has 0 to 100 pods", 2),
+        (("three", "--mtu", "9"), "--mtu 9: must be 576 to 9000 bytes", 2),
+        (("../three",), "a lab's name has 1 to 31 letters", 2),
+        (("three", "--network-config", "/nowhere"), "--network-config: cannot read /nowhere", 2),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_made(
@@ -60,7 +60,9 @@ def test_what_cannot_be_is_refused_before_anything_is_made(
 
 def test_several_labs_need_a_name(here: Machine) -> None:
     assert "which lab? there are: one, two" in here.flanpy("status", status=9)
-    assert json.loads(here.flanpy("status", "--lab", "one", "--output", "json"))["name"] == "one"
+    for words in (("one",), ("--lab", "one"), ("one", "--lab", "one")):
+        assert json.loads(here.flanpy("status", *words, "--output", "json"))["name"] == "one"
+    assert "--lab two: one is named too" in here.flanpy("status", "one", "--lab", "two", status=2)
 
 
 def test_the_status_is_a_table_for_people(here: Machine) -> None:
@@ -95,7 +97,23 @@ def test_exec_passes_sigterm_to_the_command(here: Machine) -> None:
 
 def test_exec_in_a_place_or_of_a_program_that_is_not_there(here: Machine) -> None:
     assert "there are: host1, host1-pod1, etcd" in here.flanpy("exec", "one", "pod7", "--", "true", status=9)
-    assert "nosuch: not found" in here.flanpy("exec", "one", "host1", "--", "nosuch", status=9)
+    assert "nosuch: not found" in here.flanpy("exec", "one", "host1", "--", "nosuch", status=127)
+    assert "/etc/passwd: may not be executed" in here.flanpy("exec", "one", "host1", "--", "/etc/passwd", status=126)
+
+
+def test_exec_without_dashes_behind_a_labs_name_says_where_they_belong(here: Machine) -> None:
+    said = here.flanpy("exec", "one", "host1", "ip", "route", status=2)
+    assert "put -- before the command: flanpy lab exec one host1 -- ip route" in said
+
+
+@pytest.mark.parametrize("where", [("one", "host1"), ("--lab", "one", "host1"), ("host1", "--lab", "one")])
+def test_exec_takes_its_lab_in_every_way(here: Machine, where: tuple[str, ...]) -> None:
+    here.flanpy("exec", *where, "--", "true")
+
+
+def test_exec_finds_the_flanpy_that_runs_here_without_a_path(here: Machine) -> None:
+    argv = [*FLANPY, "lab", "exec", "one", "host1", "--", "flanpy", "status"]
+    assert "lease" in here.sandbox.run(None, argv, env={**here.environment, "PATH": "/usr/bin:/bin"}).stdout
 
 
 def test_exec_works_in_the_callers_directory(here: Machine) -> None:
@@ -107,11 +125,12 @@ def test_a_cable_is_cut_and_joined_by_command(here: Machine) -> None:
     def cable() -> str:
         return str(json.loads(here.flanpy("status", "--lab", "one", "--output", "json"))["hosts"][0]["cable"])
 
-    here.flanpy("cut", "--lab", "one", "host1")
+    here.flanpy("cut", "one", "host1")
     assert cable() == "cut"
     here.flanpy("join", "--lab", "one", "host1")
     assert cable() == "plugged"
-    assert "give --loss PERCENT, --rate MBIT or both" in here.flanpy("impair", "--lab", "one", "host1", status=9)
+    assert "give --loss PERCENT, --rate MBIT or both" in here.flanpy("impair", "--lab", "one", "host1", status=2)
+    assert "--loss 101: must be 0 to 100" in here.flanpy("impair", "one", "host1", "--loss", "101", status=2)
 
 
 def test_logs_are_the_agents_own_words(here: Machine) -> None:

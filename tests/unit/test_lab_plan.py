@@ -5,7 +5,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 import pytest
 
 from flanpy.cli.lab import split_exec
-from flanpy.errors import LabError
+from flanpy.errors import UsageError
 from flanpy.lab import topology
 from flanpy.lab.dissect import layers
 from flanpy.lab.plan import HostPlan, PodPlan, check_name, fixed_subnets, plan_lab, plan_segment
@@ -46,19 +46,19 @@ def test_pods_follow_the_bridge_in_their_hosts_subnet() -> None:
     ],
 )
 def test_a_plan_that_cannot_be_says_what_would_be_right(arguments: dict[str, object], message: str) -> None:
-    with pytest.raises(LabError) as caught:
+    with pytest.raises(UsageError) as caught:
         plan_lab(**arguments)  # type: ignore[arg-type]
     assert str(caught.value) == message
 
 
 def test_more_pods_than_addresses_are_refused() -> None:
-    with pytest.raises(LabError, match=r"--pods: 6 pods do not fit into host1's subnet 10.5.7.0/29 \(at most 5\)"):
+    with pytest.raises(UsageError, match=r"--pods: 6 pods do not fit into host1's subnet 10.5.7.0/29 \(at most 5\)"):
         plan_segment({"host1": IPv4Network("10.5.7.0/29")}, 6, mtu_bytes=1472)
 
 
 @pytest.mark.parametrize("name", ["", "-x", "../x", "a/b", "A", "a" * 32, "a b", "a\n"])
 def test_a_name_that_is_no_name_for_a_directory_is_refused(name: str) -> None:
-    with pytest.raises(LabError, match="a lab's name has 1 to 31 letters"):
+    with pytest.raises(UsageError, match="a lab's name has 1 to 31 letters"):
         check_name(name)
 
 
@@ -100,6 +100,7 @@ def test_one_host_alone_needs_no_forwarding_entries() -> None:
     [
         (["host1", "--", "ip", "-br", "link"], (["host1"], ["ip", "-br", "link"])),
         (["mine", "host1", "--", "ls"], (["mine", "host1"], ["ls"])),
+        (["host1", "--lab", "mine", "--", "ls", "--lab"], (["mine", "host1"], ["ls", "--lab"])),
         (["host1", "ls", "-l"], (["host1"], ["ls", "-l"])),
         (["host1", "--", "sh", "-c", "x", "--", "y"], (["host1"], ["sh", "-c", "x", "--", "y"])),
     ],
@@ -110,7 +111,7 @@ def test_exec_takes_where_before_the_dashes_and_what_behind(words: list[str], ha
 
 @pytest.mark.parametrize("words", [[], ["host1"], ["host1", "--"], ["--", "ls"], ["a", "b", "c", "--", "ls"]])
 def test_exec_without_a_place_or_a_command_is_refused(words: list[str]) -> None:
-    with pytest.raises(LabError, match="say where and what"):
+    with pytest.raises(UsageError, match="say where and what"):
         split_exec(words)
 
 
