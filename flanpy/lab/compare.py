@@ -20,6 +20,8 @@ OVERLAY, ROUTED, VXLAN = "flanpy", "plain routing", "kernel VXLAN"
 NETWORKS = {"routed": IPv4Network("10.96.0.0/16"), "vxlan": IPv4Network("10.97.0.0/16")}
 VXLAN_HEADER_BYTES = 50
 SAMPLE_S = 1
+NOISE_LIMIT = 3.0
+"""A way whose fastest round is more than so many times its slowest says nothing about the others."""
 
 Pair = tuple[PodPlan, PodPlan]
 
@@ -34,6 +36,10 @@ class Comparison:
     def median(self, way: str) -> float:
         """Median throughput of a way."""
         return statistics.median(self.gbit[way])
+
+    def noisy(self) -> bool:
+        """Whether the rounds of some way are too far apart to compare it with another."""
+        return any(max(values) > NOISE_LIMIT * min(values) for values in self.gbit.values())
 
     def ratios(self, way: str, base: str) -> tuple[float, ...]:
         """Throughput of one way in terms of another, round by round, ascending."""

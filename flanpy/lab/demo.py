@@ -184,6 +184,10 @@ def _show_throughput(lab: Lab, screen: Screen) -> None:
     screen.say(
         f"Medians of {ROUNDS} interleaved rounds of {compare.SAMPLE_S} s on {os.cpu_count()} CPUs that also run iperf3's both ends."
     )
+    screen.say("Ratios are medians of the ratios of each round.")
+    for result in results:
+        if result.noisy():
+            screen.say(f"{result.mode}: rounds differ by more than {compare.NOISE_LIMIT:g} times: too noisy to compare here.")
     screen.say("superpacket: the underlay carries whole 64 KB packets; wire: every packet fits 1500 bytes, as on a real wire.")
 
 

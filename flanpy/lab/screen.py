@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
+from rich.columns import Columns
 from rich.console import Console
 from rich.markup import escape
 from rich.status import Status
@@ -15,15 +17,23 @@ from rich.table import Table
 from flanpy.lab.status import HostStatus, LabStatus
 
 PLAIN_WIDTH = 140
-COLOURS = {"ready": "green", "not ready": "yellow", "no answer": "yellow", "stopped": "red", "plugged": "green", "cut": "red"}
+COLOURS = {
+    "ready": "green",
+    "degraded": "yellow",
+    "not ready": "yellow",
+    "no answer": "yellow",
+    "stopped": "red",
+    "plugged": "green",
+    "cut": "red",
+}
 
 
 class Screen:
-    """Progress and results; used as a context manager, no step stays unfinished on the screen."""
+    """Progress and results; used as a context manager around all of a lab's start (or life), no step stays unfinished."""
 
     def __init__(self) -> None:
         self._console = Console(highlight=False)
-        if not self._console.is_terminal:
+        if not self._console.is_terminal and "COLUMNS" not in os.environ:
             self._console = Console(highlight=False, width=PLAIN_WIDTH)
         self._spinner: Status | None = None
         self._step: str | None = None
@@ -34,6 +44,8 @@ class Screen:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._end_step("green" if error is None else "red", "✓" if error is None else "✗")
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            self.say("interrupted; everything is removed")
 
     def working(self, step: str) -> None:
         """Begin a step; the one before it is done."""
@@ -80,8 +92,10 @@ class Screen:
         self.say(
             f"lab {status.name}: held by process {status.holder}, underlay {status.mode}, etcd {status.etcd}, logs {status.logs}"
         )
-        columns = ("host", "underlay", "cable", "subnet", "agent", "datapath", "peers", "pods")
+        columns = ("host", "underlay", "cable", "subnet", "agent", "datapath", "peers")
         self.table(columns, [_host_row(host) for host in status.hosts], right=("peers",))
+        for host in status.hosts:
+            self._console.print(Columns([f"{pod.name} {pod.address}" for pod in host.pods], padding=(0, 2)))
         for host in status.hosts:
             for problem in host.problems:
                 self.say(f"{host.name}: {problem}")
@@ -98,5 +112,4 @@ def _host_row(host: HostStatus) -> tuple[str, ...]:
         host.agent,
         host.datapath or "-",
         "-" if host.peers is None else str(host.peers),
-        "  ".join(f"{pod.name} {pod.address}" for pod in host.pods) or "-",
     )

@@ -26,7 +26,9 @@ class PodStatus:
 
 @dataclass(frozen=True, slots=True)
 class HostStatus:
-    """A host. ``agent``: ``ready``, ``not ready``, ``no answer`` or ``stopped``; ``problems`` are the agent's own words."""
+    """A host. ``agent``: ``stopped``, ``no answer``, or the agent's own word: ``ready``, ``degraded`` (with ``problems``),
+    ``not ready``.
+    """
 
     name: str
     underlay: str
@@ -96,7 +98,7 @@ def _agent(lab: Lab, host: str) -> tuple[str, Mapping[str, Any]]:
         answer = agent_status(lab, host)
     except FlanpyError:
         return "no answer", {}
-    return ("ready" if answer.get("ready") else "not ready"), answer
+    return str(answer["state"]), answer
 
 
 def _cables(lab: Lab) -> dict[str, str]:

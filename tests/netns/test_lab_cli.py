@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.lab import FLANPY, Machine, machine
+from tests.support.lab import FLANPY, Machine, eventually, machine
 
 
 @pytest.fixture(scope="module")
@@ -123,10 +123,18 @@ def test_exec_works_in_the_callers_directory(here: Machine) -> None:
 
 def test_a_cable_is_cut_and_joined_by_command(here: Machine) -> None:
     def cable() -> str:
-        return str(json.loads(here.flanpy("status", "--lab", "one", "--output", "json"))["hosts"][0]["cable"])
+        return host()["cable"]
+
+    def agent() -> str:
+        return host()["agent"]
+
+    def host() -> dict[str, str]:
+        found: dict[str, str] = json.loads(here.flanpy("status", "--lab", "one", "--output", "json"))["hosts"][0]
+        return found
 
     here.flanpy("cut", "one", "host1")
     assert cable() == "cut"
+    assert eventually(lambda: agent() == "degraded", 30)
     here.flanpy("join", "--lab", "one", "host1")
     assert cable() == "plugged"
     assert "give --loss PERCENT, --rate MBIT or both" in here.flanpy("impair", "--lab", "one", "host1", status=2)
@@ -156,6 +164,17 @@ def test_a_start_that_is_killed_leaves_nothing(here: Machine) -> None:
     assert here.becomes(before)
     assert names(here) == ["one", "two"]
     assert not (here.labs / "half").exists()
+
+
+def test_a_start_that_is_interrupted_says_that_nothing_is_left(here: Machine) -> None:
+    before = here.state()
+    with here.start("up", "half", "--hosts", "2") as process:
+        here.holder("half")
+        process.send_signal(signal.SIGINT)
+        assert process.stdout is not None
+        assert process.stdout.read().endswith("\ninterrupted; everything is removed\n")
+        assert process.wait(20) == 130
+    assert here.becomes(before)
 
 
 def test_down_ends_one_lab_and_no_other(here: Machine) -> None:

@@ -25,6 +25,7 @@ def test_the_demo_shows_everything_and_leaves_nothing(here: Machine) -> None:
         "ICMP",
         "plain routing",
         "kernel VXLAN",
+        "Ratios are medians of the ratios of each round.",
         "own subnet",
         "removed again",
         "The demo took",
@@ -42,8 +43,9 @@ def test_a_demo_that_is_ended_leaves_nothing(here: Machine, number: int, status:
         assert process.stdout is not None
         assert any("etcd" in line for line in process.stdout)
         process.send_signal(number)
-        process.stdout.read()
+        rest = process.stdout.read()
         assert process.wait(20) == status
+    assert ("interrupted; everything is removed" in rest) is (status > 0)
     assert here.becomes(before)
     here.flanpy("list")
     assert [entry.name for entry in here.labs.iterdir()] == [".lock"]
