@@ -25,13 +25,20 @@ def include_dirs(clang: str) -> list[str]:
 
 def compile_object(source: Path, target: Path) -> str | None:
     """Compile one object; why not, or None when it stands there now."""
-    target.unlink(missing_ok=True)
+    fresh = target.with_suffix(".new")
+    problem = _run_clang(source, fresh)
+    if problem is None:
+        fresh.replace(target)  # an agent that starts meanwhile finds the old one or the new one
+    else:
+        target.unlink(missing_ok=True)
+    return problem
+
+
+def _run_clang(source: Path, target: Path) -> str | None:
     clang = shutil.which("clang")
     if clang is None:
         return "clang is not installed (Debian: apt-get install clang)"
     target.parent.mkdir(parents=True, exist_ok=True)
     command = [clang, *FLAGS, *include_dirs(clang), "-c", str(source), "-o", str(target)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        return f"clang: {done.stderr.strip()}"
-    return None
+    return f"clang: {done.stderr.strip()}" if done.returncode else None

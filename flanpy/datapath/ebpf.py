@@ -19,48 +19,32 @@ from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self, TypeVar
+from typing import Self, TypeVar
 
 from flanpy.datapath import Datapath, DatapathSettings, DatapathStats, VerdictCount
 from flanpy.datapath import ebpf_syscall as bpf
 from flanpy.datapath.core import VERDICTS
 from flanpy.datapath.ebpf_attach import Hooks, Spot, TcxHooks, has_tcx
+from flanpy.datapath.ebpf_host import Host
 from flanpy.datapath.ebpf_layout import COUNTERS_BYTES, Header, build_snapshot, sum_counters
 from flanpy.datapath.ebpf_pins import ROOT, Pins
 from flanpy.datapath.ebpf_prober import Prober, Target
 from flanpy.datapath.ebpf_programs import Loaded, load, map_pin, publish
-from flanpy.errors import DatapathError
+from flanpy.errors import DatapathError, PlatformError
 from flanpy.model import ForwardTable
 
 FEATURES = frozenset({"ecn", "superpacket"})
 """What our receiver can take: marks are combined, superpackets and unfinished checksums are taken as they are."""
 
+BULK = tuple(
+    f"bpf_{name}" for name in ("superpackets_out", "superpackets_in", "inner_gro", "up_udp_train", "up_tcp_train", "up_socket")
+)
+"""Counters that move with bulk traffic, and not with probes."""
+
+OPTIONAL = frozenset({"fp_bypass", "fp_merged"})
+"""Programs that hang only where an option asks for them."""
+
 Result = TypeVar("Result")
-
-
-class Host(Protocol):
-    """What needs netlink, handed in by the composition root (``kernel.tc.TcHost``)."""
-
-    def clsact_hooks(self) -> Hooks:
-        """Filters of a clsact qdisc, for kernels without tcx."""
-
-    def carries_superpackets(self, device: str) -> bool:
-        """Whether what is sent there can reach a receiver as it is, uncut and unfinished."""
-
-    def offloads(self, device: str) -> tuple[bool, bool]:
-        """Whether an interface hands superpackets on uncut, and whether it merges what arrives, as it is set now. From any thread."""
-
-    def pod_bridge(self, subnets: tuple[IPv4Network, ...], device: str) -> int:
-        """Index of the interface that pods of these subnets are behind, or 0 while there is none."""
-
-    def merging_device(self, device: str) -> tuple[int, int]:
-        """Indices of the two ends of the merging device, made if need be: where packets go in, where they come out merged."""
-
-    def remove_merging_device(self, device: str) -> None:
-        """It is not there any more."""
-
-    def remove_tunnel(self, device: str) -> None:
-        """The TUN device, which outlives its descriptors, is not there any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +115,7 @@ class EbpfDatapath:
     def stats(self) -> DatapathStats:
         """Counters of both halves together."""
         below = self._userspace.stats()
-        pages = bpf.lookup(self._running().maps["fp_counters"], 0, COUNTERS_BYTES * possible_cpus())
-        verdicts, others = sum_counters(pages, VERDICTS)
+        verdicts, others = self._own_counters()
         for name, count in below.verdicts.items():
             mine = verdicts[name]
             verdicts[name] = VerdictCount(mine.packets + count.packets, mine.bytes + count.bytes)
@@ -165,8 +148,7 @@ class EbpfDatapath:
     def teardown(self) -> None:
         """Close, and remove programs, maps, pins and devices."""
         with self._lock:
-            for spot in self._spots(self._header) if self._header is not None else ():
-                self._hooks.detach(spot)
+            self._hooks.sweep(())
         self.close()
         self._pins.clear()
         self._host.remove_merging_device(self._settings.device)
@@ -204,14 +186,26 @@ class EbpfDatapath:
             settings = self._settings
             maps = self._running().maps
             start = partial(
-                Prober, settings.device, settings.tunnel_address, settings.mtu_bytes, maps["fp_thanks"], self._watch_offloads
+                Prober, settings.device, settings.tunnel_address, settings.mtu_bytes, maps["fp_thanks"], self._every_turn
             )
             self._prober = self._explain("probes of the paths", start)
         if self._prober is not None:
             self._prober.aim(targets, whole=header.carries)
 
+    def _every_turn(self) -> int:
+        """By the prober's thread: a number that changes while bulk traffic flows, in or out."""
+        self._watch_offloads()
+        with suppress(OSError, DatapathError):
+            counters = self._own_counters()[1]
+            return sum(counters[name] for name in BULK)
+        return 0
+
+    def _own_counters(self) -> tuple[dict[str, VerdictCount], dict[str, int]]:
+        """What the programs have counted, all CPUs together."""
+        return sum_counters(bpf.lookup(self._running().maps["fp_counters"], 0, COUNTERS_BYTES * possible_cpus()), VERDICTS)
+
     def _watch_offloads(self) -> None:
-        """By the prober's thread: somebody may switch the uplink's offloads, and flat superpackets cannot be cut."""
+        """Somebody may switch the uplink's offloads, and flat superpackets cannot be cut."""
         with suppress(OSError, DatapathError), self._lock:  # gone or closed: check() and close() have the last word
             if self._table is None or self._header is None:
                 return
@@ -237,8 +231,10 @@ class EbpfDatapath:
     def _attach(self, header: Header) -> int:
         """Every program hangs in its place, ours and not another version; how many had to be put there."""
         done = 0
-        for spot in self._spots(header):
+        spots = self._spots(header)
+        for spot in spots:
             done += self._explain(f"{spot.program} at interface {spot.ifindex}", partial(self._attach_one, spot))
+        self._explain("programs that are not wanted any more", partial(self._detach_others, spots))
         if done:
             self._explain("pins", self._pin)
         return done
@@ -254,6 +250,12 @@ class EbpfDatapath:
         self._hooks.attach(spot, running.programs[spot.program])
         self._pins.put(f"prog_{spot.program}", running.programs[spot.program])
         return True
+
+    def _detach_others(self, spots: tuple[Spot, ...]) -> None:
+        """Options change from one process to the next, and interfaces move: what hung elsewhere must not go on there."""
+        self._hooks.sweep(spots)
+        for program in OPTIONAL - {spot.program for spot in spots}:
+            self._pins.remove(f"prog_{program}")
 
     def _pin(self) -> None:
         """The maps go under their names after the programs that use them run, so that an adopter never finds half of a set."""
@@ -286,8 +288,13 @@ def possible_cpus() -> int:
 
 
 def cleanup(device: str, host: Host, root: Path = ROOT) -> bool:
-    """Remove what any earlier process has left for this device; whether there was anything."""
-    removed = Pins.of(device, root).clear()
+    """Remove what any earlier process has left for this device; whether there was anything.
+
+    Filters first, by their names: they live without pins, and would send packets to a device that is gone."""
+    swept = False
+    with suppress(PlatformError):  # a kernel without traffic control has no filters
+        swept = host.clsact_hooks().sweep(())
+    removed = Pins.of(device, root).clear() or swept
     if removed:
         host.remove_merging_device(device)
         host.remove_tunnel(device)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -40,6 +41,9 @@ class Hooks(Protocol):
 
     def detach(self, spot: Spot) -> None:
         """Nothing of ours at this spot any more; fine when there was nothing."""
+
+    def sweep(self, keep: Iterable[Spot]) -> bool:
+        """Nothing of ours anywhere but at these spots; whether there was anything."""
 
 
 class TcxHooks:
@@ -75,6 +79,14 @@ class TcxHooks:
     def detach(self, spot: Spot) -> None:
         """With its pin the link goes, and with the link the program."""
         self._pins.remove(f"link_{spot.program}")
+
+    def sweep(self, keep: Iterable[Spot]) -> bool:
+        """A program has one link, which ``attach`` has moved already: only programs that hang nowhere any more are left."""
+        kept = {f"link_{spot.program}" for spot in keep}
+        gone = [name for name in self._pins.names() if name.startswith("link_") and name not in kept]
+        for name in gone:
+            self._pins.remove(name)
+        return bool(gone)
 
 
 def _create(program: bpf.Fd, ifindex: int, attach_type: int) -> bpf.Fd:

@@ -104,13 +104,17 @@ def snapshot_generation(header_chunk: bytes) -> int:
 def _words(entries: list[TableEntry], hops: list[Hop], local: Iterable[object]) -> Iterable[tuple[int, int, int]]:
     """(prefix length, network, word) of every prefix."""
     numbers = {hop: FIRST_HOP + number for number, hop in enumerate(hops)}
+    own = [(prefix.prefixlen, int(prefix.network_address)) for prefix in local if isinstance(prefix, IPv4Network)]
     by_object: dict[int, int] = {}
     for entry in entries:
+        length, network = entry.prefix.prefixlen, int(entry.prefix.network_address)
+        if (length, network) in own:  # a peer that claims our own subnet: we stay what we are, as in the userspace core
+            continue
         word = by_object.get(id(entry.hop))
         if word is None:
             word = by_object[id(entry.hop)] = numbers[entry.hop]
-        yield entry.prefix.prefixlen, int(entry.prefix.network_address), word
-    yield from ((prefix.prefixlen, int(prefix.network_address), LOCAL) for prefix in local if isinstance(prefix, IPv4Network))
+        yield length, network, word
+    yield from ((*prefix, LOCAL) for prefix in own)
 
 
 def _packed_hop(hop: Hop) -> bytes:

@@ -1,9 +1,9 @@
-"""Tells each peer five times a second what our receiver takes best, and finds out whether superpackets arrive whole.
+"""While bulk traffic flows: tells each peer what our receiver takes best, and finds out whether superpackets arrive whole.
 
 A probe is TCP from port 0 to port 0, which the peer's BPF programs note and swallow; what it tells stands in its outer header, which
 our programs write, and every packet back tells us. Full-size ones, a superpacket of 64 KB, go only over an underlay that may carry
 them; the kernel may cut one like any other packet, so it does no harm where it does not arrive whole, and a peer that keeps silent is
-asked less and less often. Small ones say that our interface merges trains.
+asked less and less often. Small ones say that our interface merges trains. Where no bulk traffic flows nothing is sent at all.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from flanpy.datapath import ebpf_syscall as bpf
 PERIOD_S = 0.2
 """A note of the programs holds for 0.6 s (FP_NOTE_TICKS); a probe may be lost."""
 SILENT_PERIOD_S = 16.0
+ACTIVE_S = 10.0
+"""So long after bulk traffic, in or out, probes go on."""
 PROBES_A_TURN = 20
 """64 KB each: 6.5 MB/s at most, by copying. In larger clusters flows have to show by themselves what their path carries."""
 
@@ -50,8 +52,10 @@ class _Wait:
 class Prober:
     """The thread that probes. Belongs to the network namespace of the thread that makes it."""
 
-    def __init__(self, device: str, source: IPv4Address, mtu_bytes: int, thanks: bpf.Fd, every_turn: Callable[[], None]) -> None:
+    def __init__(self, device: str, source: IPv4Address, mtu_bytes: int, thanks: bpf.Fd, every_turn: Callable[[], int]) -> None:
         self._every_turn = every_turn
+        self._bulk = 0
+        self._active_until_s = 0.0
         self._source = source
         self._segment_bytes = mtu_bytes - _HEADERS_BYTES
         self._thanks = thanks
@@ -83,8 +87,11 @@ class Prober:
     def _run(self) -> None:
         """Waits first: a peer that starts together with us should have its programs in place."""
         while not self._ended.wait(PERIOD_S):
-            self._every_turn()
-            self._turn(time.monotonic())
+            bulk, now_s = self._every_turn(), time.monotonic()
+            if bulk != self._bulk:
+                self._bulk, self._active_until_s = bulk, now_s + ACTIVE_S
+            if now_s < self._active_until_s:
+                self._turn(now_s)
 
     def _turn(self, now_s: float) -> None:
         targets = self._targets

@@ -16,7 +16,7 @@ import re
 import socket
 from contextlib import suppress
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 from flanpy.errors import InterfaceError, PlatformError, ResourceBusy
@@ -79,7 +79,14 @@ def open_underlay(address: IPv4Address, port: int, queues: int = 1, *, buffer_by
     return Underlay(tuple(sockets), max_segments, gro, tuple(said))
 
 
-def _bind(underlay: socket.socket, address: IPv4Address, port: int, *, shared: bool) -> None:
+def check_port(address: IPv4Address | IPv6Address, port: int) -> None:
+    """That ``address`` and ``port`` can be bound now. Raises as ``open_underlay`` does."""
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
+        _bind(probe, address, port, shared=False)
+
+
+def _bind(underlay: socket.socket, address: IPv4Address | IPv6Address, port: int, *, shared: bool) -> None:
     if shared:
         underlay.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
@@ -153,13 +160,18 @@ def _release() -> tuple[int, int]:
 
 def port_holder(port: int) -> str:
     """Who has a UDP port of this namespace, for an error message: names and process ids as far as /proc shows them."""
-    inodes = set()
-    for line in Path("/proc/thread-self/net/udp").read_text(encoding="ascii").splitlines()[1:]:
-        fields = line.split()
-        if int(fields[1].rpartition(":")[2], 16) == port:
-            inodes.add(f"socket:[{fields[9]}]")
+    inodes: set[str] = set()
+    for table in ("udp", "udp6"):
+        inodes |= _inodes(Path("/proc/thread-self/net") / table, port)
     holders = sorted(_holders(inodes))
     return ", ".join(holders) or "the kernel or a process that cannot be seen from here"
+
+
+def _inodes(table: Path, port: int) -> set[str]:
+    with suppress(FileNotFoundError):  # a kernel without IPv6
+        lines = [line.split() for line in table.read_text(encoding="ascii").splitlines()[1:]]
+        return {f"socket:[{fields[9]}]" for fields in lines if int(fields[1].rpartition(":")[2], 16) == port}
+    return set()
 
 
 def _holders(inodes: set[str]) -> set[str]:

@@ -175,6 +175,8 @@ def test_tcp_goes_in_trains_to_a_peer_whose_interface_merges_them() -> None:
     content = os.urandom(CONTENT_BYTES)
     expected = hashlib.sha256(content).hexdigest()
     with ebpf_overlay(wire=True, gro=True) as made:
+        assert made.a.stats.counters["bpf_probes_out"] == 0
+        assert send_and_digest(made.a, made.b, content) == expected
         assert eventually(lambda: made.a.stats.counters["bpf_probes_in"] > 0 < made.b.stats.counters["bpf_probes_in"])
         for sender, receiver in ((made.a, made.b), (made.b, made.a)):
             assert send_and_digest(sender, receiver, content) == expected
