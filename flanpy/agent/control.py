@@ -29,6 +29,7 @@ __all__ = ["CLIENTS_MAX", "SOCKET_NAME", "ControlServer", "ask"]
 REQUEST_BYTES_MAX = 16 * 1024
 CLIENT_TIMEOUT_S = 2.0
 CLIENTS_MAX = 16
+ACCEPT_PAUSE_S = 0.1
 
 
 class ControlServer:
@@ -37,6 +38,7 @@ class ControlServer:
     def __init__(self, run_dir: Path, events: EventQueue) -> None:
         self._path = run_dir / SOCKET_NAME
         self._events = events
+        self._closing = threading.Event()
         self._slots = threading.BoundedSemaphore(CLIENTS_MAX)
         self._listener = self._listen()
         self._thread = threading.Thread(target=self._accept, name="control", daemon=True)
@@ -62,6 +64,7 @@ class ControlServer:
 
     def close(self) -> None:
         """Stop answering and remove the socket."""
+        self._closing.set()
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -72,11 +75,17 @@ class ControlServer:
             try:
                 client, _ = self._listener.accept()
             except OSError:
-                return
+                if self._closing.wait(ACCEPT_PAUSE_S):
+                    return
+                continue  # out of descriptors: the next accept may do
             if not self._slots.acquire(blocking=False):
                 client.close()
                 continue
-            threading.Thread(target=self._serve, args=(client,), name="control-client", daemon=True).start()
+            try:
+                threading.Thread(target=self._serve, args=(client,), name="control-client", daemon=True).start()
+            except RuntimeError:  # no thread to be had
+                self._slots.release()
+                client.close()
 
     def _serve(self, client: socket.socket) -> None:
         try:

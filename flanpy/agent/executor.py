@@ -53,7 +53,7 @@ class Executor:
         while (job := self._jobs.get()) is not None:
             try:
                 self._events.put(self._do(job))
-            except StoreError as error:
+            except (StoreError, RuntimeError, OSError) as error:  # the latter: out of threads or descriptors
                 self._failed(job, error)
 
     def _do(self, job: Job) -> ConfigRead | LeaseOutcome:
@@ -71,7 +71,7 @@ class Executor:
             case leasing.Delete(key, expected):
                 return LeaseOutcome(leasing.Deleted(store.delete(key, expected)))
 
-    def _failed(self, job: Job, error: StoreError) -> None:
+    def _failed(self, job: Job, error: Exception) -> None:
         denied = isinstance(error, StoreDenied)
         if isinstance(job, ReadConfig):
             self._events.put(StoreFailed(str(error), denied))

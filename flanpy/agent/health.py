@@ -9,8 +9,10 @@ flanneld's /healthz says 200 as long as the process lives; ours says 503 when th
 from __future__ import annotations
 
 import json
+import logging
 import queue
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
 
@@ -19,7 +21,51 @@ from flanpy.agent.events import Ask, EventQueue
 from flanpy.agent.process import read_process
 from flanpy.errors import ResourceBusy
 
+log = logging.getLogger(__name__)
+
 ANSWER_TIMEOUT_S = 2.0
+CLIENTS_MAX = 16
+ACCEPT_PAUSE_S = 0.1
+
+
+class _BoundedServer(ThreadingHTTPServer):
+    """Bounded in clients, quiet about those that break off, and idle while the process has no descriptor left."""
+
+    daemon_threads = True
+
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        self._slots = threading.BoundedSemaphore(CLIENTS_MAX)
+        super().__init__(address, handler)
+
+    def get_request(self) -> tuple[Any, Any]:
+        """Accept; when that fails (out of descriptors) wait a moment, for the socket stays readable and the loop would spin."""
+        try:
+            return super().get_request()
+        except OSError:
+            time.sleep(ACCEPT_PAUSE_S)
+            raise
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Serve in a thread if one is free, else close at once."""
+        if not self._slots.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except RuntimeError:  # no thread to be had
+            self._slots.release()
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Serve one client and give its place back."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._slots.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that breaks off is no news."""
+        log.debug("health client %s", client_address, exc_info=True)
 
 
 class HealthServer:
@@ -28,10 +74,9 @@ class HealthServer:
     def __init__(self, address: str, port: int, events: EventQueue) -> None:
         handler = type("Handler", (_Handler,), {"events": events})
         try:
-            self._server = ThreadingHTTPServer((address, port), handler)
+            self._server = _BoundedServer((address, port), handler)
         except OSError as error:
             raise ResourceBusy(f"--healthz-port: cannot listen on {address}:{port}: {error.strerror}") from error
-        self._server.daemon_threads = True
         self.port = self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever, name="health", daemon=True)
 

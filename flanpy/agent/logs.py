@@ -12,6 +12,7 @@ import sys
 import time
 from typing import Any
 
+MESSAGE_CHARS_MAX = 2000
 ROOT = "flanpy"
 """The logger that everything here hangs on."""
 
@@ -40,7 +41,7 @@ class JsonFormatter(logging.Formatter):
             "time": _timestamp(record),
             "level": record.levelname.lower(),
             "event": getattr(record, "event", record.name),
-            "message": record.getMessage(),
+            "message": record.getMessage()[:MESSAGE_CHARS_MAX],
             **getattr(record, "fields", {}),
         }
         if record.exc_info:
@@ -49,7 +50,9 @@ class JsonFormatter(logging.Formatter):
 
 
 def _printable(text: str) -> str:
-    """One line without control characters: what strangers wrote into etcd ends up here too."""
+    """One line without control characters, of a bounded length: what strangers wrote into etcd ends up here too."""
+    if len(text) > MESSAGE_CHARS_MAX:
+        text = f"{text[:MESSAGE_CHARS_MAX]}... ({len(text)} characters)"
     return "".join(char if char.isprintable() else " " if char == "\n" else f"\\x{ord(char):02x}" for char in text)
 
 

@@ -1,5 +1,7 @@
 """The thread that keeps reading the leases: list at one revision, watch from the next, and from the start again after any fault.
 
+The one watch is on the whole prefix, so that a changed network config is noticed at once too; the executor reads it then.
+
 Start-up, a compaction, a lost connection and a wiped etcd are the same code here. It holds no state of the agent: what it reads goes
 on the queue. Failures back off with jitter, so that a returning etcd is not stormed by a thousand nodes.
 """
@@ -11,11 +13,14 @@ import threading
 import time
 from dataclasses import dataclass
 
-from flanpy.agent.events import EventQueue, StoreFailed, SubnetsChanged, SubnetsListed
+from flanpy.agent.events import ConfigTouched, EventQueue, StoreFailed, SubnetsChanged, SubnetsListed
 from flanpy.errors import Compacted, StoreDenied, StoreError
+from flanpy.model import RecordChange
 from flanpy.stores import Store, Watch
 
 SUBNETS = "subnets/"
+CONFIG = "config"
+EVERYTHING = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +33,7 @@ class Pace:
 
 
 class Watcher:
-    """Runs from ``start`` to ``close``; feeds SubnetsListed, SubnetsChanged and StoreFailed to the queue."""
+    """Runs from ``start`` to ``close``; feeds SubnetsListed, SubnetsChanged, ConfigTouched and StoreFailed to the queue."""
 
     def __init__(self, store: Store, queue: EventQueue, pace: Pace | None = None) -> None:
         self._store = store
@@ -58,7 +63,11 @@ class Watcher:
                 wait_s = 0.0
             except Compacted:
                 wait_s = self._pace.least_s
-            except StoreError as error:
+            except (
+                StoreError,
+                RuntimeError,
+                OSError,
+            ) as error:  # the latter: out of threads or descriptors; a watch must never die
                 self._queue.put(StoreFailed(str(error), isinstance(error, StoreDenied)))
                 lasted = time.monotonic() - started > 2 * self._pace.most_s
                 wait_s = self._pace.least_s if lasted or not wait_s else min(2 * wait_s, self._pace.most_s)
@@ -67,14 +76,21 @@ class Watcher:
         """Return when it is time for a full re-list or to stop."""
         records = self._store.list(SUBNETS)
         self._queue.put(SubnetsListed(records))
+        self._queue.put(ConfigTouched())
         relist_at = time.monotonic() + self._pace.relist_s * random.uniform(0.8, 1.2)
-        self._watch = watch = self._store.watch(SUBNETS, records.revision + 1)
+        self._watch = watch = self._store.watch(EVERYTHING, records.revision + 1)
         try:
             if self._stopping.is_set():
                 return
             for changes in watch:
-                self._queue.put(SubnetsChanged(changes))
+                self._tell(changes)
                 if time.monotonic() > relist_at:
                     return
         finally:
             watch.cancel()
+
+    def _tell(self, changes: tuple[RecordChange, ...]) -> None:
+        """Leases as they come, an empty batch as a sign of life; of the config only that it is another."""
+        self._queue.put(SubnetsChanged(tuple(change for change in changes if change.key.startswith(SUBNETS))))
+        if any(change.key == CONFIG for change in changes):
+            self._queue.put(ConfigTouched())

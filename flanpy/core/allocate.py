@@ -60,6 +60,12 @@ def is_free(subnets: Subnets, taken: Collection[Range]) -> bool:
     )
 
 
+def is_part(config: NetworkConfig, taken: Range) -> bool:
+    """Whether a key's range can be a lease at all; one as wide as the network, or wider, is a slip and blocks nobody."""
+    network = config.network if taken.version == 4 else config.ipv6_network
+    return network is not None and taken.prefixlen > network.prefixlen
+
+
 def _within(subnet: Range | None, low: Range | None, high: Range | None) -> bool:
     if subnet is None or low is None or high is None:
         return subnet is None and low is None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from flanpy.core.allocate import FLANNEL_WINDOW, choose_subnet, fits, is_free
+from flanpy.core.allocate import FLANNEL_WINDOW, choose_subnet, fits, is_free, is_part
 from flanpy.core.codec import decode_lease, encode_attributes, key_of
 from flanpy.core.lease_events import Action, LeasingState, Pending, Purpose, Say, Waiting
 from flanpy.core.lease_moves import (
@@ -103,10 +103,11 @@ def _judge_overwritten(state: LeasingState, held: Lease, record: Record, now_s: 
 
 def _defend(state: LeasingState, held: Lease, record: Record, now_s: float) -> Step:
     """Somebody wrote our living key in our name, or garbage: whoever came last yields, the other writes it back."""
-    if now_s - state.defended_s < CONTEST_S:
+    readable = _decoded(record) is not None
+    if readable and now_s - state.defended_s < CONTEST_S:
         return refused(state, held.subnets, now_s)
     say = Say("warning", "lease_overwritten", f"somebody else wrote our lease {held.subnets}: writing it back")
-    seen = replace(held, mod_revision=record.mod_revision, etcd_lease_id=record.etcd_lease_id)
+    seen = replace(held, mod_revision=record.mod_revision, etcd_lease_id=record.etcd_lease_id if readable else held.etcd_lease_id)
     return then(say, write(state, Purpose.DEFEND, seen, now_s))
 
 
@@ -138,6 +139,7 @@ def decide(state: LeasingState, records: RecordSet, now_s: float) -> Step:
         state = replace(state, noticed=None)
     identity = state.identity
     found = survey(records.records, identity.node_id, identity.attributes.public_ip, state.addresses, state.preferred)
+    found = replace(found, taken=tuple(block for block in found.taken if is_part(state.config, block)))
     held = state.held
     if held is None:
         return _choose(state, found, now_s)

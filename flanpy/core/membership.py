@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 from flanpy.core.codec import decode_lease, key_of
 from flanpy.errors import CodecError
@@ -95,8 +95,16 @@ def view(membership: Membership, config: NetworkConfig, own: Subnets | None, bac
             peers.append(Peer(lease.subnets, lease.attributes, hop_of(lease, config), lease))
         else:
             foreign.append(ForeignLease(lease.subnets, lease.attributes, lease))
+    sound: list[Peer] = []
+    for peer in peers:
+        if judge.holds(peer.attributes.public_ip):
+            key = key_of(peer.subnets)
+            reason = f"PublicIP {peer.attributes.public_ip} lies in a leased subnet: packets to it would be encapsulated again"
+            refusals[key] = Refusal(key, reason)
+        else:
+            sound.append(peer)
     return View(
-        tuple(sorted(peers, key=_place)),
+        tuple(sorted(sound, key=_place)),
         tuple(refusals[key] for key in sorted(refusals)),
         tuple(sorted(foreign, key=_place)),
     )
@@ -166,6 +174,11 @@ class _Judge:
         for block in blocks:
             self._hold(block, key)
         return None
+
+    def holds(self, address: IPv4Address) -> bool:
+        """Whether an address is in a range that some lease holds."""
+        bits = [(length, 32 - length) for length in self._lengths[4]]
+        return any((4, length, int(address) >> rest << rest) in self._holders for length, rest in bits)
 
     def _outside(self, block: Block) -> str | None:
         version, length, first = block

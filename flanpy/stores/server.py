@@ -137,8 +137,10 @@ class EtcdServer:
             try:
                 self._run_once()
             except OSError as exc:
-                self._failure = exc
-                return
+                if not self._started.is_set():
+                    self._failure = exc
+                    return
+                log.warning("etcd %s cannot be started again: %s", self.settings.name, exc)
             if self._stopping.is_set() or not self.settings.restart:
                 return
             pause_s = FIRST_PAUSE_S if time.monotonic() - started_at > STEADY_S else pause_s

@@ -3,7 +3,10 @@
 import io
 import json
 import logging
+import os
+import resource
 import socket
+import struct
 import threading
 import urllib.error
 import urllib.request
@@ -19,7 +22,7 @@ from flanpy.agent.events import Ask, EventQueue
 from flanpy.agent.health import HealthServer
 from flanpy.agent.logs import JsonFormatter, TextFormatter, event
 from flanpy.agent.notify import notify
-from flanpy.errors import FlanpyError, ResourceBusy
+from flanpy.errors import FlanpyError, PlatformError, ResourceBusy
 
 
 @pytest.fixture
@@ -190,3 +193,60 @@ def test_notify_reaches_the_service_manager(tmp_path: Path, monkeypatch: pytest.
 def test_notify_without_a_manager_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", "/nonexistent/socket")
     notify(READY="1")
+
+
+def test_a_message_has_a_bounded_length() -> None:
+    stream = io.StringIO()
+    logger = logging.Logger("flanpy.test")
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(TextFormatter())
+    logger.addHandler(handler)
+    logger.warning("lease %s refused", "K" * 400_000)
+    assert len(stream.getvalue()) < 2200
+
+
+def test_a_lock_that_is_a_link_or_a_pipe_is_refused_and_its_target_untouched(tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("precious")
+    for make in (lambda path: path.symlink_to(precious), os.mkfifo):
+        make(tmp_path / files.LOCK_FILE)
+        with pytest.raises(PlatformError, match="--run-dir: "), files.exclusive(tmp_path):
+            pass
+        (tmp_path / files.LOCK_FILE).unlink()
+    assert precious.read_text() == "precious"
+
+
+def test_a_pipe_or_a_huge_file_in_place_of_a_text_is_no_text(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "huge").write_bytes(b"x" * (files.TEXT_BYTES_MAX + 1))
+    assert [files.read_text(tmp_path / name) for name in ("pipe", "huge", "absent")] == [None, None, None]
+
+
+def test_the_control_socket_outlives_a_lack_of_descriptors(server: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.socket(socket.AF_UNIX) as client:
+        used = max(int(name) for name in os.listdir("/proc/self/fd"))  # noqa: PTH208 - numbers, not paths
+        resource.setrlimit(resource.RLIMIT_NOFILE, (used, hard))
+        try:
+            client.connect(str(server / control.SOCKET_NAME))
+            client.settimeout(0.3)
+            with pytest.raises(TimeoutError):
+                client.recv(1)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert control.ask(server, "status")["ok"]
+
+
+def test_clients_that_break_off_leave_no_traceback(loop: EventQueue, capsys: pytest.CaptureFixture[str]) -> None:
+    server = HealthServer("127.0.0.1", 0, loop)
+    server.start()
+    try:
+        for _ in range(20):
+            with socket.create_connection(("127.0.0.1", server.port)) as client:
+                client.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/healthz", timeout=5) as response:
+            assert response.status == 200
+    finally:
+        server.close()
+    assert "Traceback" not in capsys.readouterr().err

@@ -266,7 +266,7 @@ def test_garbage_over_our_key_is_written_back_by_compare_and_swap() -> None:
     garbage = record("10.5.7.0/24", b"$(reboot)", 33, 0, 30)
     _, effects = leasing.step(holding(), leasing.Changed((RecordChange(33, garbage.key, garbage),)), 100.0)
     assert said(effects) == ["lease_overwritten"]
-    assert store_effects(effects) == [leasing.Replace(garbage.key, value("me"), 33, 0)]
+    assert store_effects(effects) == [leasing.Replace(garbage.key, value("me"), 33, 86400)], "it stays a lease that expires"
 
 
 def test_a_release_gives_the_lease_back_at_our_revision_and_then_rests() -> None:

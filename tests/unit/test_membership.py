@@ -215,3 +215,12 @@ def test_one_change_among_sixty_five_thousand_leases_costs_a_copy() -> None:
     for revision in range(10, 20):
         members = apply(members, [RecordChange(revision, keys[revision], None)])
     assert time.process_time() - begin < 0.5 and len(members.leases) == 65526
+
+
+def test_a_public_ip_inside_a_leased_subnet_is_refused() -> None:
+    """Packets to it would be routed into the tunnel again, and so on without end."""
+    looping = record("10.5.50.0/24", "10.5.50.1", 5)
+    sound = record("10.5.51.0/24", "192.0.2.51", 6)
+    seen = view(from_records(RecordSet(9, (looping, sound))), CONFIG, None)
+    assert [str(peer.subnets) for peer in seen.peers] == ["10.5.51.0/24"]
+    assert "lies in a leased subnet" in seen.refusals[0].reason
