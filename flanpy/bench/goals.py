@@ -13,6 +13,8 @@ from flanpy.bench.samples import NO_MODE, Result
 from flanpy.bench.statistics import Summary, paired_ratio, summarize
 
 OURS = ("userspace", "ebpf")
+LEAST_ROUNDS, LEAST_SECONDS = 3, 1.0
+"""Shorter runs are noise and not judged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +40,14 @@ class Goal:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What became of a goal: the measured value with its spread, and whether its median reaches the bound."""
+    """What became of a goal: the measured value with its spread, and whether its median reaches the bound.
+
+    ``judged`` is False after a run that was too short to tell.
+    """
 
     goal: Goal
     measured: Summary
+    judged: bool = True
 
     @property
     def reached(self) -> bool:
@@ -106,6 +112,7 @@ GOALS: tuple[Goal, ...] = (*(goal for setup in OURS for goal in (*_tcp(setup), *
 def judge(result: Result, goals: tuple[Goal, ...] = GOALS) -> tuple[Verdict, ...]:
     """The goals that this result has samples for."""
     verdicts = []
+    long_enough = result.settings.rounds >= LEAST_ROUNDS and result.settings.seconds >= LEAST_SECONDS
     for goal in goals:
         ours = result.values(goal.ours.figure, goal.ours.setup, goal.ours.mode)
         if goal.reference is None:
@@ -114,5 +121,6 @@ def judge(result: Result, goals: tuple[Goal, ...] = GOALS) -> tuple[Verdict, ...
             reference = goal.reference
             measured = paired_ratio(ours, result.values(reference.figure, reference.setup, reference.mode))
         if measured is not None:
-            verdicts.append(Verdict(goal, measured))
+            judged = long_enough and not (result.interrupted and measured.count < LEAST_ROUNDS)
+            verdicts.append(Verdict(goal, measured, judged))
     return tuple(verdicts)

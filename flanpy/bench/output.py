@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -42,12 +43,12 @@ def _plots(result: Result, directory: Path) -> tuple[str, ...]:
 
 
 def print_tables(tables: Iterable[Table]) -> None:
-    """Tables on standard output, as wide as they are where it is no terminal."""
+    """Tables on standard output; where it is no terminal, as wide as they are unless COLUMNS is set."""
     from rich.console import Console
     from rich.table import Table as Grid
 
     console = Console()
-    if not console.is_terminal:
+    if not console.is_terminal and "COLUMNS" not in os.environ:
         console = Console(width=180)
     for table in tables:
         console.print(f"\n{table.title}", style="bold", highlight=False)

@@ -78,11 +78,17 @@ def goals_table(verdicts: Sequence[Verdict]) -> Table:
             verdict.goal.title,
             f"{'>=' if verdict.goal.at_least else '<='} {number(verdict.goal.bound)} {verdict.goal.unit}",
             spread(verdict.measured),
-            "reached" if verdict.reached else "**not reached**",
+            _outcome(verdict),
         )
         for verdict in verdicts
     )
     return Table("Goals", ("setup", "figure", "goal", "measured", ""), rows)
+
+
+def _outcome(verdict: Verdict) -> str:
+    if not verdict.judged:
+        return "too short to judge"
+    return "reached" if verdict.reached else "**not reached**"
 
 
 PER = (

@@ -79,6 +79,7 @@ class Recorder:
         self._work: dict[str, Counter[str]] = {}
         self._failures: list[str] = []
         self.warnings: list[str] = []
+        self.interrupted = False
         if os.getloadavg()[0] > BUSY_LOAD:
             self.warnings.append(f"the machine was not idle when the run began (load {os.getloadavg()[0]:.2f})")
 
@@ -122,6 +123,7 @@ class Recorder:
             failures=tuple(self._failures),
             work={where: dict(sorted(done.items())) for where, done in self._work.items()},
             distributions={name: sorted(counts.items()) for name, counts in self._buckets.items()},
+            interrupted=self.interrupted,
         )
 
 

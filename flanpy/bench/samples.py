@@ -92,6 +92,8 @@ class Result:
     """What the datapaths did, by setup, mode and task, all rounds together: verdicts and counters."""
     distributions: Mapping[str, Any] = field(default_factory=dict)
     """Latency buckets by ``figure/setup/mode``: [[least ns of the bucket, count], ...], over all rounds."""
+    interrupted: bool = False
+    """Whether the run was ended early; its samples are complete, later ones are missing."""
 
     def values(self, figure: str, setup: str, mode: str) -> dict[int, float]:
         """Samples of one figure by round."""
@@ -129,4 +131,5 @@ def from_json(text: str) -> Result:
         failures=tuple(raw["failures"]),
         work=raw["work"],
         distributions=raw["distributions"],
+        interrupted=raw.get("interrupted", False),
     )

@@ -59,6 +59,7 @@ def run(settings: Settings, *, quick: bool) -> Result:
             for _, part in parts:
                 part(recorder, progress)
         except KeyboardInterrupt:
+            recorder.interrupted = True
             recorder.warnings.append("the run was interrupted: later rounds are missing")
     return recorder.result()
 

@@ -35,6 +35,9 @@ examples:
   flanpy bench quick --output json | jq '.samples | length'
 
 results: DIRECTORY/<time>/result.json (every sample), report.md, plots as SVG and PNG.
+
+exit status: 0 done, 2 wrong arguments, 5 the results cannot be written, 9 a sample could not be taken, 130 interrupted; in the
+last two the samples that are complete are written and shown
 """
 
 Number = TypeVar("Number", int, float)
@@ -46,9 +49,10 @@ GROUPS = {
     "agent": "convergence, join time, memory, idle CPU, loss while tables change (needs etcd)",
     "core": "the C core by itself",
 }
-QUICK_SETUPS = ("routed", "vxlan", "proxy", "userspace")
+QUICK_SETUPS = ("routed", "vxlan", "proxy", "userspace", "ebpf")
 QUICK_MODES = ("superpacket", "wire")
 QUICK_GROUPS = ("tcp",)
+INTERRUPTED = 130
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,6 +82,8 @@ def run(arguments: argparse.Namespace) -> int:
     settings = settings_of(arguments, suite.missing)
     result = suite.run(settings, quick=is_quick(arguments))
     show(result, arguments)
+    if result.interrupted:
+        return INTERRUPTED
     return LabError.exit_code if result.failures else 0
 
 

@@ -8,7 +8,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +27,7 @@ from flanpy.bench.samples import Figure, Settings, from_json
 from flanpy.bench.stations import ask, send_and_count
 from flanpy.bench.tasks import Task, Value
 from flanpy.bench.tcp import run_tcp
+from flanpy.cli.bench import QUICK_SETUPS
 from flanpy.cli.main import main
 from flanpy.errors import LabError
 from flanpy.lab.sandbox import Sandbox
@@ -202,4 +206,18 @@ def test_a_quick_run_measures_all_setups_and_writes_its_files(tmp_path: Path, ca
     result = from_json((directory / "result.json").read_text())
     assert json.loads(capsys.readouterr().out)["started"] == result.started
     measured = {(sample.setup, sample.mode) for sample in result.samples if sample.figure == "tcp_1" and sample.value > 0}
-    assert measured == {(s, m) for s in ("routed", "vxlan", "proxy", "userspace") for m in ("superpacket", "wire")}
+    assert measured == {(s, m) for s in QUICK_SETUPS for m in ("superpacket", "wire")}
+
+
+def test_an_interrupted_run_keeps_its_complete_samples_and_exits_as_interrupted(tmp_path: Path) -> None:
+    words = ["--groups", "tcp", "--setups", "routed", "--modes", "wire", "--rounds", "50", "--seconds", "1", "--streams", "1"]
+    argv = [sys.executable, "-m", "flanpy", "bench", "quick", *words, "--directory", str(tmp_path)]
+    with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        assert process.stderr is not None
+        assert any("round 2/50" in line for line in process.stderr)
+        os.killpg(process.pid, signal.SIGINT)
+        said = process.stderr.read()
+        assert process.wait(30) == 130, said
+    result = from_json(next(tmp_path.glob("*/result.json")).read_text())
+    assert result.interrupted
+    assert set(result.values("tcp_1", "routed", "wire")) == {0}

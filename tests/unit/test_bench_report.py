@@ -8,7 +8,7 @@ import pytest
 
 from flanpy.bench.goals import Goal, Point, judge
 from flanpy.bench.output import new_directory, write
-from flanpy.bench.report import figure_table, markdown, number, ratio_table, spread, work_table
+from flanpy.bench.report import figure_table, goals_table, markdown, number, ratio_table, spread, work_table
 from flanpy.bench.runner import Recorder, Step, plan
 from flanpy.bench.samples import Figure, Result, Sample, Settings, from_json, to_json
 from flanpy.bench.statistics import summarize
@@ -69,6 +69,20 @@ def test_a_goal_is_reached_by_its_median() -> None:
         recorded(), (Goal("ratio", point, 1.5, reference), Goal("ratio", point, 1.6, reference), Goal("fixed", point, 8.0))
     )
     assert [verdict.reached for verdict in verdicts] == [True, False, True]
+
+
+@pytest.mark.parametrize(("rounds", "seconds"), [(2, 2.0), (3, 0.9)])
+def test_a_run_that_is_too_short_is_not_judged(rounds: int, seconds: float) -> None:
+    short = dataclasses.replace(recorded(), settings=dataclasses.replace(SETTINGS, rounds=rounds, seconds=seconds))
+    for result, words in ((recorded(), {"reached"}), (short, {"too short to judge"})):
+        assert {row[-1] for row in goals_table(judge(result)).rows} == words
+
+
+def test_what_an_interrupted_run_has_fewer_than_three_rounds_of_is_not_judged() -> None:
+    goal = Goal("fixed", Point("tcp_1", "userspace", "wire"), 8.0)
+    cut = dataclasses.replace(recorded(), interrupted=True)
+    assert [verdict.judged for verdict in judge(cut, (goal,))] == [True]
+    assert [verdict.judged for verdict in judge(dataclasses.replace(cut, samples=cut.samples[:-4]), (goal,))] == [False]
 
 
 def test_an_upper_bound_is_reached_from_below() -> None:
@@ -162,6 +176,11 @@ def test_quick_is_one_stream_in_two_modes() -> None:
     chosen = settings("quick", missing={"flanneld": "no"})
     assert (chosen.modes, chosen.streams, chosen.groups) == (("superpacket", "wire"), (1,), ("tcp",))
     assert settings("--quick") == settings("quick")
+
+
+def test_quick_measures_what_auto_takes_where_it_works() -> None:
+    assert settings("quick").setups == ("routed", "vxlan", "proxy", "userspace", "ebpf")
+    assert settings("quick", missing={"ebpf": "needs root"}).setups == ("routed", "vxlan", "proxy", "userspace")
 
 
 def test_setups_that_do_not_work_here_are_left_out_but_refused_when_named() -> None:
