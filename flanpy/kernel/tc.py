@@ -10,12 +10,13 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 from flanpy.kernel.messages import CREATE, EXCLUSIVE, REPLACE, attribute, attributes
 from flanpy.kernel.netlink import Kernel, settled
 
-RTM_NEWQDISC, RTM_NEWTFILTER, RTM_DELTFILTER, RTM_GETTFILTER = 36, 44, 45, 46
+RTM_NEWQDISC, RTM_GETQDISC, RTM_NEWTFILTER, RTM_DELTFILTER, RTM_GETTFILTER = 36, 38, 44, 45, 46
 _TCMSG = struct.Struct("=BxxxiIII")
 _KIND, _OPTIONS = 1, 2
 _BPF_FD, _BPF_NAME, _BPF_FLAGS, _BPF_ID = 6, 7, 8, 11
@@ -25,6 +26,8 @@ _CLSACT_HANDLE, _CLSACT, _INGRESS, _EGRESS = 0xFFFF0000, 0xFFFFFFF1, 0xFFFFFFF2,
 PRIORITY = 0xF1A0
 """Ours among the filters of a hook: behind all that others usually take, so that they see packets first."""
 HANDLE = 1
+PREFIX = "fp_"
+"""Programs of ours, and no others, are called so."""
 _INFO = PRIORITY << 16 | socket.htons(0x0003)  # ETH_P_ALL
 
 
@@ -62,11 +65,38 @@ class ClsactHooks:
 
     def attached(self, spot: Spot) -> int | None:
         """The kernel's id of the program in our filter, or None when there is no such filter."""
-        request = _TCMSG.pack(0, spot.ifindex, 0, _parent(spot), 0)
-        for program, name, handle, info in settled("list the filters", lambda: self._filters(request)):
+        for program, name, handle, info in self._filters_at(spot.ifindex, _parent(spot)):
             if handle == HANDLE and info == _INFO and name == spot.program:
                 return program
         return None
+
+    def sweep(self, keep: Iterable[Spot]) -> bool:
+        """Remove every filter of ours, on whatever interface, but for these; whether there was any."""
+        kept = {(spot.ifindex, _parent(spot), spot.program) for spot in keep}
+        gone = [place for place in self._places() if place not in kept]
+        for ifindex, parent, _ in gone:
+            self._delete(ifindex, parent)
+        return bool(gone)
+
+    def _places(self) -> Iterator[tuple[int, int, str]]:
+        """(interface, direction, program) of every filter of ours."""
+        devices = settled("list the qdiscs", self._clsact_devices)
+        for ifindex in devices:
+            for parent in (_INGRESS, _EGRESS):
+                for _, name, handle, info in self._filters_at(ifindex, parent):
+                    if handle == HANDLE and info == _INFO and name.startswith(PREFIX):
+                        yield ifindex, parent, name
+
+    def _clsact_devices(self) -> list[int]:
+        found = []
+        for _, body in self._kernel.dump(RTM_GETQDISC, _TCMSG.pack(0, 0, 0, 0, 0)):
+            if attributes(body, _TCMSG.size).get(_KIND) == b"clsact\0":
+                found.append(int(_TCMSG.unpack_from(body)[1]))
+        return found
+
+    def _filters_at(self, ifindex: int, parent: int) -> list[tuple[int, str, int, int]]:
+        request = _TCMSG.pack(0, ifindex, 0, parent, 0)
+        return settled("list the filters", lambda: self._filters(request))
 
     def _filters(self, request: bytes) -> list[tuple[int, str, int, int]]:
         found = []
@@ -95,8 +125,11 @@ class ClsactHooks:
     def detach(self, spot: Spot) -> None:
         """Remove our filter if it is there."""
         if self.attached(spot) is not None:
-            body = _TCMSG.pack(0, spot.ifindex, HANDLE, _parent(spot), _INFO) + attribute(_KIND, b"bpf\0")
-            self._send(RTM_DELTFILTER, 0, body, fine=errno.ENOENT)
+            self._delete(spot.ifindex, _parent(spot))
+
+    def _delete(self, ifindex: int, parent: int) -> None:
+        body = _TCMSG.pack(0, ifindex, HANDLE, parent, _INFO) + attribute(_KIND, b"bpf\0")
+        self._send(RTM_DELTFILTER, 0, body, fine=errno.ENOENT)
 
     def _send(self, kind: int, flags: int, body: bytes, fine: int = 0) -> None:
         for code, text in self._kernel.execute([(kind, flags, body)]).values():

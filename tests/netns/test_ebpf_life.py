@@ -294,6 +294,66 @@ def test_cleanup_removes_what_a_dead_process_has_left() -> None:
         assert "flannel0" not in made.b.host.run("ip", "-o", "link")
 
 
+@pytest.mark.parametrize("hooks", HOOKS)
+def test_userspace_gets_every_packet_after_ebpf(hooks: str) -> None:
+    with ebpf_overlay(hooks=hooks) as made:
+        leave(made.b)
+        with inside(made.b.host), Kernel() as kernel:
+            assert cleanup("flannel0", BpfHost(kernel), made.b.options.pin_root)
+        assert "fp_" not in made.b.host.run("tc", "filter", "show", "dev", "uplink", "ingress")
+        made.b.kind = "userspace"
+        made.b.open()
+        made.b.host.script(
+            "ip link set flannel0 mtu 1472 up; ip addr add 10.5.2.0/32 dev flannel0; ip route add 10.5.0.0/16 dev flannel0"
+        )
+        made.b.publish(table(made.b, made.a, generation=2))
+        assert " 2 received" in made.a.pod.run("ping", "-c2", "-i0.1", "-W1", str(made.b.pod_address))
+
+
+def test_cleanup_finds_filters_without_pins() -> None:
+    with ebpf_overlay(hooks="clsact") as made:
+        leave(made.b)
+        with inside(made.b.host), Kernel() as kernel:
+            Pins.of("flannel0", made.b.options.pin_root).clear()
+            assert cleanup("flannel0", BpfHost(kernel), made.b.options.pin_root)
+        assert "fp_" not in made.b.host.run("tc", "filter", "show", "dev", "uplink", "ingress")
+
+
+def test_teardown_removes_what_an_earlier_process_attached_before_anything_is_published() -> None:
+    with ebpf_overlay(hooks="clsact") as made:
+        leave(made.b)
+        made.b.open()
+        made.b.close()
+        assert "fp_" not in made.b.host.run("tc", "filter", "show", "dev", "uplink", "ingress")
+
+
+@pytest.mark.parametrize("hooks", HOOKS)
+def test_the_bypass_is_gone_once_it_is_switched_off(hooks: str) -> None:
+    with ebpf_overlay(hooks=hooks, bridge=True, bypass=True) as made:
+        with inside(made.a.host):
+            pins = Pins.of("flannel0", made.a.options.pin_root)
+        assert "prog_fp_bypass" in pins.names()
+        leave(made.a)
+        made.a.options = replace(made.a.options, bypass=False, inner_gro=False)
+        made.a.open()
+        made.a.publish(table(made.a, made.b, generation=2))
+        assert not [name for name in pins.names() if name.endswith(("fp_bypass", "fp_merged"))]
+        assert "fp_bypass" not in made.a.host.run("tc", "filter", "show", "dev", "cni0", "ingress")
+        before = made.a.stats.counters["bpf_bypassed"]
+        assert " 2 received" in made.a.pod.run("ping", "-c2", "-i0.1", "-W1", str(made.b.pod_address))
+        assert made.a.stats.counters["bpf_bypassed"] == before
+
+
+def test_an_underlay_that_moves_leaves_no_filter_behind() -> None:
+    with ebpf_overlay(hooks="clsact") as made:
+        leave(made.a)
+        made.a.options = replace(made.a.options, underlay="pod0")
+        made.a.open()
+        made.a.publish(table(made.a, made.b, generation=2))
+        assert "fp_decap" in made.a.host.run("tc", "filter", "show", "dev", "pod0", "ingress")
+        assert "fp_decap" not in made.a.host.run("tc", "filter", "show", "dev", "uplink", "ingress")
+
+
 def test_a_device_with_a_living_holder_is_not_taken_over() -> None:
     with ebpf_overlay(("userspace", "userspace")) as made, inside(made.a.host):
         with pytest.raises(ResourceBusy, match="flannel0 exists already"):
