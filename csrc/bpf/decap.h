@@ -26,23 +26,6 @@ FP_INLINE _Bool fp_is_ours(const struct fp_run *run, const struct fp_tunnel *tun
     return tunnel->outer.udp.check == 0;
 }
 
-/*
- * Whether the checksum over a header, options included, is right. Its length field has been checked. Options are read word by
- * word: older verifiers do not follow a length that is not constant.
- */
-FP_INLINE _Bool fp_checksum_is_right(const struct fp_run *run, const struct fp_ip4 *ip)
-{
-    __u32 sum = fp_ip4_sum(ip);
-    __u32 options = (ip->version_ihl & 0x0fU) - 5;
-    for (__u32 i = 0; i < 10 && i < options; i++) {
-        __u16 half[2];
-        if (bpf_skb_load_bytes(run->skb, FP_ETHERNET_BYTES + FP_OUTER_BYTES + sizeof *ip + i * 4, half, sizeof half))
-            return 0;
-        sum += (__u32)half[0] + half[1];
-    }
-    return fp_fold(sum) == 0xffff;
-}
-
 /* The verdict over an inner packet; FP_DECAPSULATED: it may pass. The same rules, in the same order, as the userspace core. */
 FP_INLINE enum fp_verdict fp_judge(const struct fp_run *run, const struct fp_tunnel *tunnel, __u32 bytes)
 {
@@ -52,7 +35,7 @@ FP_INLINE enum fp_verdict fp_judge(const struct fp_run *run, const struct fp_tun
         return FP_DROP_BAD_HEADER;
     if (total > bytes)
         return FP_DROP_TRUNCATED;
-    if (!fp_checksum_is_right(run, ip))
+    if (!fp_checksum_is_right(run, FP_ETHERNET_BYTES + FP_OUTER_BYTES, ip))
         return FP_DROP_BAD_HEADER;
     __u32 source = FP_BE32(ip->source_be);
     if (fp_martian(source) || fp_martian(FP_BE32(ip->destination_be)))
@@ -132,10 +115,14 @@ FP_INLINE int fp_decapsulate(struct __sk_buff *skb)
     struct fp_tunnel tunnel;
     struct fp_size size;
     int reason;
+    /* Frames to others (the card listens to all) and of VLANs that nobody has taken off: the host would not have them. */
+    if (skb->pkt_type != FP_PACKET_HOST || skb->vlan_present)
+        return FP_TC_NEXT;
     if (skb->protocol != FP_BE16(FP_ETHERTYPE_IP) || bpf_skb_load_bytes(skb, FP_ETHERNET_BYTES, &tunnel, sizeof tunnel))
         return FP_TC_NEXT;
-    /* Options in the outer header: the socket can have them. */
-    if (tunnel.outer.ip.version_ihl != 0x45 || tunnel.outer.ip.protocol != FP_UDP || !fp_start(&run, skb))
+    /* Options in the outer header: the socket can have them. A wrong checksum: the stack drops it. */
+    if (tunnel.outer.ip.version_ihl != 0x45 || tunnel.outer.ip.protocol != FP_UDP ||
+        fp_ip4_sum(&tunnel.outer.ip) != 0xffff || !fp_start(&run, skb))
         return FP_TC_NEXT;
     if (!fp_is_ours(&run, &tunnel, &reason))
         return reason < 0 ? FP_TC_NEXT : fp_leave(&run, (enum fp_bpf_counter)reason);

@@ -82,6 +82,23 @@ FP_INLINE int fp_measure(struct __sk_buff *skb, __u32 offset, const struct fp_ip
 }
 
 /*
+ * Whether the checksum over a header, options included, is right. Its length field has been checked. Options are read word by
+ * word: older verifiers do not follow a length that is not constant.
+ */
+FP_INLINE _Bool fp_checksum_is_right(const struct fp_run *run, __u32 offset, const struct fp_ip4 *ip)
+{
+    __u32 sum = fp_ip4_sum(ip);
+    __u32 options = (ip->version_ihl & 0x0fU) - 5;
+    for (__u32 i = 0; i < 10 && i < options; i++) {
+        __u16 half[2];
+        if (bpf_skb_load_bytes(run->skb, offset + sizeof *ip + i * 4, half, sizeof half))
+            return 0;
+        sum += (__u32)half[0] + half[1];
+    }
+    return fp_fold(sum) == 0xffff;
+}
+
+/*
  * A probe: TCP from port 0 to port 0, which nobody speaks. The datapath sends one of full size to each peer now and then, so that
  * both ends know whether superpackets arrive whole without waiting for a flow that shows it. Probes are neither counted nor delivered.
  */

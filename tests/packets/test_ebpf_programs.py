@@ -172,3 +172,47 @@ def test_what_goes_out_is_what_the_core_sends(
     assert (sent.src, sent.dst, sent.tos, sent.len) == (str(OURS), str(send.hop.address), send.tos, len(ran.packet))
     assert bytes(sent[UDP].payload) == send.packets[0]
     assert bytes(IP(bytes(IP(**{k: v for k, v in sent.fields.items() if k != "chksum"}) / sent.payload))) == ran.packet
+
+
+def test_a_frame_to_another_machine_is_left_to_the_stack_which_drops_it(programs: Programs) -> None:
+    packet = outer(FROM_PEER.raw())
+    link = b"\x02\0\0\0\0\x09" + bytes(6) + b"\x08\x00"
+    assert programs.run("fp_decap", packet).result == REDIRECT
+    ran = programs.run("fp_decap", packet, link)
+    assert (ran.result, ran.verdict, ran.packet) == (NEXT, None, packet)
+
+
+@pytest.mark.parametrize("at", [1, 8, 10])
+def test_a_wrong_outer_checksum_is_left_to_the_stack_which_drops_it(programs: Programs, at: int) -> None:
+    packet = bytearray(outer(FROM_PEER.raw()))
+    packet[at] ^= 4
+    ran = programs.run("fp_decap", bytes(packet))
+    assert (ran.result, ran.verdict, ran.packet) == (NEXT, None, bytes(packet))
+
+
+def test_the_bypass_takes_only_inner_headers_whose_checksum_is_right(programs: Programs) -> None:
+    packet = bytearray(TO_PEER.raw())
+    assert programs.run("fp_bypass", bytes(packet)).result == REDIRECT
+    packet[10] ^= 4
+    ran = programs.run("fp_bypass", bytes(packet))
+    assert (ran.result, ran.verdict, ran.packet) == (NEXT, None, bytes(packet))
+
+
+def test_the_bypass_does_not_even_look_at_packets_while_it_is_off() -> None:
+    switched_off = Programs(self_test=False)
+    try:
+        assert switched_off.run("fp_bypass", TO_PEER.raw()).result == NEXT
+        assert switched_off.noticed() == set()
+    finally:
+        switched_off.close()
+
+
+def test_a_peer_that_claims_our_own_subnet_gets_none_of_it() -> None:
+    claimed = Programs(entries=(("10.5.1.0/24", PEER_A), ("10.5.2.0/24", PEER_B)))
+    try:
+        inner = Packet(source="10.5.2.9", destination="10.5.1.7", ttl=9, udp=True).raw()
+        assert claimed.run("fp_decap", outer(inner, str(PEER_B.address))).verdict == "decapsulated"
+        spoofed = Packet(source="10.5.1.9", destination="10.5.1.7", ttl=9, udp=True).raw()
+        assert claimed.run("fp_decap", outer(spoofed)).verdict != "decapsulated"
+    finally:
+        claimed.close()

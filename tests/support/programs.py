@@ -36,9 +36,11 @@ class Ran:
 class Programs:
     """The loaded programs of one node."""
 
-    def __init__(self, *, source_check: bool = True, entries: Sequence[tuple[str, Hop]] = tuple(PEERS.items())) -> None:
+    def __init__(
+        self, *, source_check: bool = True, entries: Sequence[tuple[str, Hop]] = tuple(PEERS.items()), self_test: bool = True
+    ) -> None:
         self._loaded: Loaded = load(Pins(Path("/nonexistent")))
-        header = Header(1, 1, OURS, 8285, 1472, source_check=source_check, carries=False, self_test=True)
+        header = Header(1, 1, OURS, 8285, 1472, source_check=source_check, carries=False, self_test=self_test)
         publish(self._loaded.maps, build_snapshot(table(entries), header))
 
     def close(self) -> None:
@@ -50,10 +52,15 @@ class Programs:
         pages = bpf.lookup(self._loaded.maps["fp_counters"], 0, COUNTERS_BYTES * possible_cpus())
         return {name: count.packets for name, count in sum_counters(pages, VERDICTS)[0].items() if count.packets}
 
-    def run(self, program: str, packet: bytes) -> Ran:
+    def noticed(self) -> set[str]:
+        """The counters beside verdicts that are not zero."""
+        pages = bpf.lookup(self._loaded.maps["fp_counters"], 0, COUNTERS_BYTES * possible_cpus())
+        return {name for name, count in sum_counters(pages, VERDICTS)[1].items() if count}
+
+    def run(self, program: str, packet: bytes, link: bytes = ETHERNET) -> Ran:
         """Run a program on a packet behind a link header."""
         before = self.counts()
-        result, after = bpf.test_run(self._loaded.programs[program], ETHERNET + packet)
+        result, after = bpf.test_run(self._loaded.programs[program], link + packet)
         gained = [name for name, count in self.counts().items() if count != before.get(name, 0)]
         assert len(gained) <= 1, gained
         return Ran(result, after[14:], gained[0] if gained else None)
