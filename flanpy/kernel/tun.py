@@ -232,7 +232,7 @@ def takes_merged_packets(descriptor: int) -> bool:
     """
     segment_bytes, segments, headers = 100, 2, 40
     total = headers + segment_bytes * segments
-    virtio = struct.pack("<BBHHHH", VIRTIO_NEEDS_CSUM, VIRTIO_GSO_TCPV4, headers, segment_bytes, 20, 16)
+    virtio = struct.pack("=BBHHHH", VIRTIO_NEEDS_CSUM, VIRTIO_GSO_TCPV4, headers, segment_bytes, 20, 16)
     ip = struct.pack(
         ">BBHHHBBH4s4s", 0x45, 0, total, 1, 0x4000, 64, socket.IPPROTO_TCP, 0, bytes([192, 0, 2, 1]), bytes([192, 0, 2, 2])
     )
