@@ -131,7 +131,7 @@ def test_every_metric_has_something_to_say_of_a_node_that_works(two: Cluster) ->
 
 def test_top_counts_what_flows(two: Cluster) -> None:
     before = two.verdicts("host1").get("encapsulated", 0)
-    assert two.ping("host1-pod1", "host2-pod1", 5) == 5
+    eventually(lambda: two.ping("host1-pod1", "host2-pod1", 5) == 5, 10, "five pings in a row are answered")
     rates = {rate["name"]: rate for rate in answer(two, "top", "--once", "--interval", "0.1")["rates"]}
     assert rates["encapsulated"]["total"] >= before + 5
     assert "COUNTER" in flanpy(two, "top", "--once", "--interval", "0.1").stdout

@@ -17,7 +17,7 @@ TEXT = """\
 # HELP flanpy_build_info Always 1; the version is in the label.
 # TYPE flanpy_build_info gauge
 flanpy_build_info{version="0.1.0"} 1
-# HELP flanpy_ready 1 when lease, datapath and first sync are there and nothing is wrong (/readyz).
+# HELP flanpy_ready 1 when lease, datapath and first sync are there (/readyz).
 # TYPE flanpy_ready gauge
 flanpy_ready 1
 # HELP flanpy_problems Things that are wrong now, refused leases among them.
