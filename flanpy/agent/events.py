@@ -21,6 +21,11 @@ class ConfigRead:
 
 
 @dataclass(frozen=True, slots=True)
+class ConfigTouched:
+    """Somebody has written the network config, or may have while nobody watched: it is to be read again."""
+
+
+@dataclass(frozen=True, slots=True)
 class SubnetsListed:
     """The watcher has read all leases anew; changes that follow come after ``records.revision``."""
 
@@ -77,5 +82,16 @@ class Ask:
     reply: SimpleQueue[dict[str, Any]] = field(default_factory=SimpleQueue)
 
 
-Event = ConfigRead | SubnetsListed | SubnetsChanged | StoreFailed | LeaseOutcome | KernelChanged | RulesChanged | Stop | Ask
+Event = (
+    ConfigRead
+    | ConfigTouched
+    | SubnetsListed
+    | SubnetsChanged
+    | StoreFailed
+    | LeaseOutcome
+    | KernelChanged
+    | RulesChanged
+    | Stop
+    | Ask
+)
 EventQueue = SimpleQueue[Event]

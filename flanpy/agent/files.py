@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import os
 import re
+import stat
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -19,7 +20,9 @@ from flanpy.core.x25519 import KEY_BYTES, clamped
 from flanpy.errors import PlatformError, ResourceBusy
 
 NODE_ID_FILE = "node-id"
+TEXT_BYTES_MAX = 64 * 1024
 WIREGUARD_KEY_FILE = "wireguard-key"
+LOCK_FILE = "agent.lock"
 
 
 def make_directory(path: Path, flag: str) -> None:
@@ -48,9 +51,14 @@ def write_atomically(path: Path, text: str, mode: int = 0o644) -> None:
 
 
 def read_text(path: Path) -> str | None:
-    """The file's text, or None when it is not there or cannot be read as text."""
+    """The text of a regular file of at most ``TEXT_BYTES_MAX``, or None when there is none or it cannot be read as text.
+
+    Never waits: a FIFO in its place would hold the agent for ever.
+    """
     try:
-        return path.read_text(encoding="utf-8")
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            data = file.read(TEXT_BYTES_MAX + 1) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else None
+        return data.decode() if data is not None and len(data) <= TEXT_BYTES_MAX else None
     except (OSError, UnicodeDecodeError):
         return None
 
@@ -92,21 +100,46 @@ def wireguard_key(state_dir: Path) -> bytes:
 @contextlib.contextmanager
 def exclusive(run_dir: Path) -> Iterator[None]:
     """Hold the lock of one agent per run directory. Raises ResourceBusy naming the process that has it."""
-    path = run_dir / "agent.lock"
+    path = run_dir / LOCK_FILE
     try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+    except OSError as error:
+        raise PlatformError(f"--run-dir: cannot open {path}: {error.strerror}") from error
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise PlatformError(f"--run-dir: {path} is not a regular file; remove it")
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise _held(path) from None
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def unused(run_dir: Path) -> Iterator[None]:
+    """No agent holds the lock, nor takes it in the meantime; writes nothing. Raises ResourceBusy naming the process that has it."""
+    path = run_dir / LOCK_FILE
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        yield
+        return
     except OSError as error:
         raise PlatformError(f"--run-dir: cannot open {path}: {error.strerror}") from error
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = (read_text(path) or "?").strip()
-            raise ResourceBusy(
-                f"another flanpy agent runs here (process {holder}, lock {path}); stop it, or give this one a --run-dir of its own"
-            ) from None
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+            raise _held(path) from None
         yield
     finally:
         os.close(handle)
+
+
+def _held(path: Path) -> ResourceBusy:
+    holder = (read_text(path) or "?").strip()
+    return ResourceBusy(f"another flanpy agent runs here (process {holder}, lock {path}); stop it first")

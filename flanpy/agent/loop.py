@@ -23,6 +23,7 @@ from flanpy.agent.commands import carry_out
 from flanpy.agent.events import (
     Ask,
     ConfigRead,
+    ConfigTouched,
     Event,
     EventQueue,
     KernelChanged,
@@ -40,13 +41,14 @@ from flanpy.agent.notify import ServiceManager
 from flanpy.agent.passes import Passes
 from flanpy.agent.planner import Plan, make_plan
 from flanpy.agent.readiness import Readiness
-from flanpy.agent.report import answer, summary
+from flanpy.agent.report import answer, counted, summary
+from flanpy.agent.said import Said
 from flanpy.agent.underlay import Underlay
 from flanpy.config.network import parse_network_config
 from flanpy.config.options import AgentOptions
 from flanpy.core import leasing, membership
 from flanpy.core.lease_events import LeasingState, Pending
-from flanpy.errors import ConfigError, FlanpyError, PlatformError
+from flanpy.errors import ConfigError, FlanpyError, InterfaceError, PlatformError, ResourceBusy
 from flanpy.model import NetworkConfig
 
 log = logging.getLogger(__name__)
@@ -58,7 +60,7 @@ RESYNC_S = 30.0
 CONFIG_RETRY_S = (0.5, 10.0)
 """Least and most wait before the network config is read again when there is none, or a bad one."""
 CONFIG_REREAD_S = 60.0
-"""How often a good network config is read again, to notice a change."""
+"""How often a good network config is read again, should the watch have missed a change."""
 CONVERGE_RETRY_S = (0.2, 10.0)
 """Least and most wait before a pass that had problems is tried again."""
 RELEASE_S = 3.0
@@ -85,6 +87,7 @@ class State:
     dirty: bool = False
     look_at_underlay: bool = False
     failures: int = 0
+    said: Said = field(default_factory=Said)
     refused: dict[str, str] = field(default_factory=dict)
 
 
@@ -143,6 +146,8 @@ class Loop:
         match item:
             case ConfigRead(text):
                 self._on_config(text)
+            case ConfigTouched():
+                self._executor.submit(ReadConfig())
             case SubnetsListed(records):
                 self._store_answers()
                 self._set_members(membership.from_records(records, self._state.members))
@@ -194,9 +199,10 @@ class Loop:
 
     def _store_fails(self, message: str, denied: bool) -> None:
         state = self._state
-        if message != state.store_problem:
+        if state.store_problem is None or denied != state.store_denied:
             level = logging.ERROR if denied else logging.WARNING
-            log.log(level, "%s; forwarding goes on by the last known state", message, extra=event("store_down", denied=denied))
+            meanwhile = "; forwarding goes on by the last known state" if state.plan is not None else ""
+            log.log(level, "%s%s", message, meanwhile, extra=event("store_down", denied=denied))
         state.store_problem, state.store_denied = message, denied
         if state.config is None:
             self._retry_config()
@@ -207,12 +213,19 @@ class Loop:
         state = self._state
         self._store_answers()
         if text == state.config_text and state.config is not None:
+            if state.config_problem is not None:
+                log.info("the network config is again what this agent runs by", extra=event("config_restored"))
+            state.config_problem = None
             self._timers["config"] = time.monotonic() + CONFIG_REREAD_S
             return
         try:
             config = self._parse(text)
             if state.config is None:
+                self._machine.check_free(config, self._underlay.uplink)
                 self._identify(config)
+        except (ResourceBusy, InterfaceError) as error:
+            self._config_fails(f"{error}; nothing is leased before that, it will be tried again", "resource_held")
+            return
         except (ConfigError, PlatformError) as error:
             self._config_fails(str(error))
             return
@@ -233,13 +246,15 @@ class Loop:
             )
         return parse_network_config(text)
 
-    def _config_fails(self, problem: str) -> None:
+    def _config_fails(self, problem: str, name: str = "config_refused") -> None:
         state = self._state
         if problem != state.config_problem:
-            log.error("%s", problem, extra=event("config_refused", problem=problem))
+            log.error("%s", problem, extra=event(name, problem=problem))
         state.config_problem = problem
         if state.config is None:
             self._retry_config()
+        else:
+            self._timers["config"] = time.monotonic() + CONFIG_REREAD_S
 
     def _retry_config(self) -> None:
         state = self._state
@@ -348,7 +363,7 @@ class Loop:
         if state.outcome.problems:
             self._converge_failed(state.outcome.problems)
         else:
-            state.failures = 0
+            state.failures, state.said = 0, Said()
         if state.outcome.usable:
             self._converged(state.config, state.plan)
 
@@ -378,8 +393,8 @@ class Loop:
         state = self._state
         if state.outcome is not None and state.outcome.changed and not state.outcome.problems:
             log.info(
-                "in sync: %d peers%s (%.1f ms)",
-                len(plan.view.peers),
+                "in sync with %s%s (%.1f ms)",
+                counted(len(plan.view.peers), "peer"),
                 f", table {plan.generation}" if plan.generation is not None else "",
                 state.outcome.seconds * 1e3,
                 extra=event("converged", peers=len(plan.view.peers), generation=plan.generation),
@@ -401,10 +416,11 @@ class Loop:
         state = self._state
         wait_s = min(CONVERGE_RETRY_S[0] * 2 ** min(state.failures, 10), CONVERGE_RETRY_S[1])
         state.failures += 1
-        if state.failures == 1 or state.outcome is None or state.outcome.problems != problems or state.failures % 10 == 0:
-            for problem in problems:
-                log.error("%s; trying again in %.1f s", problem, wait_s, extra=event("converge_failed", problem=problem))
-        self._timers["converge"] = time.monotonic() + wait_s
+        now_s = time.monotonic()
+        state.said, due = state.said.say(problems, now_s)
+        for problem in due:
+            log.error("%s; it will be tried again", problem, extra=event("converge_failed", problem=problem))
+        self._timers["converge"] = now_s + wait_s
 
     def _say_refusals(self, plan: Plan) -> None:
         """Each refused key is said once for each reason, not at every pass."""

@@ -15,20 +15,20 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 from flanpy import backends
-from flanpy.agent import files, overlay
+from flanpy.agent import files, obstacles, overlay
 from flanpy.agent.datapaths import Choice, open_datapath, remove_leftovers
 from flanpy.agent.hooks import Hooks, run_command
 from flanpy.agent.logs import event
 from flanpy.backends import wireguard
 from flanpy.core.x25519 import public_key
 from flanpy.datapath import Datapath, DatapathSettings, DatapathStats
-from flanpy.errors import DatapathError, FlanpyError
+from flanpy.errors import DatapathError, FlanpyError, PlatformError
 from flanpy.kernel import links
 from flanpy.kernel.firewall import Firewall
 from flanpy.kernel.netlink import Kernel
 from flanpy.kernel.routes import list_routes
 from flanpy.kernel.wireguard import WireguardDevices
-from flanpy.model import DesiredState, ForwardTable, LocalFacts, NetworkConfig, Route
+from flanpy.model import DesiredState, ForwardTable, LocalFacts, NetworkConfig, Route, Uplink
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +65,8 @@ class Machine:
         self._running: Running | None = None
         self._wanted = False
         self._swept = False
+        self._devices: tuple[str, ...] = ()
+        self._routed = False
         self._hooks = Hooks()
         self._wireguard = WireguardDevices("")
 
@@ -79,9 +81,29 @@ class Machine:
             public = base64.b64encode(public_key(private)).decode()
         return LocalFacts(node_id, overlay.vxlan_macs(self._kernel), said, public)
 
+    def check_free(self, config: NetworkConfig, uplink: Uplink) -> None:
+        """That nobody else has what the backend needs. Raises ResourceBusy, InterfaceError or PlatformError."""
+        obstacles.check_free(self._kernel, config, uplink)
+
+    def left(self) -> str:
+        """What stays on this machine when the agent ends, in words; "" when nothing does."""
+        ebpf = self.choice is not None and self.choice.kind == "ebpf" and not self._teardown
+        placement = self.firewall.placement
+        parts = [
+            "the ebpf datapath" if ebpf else "",
+            ", ".join(self._devices),
+            "the routes" if self._routed and not self._devices else "",
+            "the masquerade rules" if placement is not None and placement.masquerade else "",
+            "the forward rules" if placement is not None and placement.forward else "",
+        ]
+        *most, last = [part for part in parts if part] or [""]
+        return f"{', '.join(most)} and {last}" if most else last
+
     def converge(self, desired: DesiredState, settings: DatapathSettings | None) -> Outcome:
         """One pass; never raises FlanpyError, for what cannot be done now is done by a later pass."""
         started = time.monotonic()
+        self._devices = tuple(link.name for link in desired.links)
+        self._routed = any(not route.device or desired.table is None for route in desired.routes)
         problems: list[str] = []
         peer_problems: list[str] = []
         changed = 0
@@ -107,7 +129,13 @@ class Machine:
             return self._leave_datapath()
         changed = self._ensure_datapath(settings)
         if desired.tunnel is not None:
-            changed += bool(links.ensure_tunnel(self._kernel, desired.tunnel).changed)
+            try:
+                changed += bool(links.ensure_tunnel(self._kernel, desired.tunnel).changed)
+            except PlatformError:
+                # workers without a table do not look at the TUN device, so they cannot tell that it has been removed
+                if self._running is not None and self._running.table is None:
+                    self._close_datapath()
+                raise
         return changed + self._publish(desired.table)
 
     def _converge_rules(self, desired: DesiredState) -> int:
@@ -117,8 +145,9 @@ class Machine:
         before = self.firewall.placement
         changed = self.firewall.converge(desired.rules)
         if (placement := self.firewall.placement) is not None and placement != before:
-            kept = {"masquerade": placement.masquerade or "nothing", "forward": placement.forward or "nothing"}
-            log.info("rules: masquerade by %(masquerade)s, forward by %(forward)s", kept, extra=event("rules_placed", **kept))
+            kept = {"masquerade": placement.masquerade or "off", "forward": placement.forward or "off"}
+            told = ", ".join(f"{part} {tool}" if tool == "off" else f"{part} by {tool}" for part, tool in kept.items())
+            log.info("rules: %s", told, extra=event("rules_placed", **kept))
         return changed
 
     def _leave_datapath(self) -> int:

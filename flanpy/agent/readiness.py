@@ -42,9 +42,7 @@ class Readiness:
             self._failed(f"--subnet-file: cannot write {self._path}: {error.strerror}")
             return
         self._written, self.problem = text, None
-        log.info(
-            "ready: subnet %s, %s written", subnets, self._path, extra=event("ready", subnet=str(subnets), file=str(self._path))
-        )
+        log.info("subnet %s, %s written", subnets, self._path, extra=event("ready", subnet=str(subnets), file=str(self._path)))
         notify(READY="1", STATUS=f"subnet {subnets}")
 
     def _failed(self, problem: str) -> None:

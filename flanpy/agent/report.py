@@ -64,7 +64,12 @@ def summary(state: State, machine: Machine, underlay: Underlay, readiness: Readi
         return f"{_word(state, readiness, underlay)}: {' '.join(found[0].split())}{more}"
     peers = len(state.plan.view.peers) if state.plan else 0
     kind = machine.choice.kind if machine.choice else "kernel"
-    return f"ready: subnet {held.subnets if held else 'none'}, {peers} peers, datapath {kind}"
+    return f"ready: subnet {held.subnets if held else 'none'}, {counted(peers, 'peer')}, datapath {kind}"
+
+
+def counted(number: int, thing: str) -> str:
+    """``1 peer``, ``2 peers``."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def _ready(state: State, readiness: Readiness) -> bool:
@@ -93,7 +98,7 @@ def _own_problems(state: State, readiness: Readiness, underlay: Underlay) -> lis
         state.lease.problem if state.lease else None,
         *(state.outcome.problems if state.outcome else ()),
         readiness.problem if state.plan else None,
-        f"etcd: {state.store_problem}" if state.store_problem else None,
+        state.store_problem,
     ]
     return list(dict.fromkeys(item for item in found if item))
 

@@ -65,17 +65,19 @@ def run_agent(options: AgentOptions) -> int:
         _say_findings(options)
         underlay = Underlay(kernel, _selection(options))
         uplink = underlay.uplink
-        log.info(
-            "underlay: %s %s", uplink.name, uplink.address, extra=event("uplink", name=uplink.name, address=str(uplink.address))
-        )
+        log.info("%s %s", uplink.name, uplink.address, extra=event("uplink", name=uplink.name, address=str(uplink.address)))
         if options.embedded_etcd:
             options = _start_etcd(options, stack)
-        stopped_by = _run_loop(options, underlay, kernel, events, stack)
-        log.info("stopped by %s", stopped_by, extra=event("stopped", signal=stopped_by))
+        stopped_by, left = _run_loop(options, underlay, kernel, events, stack)
+        stays = (
+            f"; {left} stay{'' if ' and ' in left or left.endswith('s') else 's'} (flanpy cleanup removes them)" if left else ""
+        )
+        log.info("stopped by %s%s", stopped_by, stays, extra=event("stopped", signal=stopped_by, left=left))
     return 0
 
 
-def _run_loop(options: AgentOptions, underlay: Underlay, kernel: Kernel, events: EventQueue, stack: ExitStack) -> str:
+def _run_loop(options: AgentOptions, underlay: Underlay, kernel: Kernel, events: EventQueue, stack: ExitStack) -> tuple[str, str]:
+    """Returns the signal that ended it and what it leaves on this machine."""
     from flanpy.stores.etcd import EtcdOptions, open_store
 
     store = open_store(
@@ -111,7 +113,7 @@ def _run_loop(options: AgentOptions, underlay: Underlay, kernel: Kernel, events:
     notify(STOPPING="1")
     if options.release_on_exit:
         loop.release()
-    return stopped_by
+    return stopped_by, machine.left()
 
 
 def _firewall(options: AgentOptions, events: EventQueue, stack: ExitStack) -> Firewall:

@@ -22,11 +22,12 @@ examples:
 
 exit status:
   0  stopped by a signal                  5  the kernel, the machine or the interface does not fit
-  1  a defect in flanpy                   6  the device, port or lock is held by somebody else
+  1  a defect in flanpy                   6  another agent runs here, or --healthz-port is taken
   2  a flag or the options file is wrong  7  no subnet could be had
   3  the network config is wrong          8  the datapath could not start
   4  etcd refused for good
-What may mend itself (etcd away, no network config yet, no free subnet) is tried again with back-off and said in the log.
+What may mend itself (etcd away, no network config yet, no free subnet) is tried again with back-off and said in the log; so is a UDP
+port or a device that somebody else holds: nothing is leased and no rule written before it is free.
 """
 
 

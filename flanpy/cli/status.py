@@ -109,9 +109,8 @@ def _datapath(datapath: Mapping[str, Any] | None, counts: Mapping[str, int]) -> 
 
 
 def _rules(rules: Mapping[str, str | None] | None) -> Iterator[tuple[str, str]]:
-    found = [f"{name} by {tool}" for name, tool in (rules or {}).items() if tool]
-    if found:
-        yield "rules", ", ".join(found)
+    if rules is not None:
+        yield "rules", ", ".join(f"{name} by {tool}" if tool else f"{name} off" for name, tool in rules.items())
 
 
 def _etcd(etcd: Mapping[str, Any]) -> str:

@@ -235,7 +235,7 @@ def _on_failed(state: LeasingState, purpose: Purpose, message: str, denied: bool
         return stop(state, f"not released: {message}"), ()
     held = "" if state.held is None else f"; {state.held.subnets} stays in use"
     problem = f"the lease store fails: {message}{held}"
-    says = () if problem == state.problem else (Say("error" if denied else "warning", "lease_store_failed", problem),)
+    says = () if problem == state.problem else (Say("debug", "lease_store_failed", problem),)
     unsure = state.unsure or purpose is not Purpose.LIST
     state = replace(state, problem=problem, away=True, unsure=unsure, contest=None)
     return wait(state, Action.RENEW if purpose is Purpose.RENEW else Action.LIST, AWAY_S, now_s), says

@@ -18,7 +18,7 @@ from flanpy.model import Address, Interface
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 
-IFF_UP, IFF_LOOPBACK, IFF_RUNNING = 0x1, 0x8, 0x40
+IFF_UP, IFF_LOOPBACK, IFF_RUNNING, IFF_LOWER_UP = 0x1, 0x8, 0x40, 0x10000
 IFA_F_SECONDARY, IFA_F_NODAD, IFA_F_DEPRECATED, IFA_F_TENTATIVE, IFA_F_NOPREFIXROUTE = 0x1, 0x2, 0x20, 0x40, 0x200
 SCOPE_GLOBAL = 0
 
@@ -50,6 +50,11 @@ class Device:
     def is_running(self) -> bool:
         """Whether it is up and has a carrier."""
         return self.is_up and bool(self.flags & IFF_RUNNING)
+
+    @property
+    def is_open(self) -> bool:
+        """Of a TUN device that is up: whether a process has it open, for it has a carrier so long."""
+        return self.is_up and bool(self.flags & IFF_LOWER_UP)
 
     @property
     def is_loopback(self) -> bool:

@@ -49,7 +49,7 @@ class Firewall:
 
     @property
     def placement(self) -> Placement | None:
-        """Which tool keeps what, once that has been decided."""
+        """Which tool keeps what, once that has been decided; None for a part without rules."""
         return self._placement
 
     def touched(self) -> None:
@@ -72,7 +72,7 @@ class Firewall:
         sweep = rules != self._good
         self._good = None
         changed = self._apply(rules, placement, sweep)
-        self._good, self._placement = rules, placement
+        self._good, self._placement = rules, _used(rules, placement)
         self._due_s = self._clock() + (QUIET_S if self.is_watched and self._is_told(placement) else self._resync_s)
         return changed
 
@@ -111,6 +111,10 @@ def _part(tool: FirewallTool, rules: FirewallRules, placement: Placement) -> tup
         rules.masquerade if placement.masquerade == tool else (),
         rules.forward if placement.forward == tool else (),
     )
+
+
+def _used(rules: FirewallRules, placement: Placement) -> Placement:
+    return Placement(placement.masquerade if rules.masquerade else None, placement.forward if rules.forward else None)
 
 
 def remove_rules(variant: str = "") -> tuple[str, ...]:

@@ -83,6 +83,13 @@ def own_device(kernel: Kernel, name: str, kind: str) -> Device | None:
     return device
 
 
+def refuse_open(kernel: Kernel, name: str) -> None:
+    """Raises ResourceBusy when a process has the TUN device of this name open; a device of another kind is not asked about."""
+    device = find_device(kernel, name)
+    if device is not None and device.kind == "tun" and device.is_open:
+        raise ResourceBusy(f"{name}: another process has this TUN device open; stop the agent or flanneld that holds it")
+
+
 def _ensure_link(kernel: Kernel, device: Device, tunnel: Tunnel) -> list[str]:
     changed = []
     if not device.is_up:

@@ -59,7 +59,7 @@ class EtcdWatch:
         self._session = session
         self._keys = keys
         self._directory = directory
-        self._doing = f"watching {directory}"
+        self._doing = f"watching {directory or 'all keys'}"
         self._from_revision = from_revision
         self._on_end = on_end
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()

@@ -131,7 +131,7 @@ def test_iptables_keeps_the_rules_where_it_is_asked_for(
 ) -> None:
     with bare(tmp_path_factory.mktemp("logs")) as one:
         with Agent(one, "--ip-masq", "--firewall=iptables", "--iptables-resync=1") as agent:
-            agent.says("ready: ready", 30)
+            agent.says("ready: subnet", 30)
             before = saved(one)
             assert "-j FLANPY-POSTRTG" in before and "-j FLANPY-FWD" in before
             for words in (["-t", "nat", "-F"], ["-F", "FLANPY-FWD"]):
@@ -142,7 +142,7 @@ def test_iptables_keeps_the_rules_where_it_is_asked_for(
             assert agent.stop() == 0
         assert saved(one) == before, "rules stay when the agent stops"
         with Agent(one, "--firewall=iptables", "--iptables-forward-rules=false", name="b") as agent:
-            agent.says("ready: ready", 30)
+            agent.says("ready: subnet", 30)
             assert "FLANPY" not in saved(one), "what is not wanted any more goes"
 
 
@@ -160,5 +160,5 @@ def test_enable_nftables_puts_every_rule_into_nft(tmp_path_factory: pytest.TempP
     network = '{"Network": "10.244.0.0/16", "EnableNFTables": true, "Backend": {"Type": "udp"}}'
     with bare(tmp_path_factory.mktemp("logs"), network=network) as one, Agent(one, "--ip-masq") as agent:
         agent.says("rules: masquerade by nft, forward by nft", 30)
-        agent.says("ready: ready", 30)
+        agent.says("ready: subnet", 30)
         assert "FLANPY" not in saved(one)

@@ -62,13 +62,13 @@ def test_two_addresses_that_fit_are_named_and_a_flag_chooses(host: Cluster) -> N
         assert "172.31.9.1" in agent.log
         assert "172.31.10.1" in agent.log
     with Agent(host, "--iface=172.31.9.1") as agent:
-        agent.says("ready: ready")
+        agent.says("ready: subnet")
 
 
 def test_the_default_route_s_interface_is_taken_when_none_is_named(host: Cluster) -> None:
     with Agent(host) as agent:
-        agent.says("underlay: eth0 172.31.9.1")
-        agent.says("ready: ready")
+        agent.says("uplink: eth0 172.31.9.1")
+        agent.says("ready: subnet")
 
 
 def test_a_cluster_without_a_network_config_is_waited_for(host: Cluster) -> None:
@@ -80,7 +80,7 @@ def test_a_cluster_without_a_network_config_is_waited_for(host: Cluster) -> None
         agent.says("SubnetLen")
         agent.says("did you mean")
         host.put("config", NETWORK)
-        agent.says("ready: ready", 15)
+        agent.says("ready: subnet", 15)
 
 
 def test_etcd_that_is_away_is_waited_for(host: Cluster) -> None:
@@ -89,11 +89,20 @@ def test_etcd_that_is_away_is_waited_for(host: Cluster) -> None:
         agent.says("store_down")
         assert "flannel0" not in links(host)
         host.lab.start_etcd()
-        agent.says("ready: ready", 20)
+        agent.says("ready: subnet", 20)
 
 
-def test_a_changed_network_config_is_said_and_changes_nothing(host: Cluster) -> None:
-    """The config is read again every minute; a restart applies it."""
+def test_a_changed_network_config_is_said_at_once_and_unsaid_when_it_is_put_back(host: Cluster) -> None:
+    with Agent(host) as agent:
+        first = agent.subnet()
+        host.put("config", '{"Network": "10.99.0.0/16"}')
+        agent.says("the network config in etcd has changed; restart the agents", 5)
+        host.put("config", NETWORK)
+        agent.says("config_restored", 5)
+        assert agent.subnet() == first
+
+
+def test_a_restart_applies_a_changed_network_config(host: Cluster) -> None:
     with Agent(host) as agent:
         first = agent.subnet()
         agent.stop()
@@ -117,23 +126,37 @@ def test_a_taken_port_is_said_with_its_holder_and_had_once_it_is_free(host: Clus
     try:
         with Agent(host) as agent:
             agent.says("UDP port 8285 on 172.31.9.1 is in use by ")
+            agent.says("nothing is leased before that, it will be tried again")
             assert not agent.subnet_env.exists()
+            assert host.keys() == []
+            assert "flannel0" not in links(host)
+            assert "FLANPY" not in host.sandbox.run("host1", ["iptables-save"]).stdout
             squatter.kill()
             squatter.wait(timeout=5)
-            agent.says("ready: ready", 20)
+            agent.says("ready: subnet", 20)
     finally:
         squatter.kill()
         squatter.communicate()
+
+
+def test_a_second_agent_leases_nothing_while_the_first_has_the_port(host: Cluster) -> None:
+    with Agent(host) as first:
+        first.says("ready: subnet")
+        with Agent(host, name="b") as second:
+            second.says("is in use by")
+            assert len(host.keys()) == 1
+            assert first.stop() == 0
+            second.says("ready: subnet", 20)
 
 
 def test_a_device_of_our_name_that_is_not_ours_is_never_touched(host: Cluster) -> None:
     host.sandbox.run("host1", ["ip", "link", "add", "flannel0", "type", "bridge"])
     with Agent(host) as agent:
         agent.says("flannel0")
-        agent.says("trying again")
+        agent.says("will be tried again")
         assert '"bridge"' in host.sandbox.run("host1", ["ip", "-d", "-j", "link", "show", "flannel0"]).stdout
         host.sandbox.run("host1", ["ip", "link", "del", "flannel0"])
-        agent.says("ready: ready", 20)
+        agent.says("ready: subnet", 20)
 
 
 def test_the_subnet_of_an_earlier_run_is_had_again(host: Cluster) -> None:
@@ -146,7 +169,7 @@ def test_the_subnet_of_an_earlier_run_is_had_again(host: Cluster) -> None:
 def test_a_subnet_env_of_another_network_or_damaged_is_passed_over(host: Cluster, text: str) -> None:
     write_subnet_env(host, text)
     with Agent(host) as agent:
-        agent.says("ready: ready")
+        agent.says("ready: subnet")
         assert agent.subnet().startswith("10.244.")
 
 
@@ -186,7 +209,7 @@ def test_an_exhausted_pool_is_said_and_had_once_a_subnet_is_free(tmp_path: Path)
 @pytest.mark.parametrize("flags", [["--datapath=userspace"], ["--datapath=ebpf", "--teardown"]])
 def test_a_clean_stop_leaves_the_lease_and_subnet_env_and_nothing_else(host: Cluster, flags: list[str]) -> None:
     with Agent(host, *flags) as agent:
-        agent.says("ready: ready")
+        agent.says("ready: subnet")
         assert agent.stop() == 0
         assert "stopped by SIGTERM" in agent.log
         assert agent.subnet_env.exists()
@@ -198,14 +221,14 @@ def test_a_clean_stop_leaves_the_lease_and_subnet_env_and_nothing_else(host: Clu
 
 def test_the_ebpf_datapath_outlives_a_clean_stop(host: Cluster) -> None:
     with Agent(host, "--datapath=ebpf") as agent:
-        agent.says("ready: ready")
+        agent.says("ready: subnet")
         assert agent.stop() == 0
     assert "flannel0" in links(host)
 
 
 def test_release_on_exit_gives_the_subnet_back(host: Cluster) -> None:
     with Agent(host, "--release-on-exit") as agent:
-        agent.says("ready: ready")
+        agent.says("ready: subnet")
         assert len(host.keys()) == 1
         assert agent.stop(signal.SIGINT) == 0
     assert host.keys() == []
@@ -225,7 +248,7 @@ def test_embedded_etcd_makes_one_machine_enough(host: Cluster) -> None:
         agent.says("etcd has no network config")
         command = [sys.executable, "-m", "flanpy", "network", "set", "--json", NETWORK]
         host.sandbox.run("host1", command, env=settings)
-        agent.says("ready: ready", 20)
+        agent.says("ready: subnet", 20)
         assert agent.stop() == 0
     eventually(lambda: "etcd --name flanpy" not in host.sandbox.run(None, ["ps", "ax"]).stdout, 5, "its etcd has ended")
 
@@ -247,5 +270,5 @@ def test_health_follows_readiness(host: Cluster) -> None:
 
         assert (code("/healthz"), code("/readyz")) == ("200", "503")
         host.put("config", NETWORK)
-        agent.says("ready: ready", 15)
+        agent.says("ready: subnet", 15)
         assert code("/readyz") == "200"

@@ -209,5 +209,5 @@ class Agent:
 
     def subnet(self) -> str:
         """The subnet in its subnet.env, once that is there."""
-        self.says("ready: ready")
+        self.says("ready: subnet")
         return self.subnet_env.read_text().split("FLANNEL_SUBNET=")[1].split("\n")[0]

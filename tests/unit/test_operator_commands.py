@@ -38,7 +38,7 @@ def test_status_is_one_screen() -> None:
         "peers     3, 1 foreign, 1 refused, table 12",
         "device    flannel0, MTU 1472",
         "uplink    eth0 172.31.9.1, MTU 1500",
-        "rules     forward by iptables",
+        "rules     masquerade off, forward by iptables",
         "etcd      ok, last heard of 0.5 s ago",
         "sent      1,204 packets, 1.5 MB",
         "received  1,100 packets, 1.4 MB",
