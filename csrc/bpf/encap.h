@@ -56,7 +56,8 @@ FP_INLINE int fp_find_way(struct fp_run *run, __be32 peer_be, __u32 outer_bytes,
     long result = bpf_fib_lookup(run->skb, &way, sizeof way, BPF_FIB_LOOKUP_OUTPUT);
     if (result == BPF_FIB_LKUP_RET_FRAG_NEEDED)
         return FP_BPF_UP_ANSWER;
-    if (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH && result != BPF_FIB_LKUP_RET_FWD_DISABLED)
+    /* Also when the interface's forwarding is switched off: then the kernel looks up no way and no MTU. */
+    if (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH)
         return FP_BPF_UP_NEIGHBOUR;
     if (result == BPF_FIB_LKUP_RET_SUCCESS && way.family == FP_AF_INET) {
         next->nh_family = FP_AF_INET;

@@ -75,7 +75,7 @@ struct fp_bpf_hop {
     X(UP_UDP_TRAIN, "bpf_up_udp_train", "sent by userspace: UDP superpackets of a pod, which the underlay would not cut")     \
     X(UP_PLAIN_PEER, "bpf_up_plain_peer", "sent by userspace: the peer takes finished packets of real size only")             \
     X(UP_ANSWER, "bpf_up_answer", "left to userspace for its verdict or ICMP error (no route, TTL, too big, odd header)")     \
-    X(UP_NEIGHBOUR, "bpf_up_neighbour", "sent by userspace: no route or no neighbour entry for the peer yet")                 \
+    X(UP_NEIGHBOUR, "bpf_up_neighbour", "sent by userspace: no route or neighbour entry for the peer, or forwarding is off")     \
     X(UP_FRAGMENT, "bpf_up_fragment", "received by userspace: a fragment of the underlay")                                    \
     X(UP_SOCKET, "bpf_up_socket", "received by userspace: sent by a userspace datapath or by flanneld")                       \
     X(SUPERPACKETS_OUT, "bpf_superpackets_out", "superpackets sent as one")                                                   \

@@ -5,6 +5,7 @@ The TUN device and the underlay's sockets are opened here and belong to the data
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -52,22 +53,23 @@ def _open_userspace(settings: DatapathSettings, kernel: Kernel, reason: str) -> 
     from flanpy.datapath.ebpf import cleanup
     from flanpy.kernel.bpf_host import BpfHost
 
-    cleanup(settings.device, BpfHost(kernel))  # of an earlier run with ebpf, whose device is still there
-    datapath = _userspace(settings, keep=False)
+    # Of an earlier run with ebpf, whose device is still there; one that still runs holds the port.
+    datapath = _userspace(settings, keep=False, prepare=lambda: cleanup(settings.device, BpfHost(kernel)))
     return Choice("userspace", reason, datapath.degraded), datapath
 
 
 def _open_ebpf(settings: DatapathSettings, kernel: Kernel, reason: str) -> tuple[Choice, Datapath]:
     from flanpy.datapath.ebpf import EbpfDatapath, EbpfOptions
+    from flanpy.datapath.ebpf_pins import Pins
     from flanpy.kernel.bpf_host import BpfHost
 
     host = BpfHost(kernel)
     underlay = host.device_of(settings.underlay_address)
     if underlay is None:
         raise InterfaceError(f"{settings.underlay_address}: no interface of this machine has this address any more")
-    userspace = _userspace(settings, keep=True)
+    userspace = _userspace(settings, keep=True, prepare=Pins.of(settings.device).make)
     datapath = EbpfDatapath(settings, EbpfOptions(underlay, bypass=settings.ebpf_bypass), userspace, host)
-    return Choice("ebpf", f"{reason}; attached by {datapath.hooks}", userspace.degraded), datapath
+    return Choice("ebpf", f"{reason}; attached by {datapath.hooks}", datapath.degraded), datapath
 
 
 def remove_leftovers(kernel: Kernel) -> None:
@@ -78,15 +80,17 @@ def remove_leftovers(kernel: Kernel) -> None:
     cleanup(udp.DEVICE, BpfHost(kernel))
 
 
-def _userspace(settings: DatapathSettings, *, keep: bool) -> UserspaceDatapath:
+def _userspace(settings: DatapathSettings, *, keep: bool, prepare: Callable[[], object]) -> UserspaceDatapath:
+    """``prepare`` runs once the port is ours, before the TUN device is opened."""
     from flanpy.datapath.sockets import open_underlay
     from flanpy.datapath.userspace import UserspaceDatapath
     from flanpy.kernel.tun import open_tun
 
-    tun = open_tun(settings.device, settings.queues, keep=keep)
+    underlay = open_underlay(settings.underlay_address, settings.port, settings.queues)
     try:
-        underlay = open_underlay(settings.underlay_address, settings.port, settings.queues)
+        prepare()
+        tun = open_tun(settings.device, settings.queues, keep=keep)
     except BaseException:
-        tun.close()
+        underlay.close()
         raise
     return UserspaceDatapath(settings, tun, underlay)

@@ -27,6 +27,7 @@ from flanpy.datapath.core import VERDICTS
 from flanpy.datapath.ebpf_attach import Hooks, Spot, TcxHooks, has_tcx
 from flanpy.datapath.ebpf_host import Host
 from flanpy.datapath.ebpf_layout import COUNTERS_BYTES, Header, build_snapshot, sum_counters
+from flanpy.datapath.ebpf_needs import degraded, may_send_raw, require_ethernet
 from flanpy.datapath.ebpf_pins import ROOT, Pins
 from flanpy.datapath.ebpf_prober import Prober, Target
 from flanpy.datapath.ebpf_programs import Loaded, load, map_pin, publish
@@ -77,8 +78,11 @@ class EbpfDatapath:
         self._pins = Pins.of(settings.device, options.pin_root)
         self._loaded: Loaded | None = None
         self._prober: Prober | None = None
+        self._can_probe = may_send_raw()
+        self.degraded = (*getattr(userspace, "degraded", ()), *degraded(options.underlay, can_probe=self._can_probe))
         try:
             self._pins.make()
+            require_ethernet(options.underlay)
             self._loaded = load(self._pins)
             tcx = options.hooks == "tcx" or (options.hooks == "auto" and has_tcx(self._loaded.programs["fp_encap"]))
             self._hooks: Hooks = TcxHooks(self._pins) if tcx else host.clsact_hooks()
@@ -182,7 +186,7 @@ class EbpfDatapath:
         wanted = [entry for entry in table.entries if entry.hop.superpacket and isinstance(entry.prefix, IPv4Network)]
         inner = {int(entry.hop.address): IPv4Address(int(entry.prefix.network_address)) for entry in reversed(wanted)}
         targets = tuple(Target(peer, address) for peer, address in inner.items())
-        if self._prober is None and targets:
+        if self._prober is None and targets and self._can_probe:
             settings = self._settings
             maps = self._running().maps
             start = partial(

@@ -19,14 +19,14 @@ from pathlib import Path
 from flanpy.datapath import ebpf_syscall as bpf
 from flanpy.datapath.ebpf_attach import has_tcx
 from flanpy.datapath.ebpf_layout import Header, build_snapshot
-from flanpy.datapath.ebpf_pins import BPFFS, Pins, mount_bpffs
+from flanpy.datapath.ebpf_pins import BPFFS, Pins, is_bpffs
 from flanpy.datapath.ebpf_programs import Loaded, load, publish, read_object
 from flanpy.errors import DatapathError, PlatformError
 from flanpy.model import ForwardTable, Hop, TableEntry
 
 OLDEST = (5, 15)
-_CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38, "CAP_BPF": 39}
-_NET_ADMIN, _SYS_ADMIN, _PERFMON, _BPF = (1 << number for number in _CAPABILITIES.values())
+_CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13, "CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38, "CAP_BPF": 39}
+_NET_ADMIN, _NET_RAW, _SYS_ADMIN, _PERFMON, _BPF = (1 << number for number in _CAPABILITIES.values())
 _REDIRECT = 7
 
 
@@ -76,9 +76,13 @@ def _kernel() -> Probe:
     return Probe("kernel", True, f"Linux {release} on {platform.machine()}")
 
 
-def _capabilities() -> Probe:
+def _effective() -> int:
     text = Path("/proc/thread-self/status").read_text(encoding="ascii")
-    effective = int(re.search(r"^CapEff:\s*([0-9a-f]+)", text, re.MULTILINE)[1], 16)  # type: ignore[index]
+    return int(re.search(r"^CapEff:\s*([0-9a-f]+)", text, re.MULTILINE)[1], 16)  # type: ignore[index]
+
+
+def _capabilities() -> Probe:
+    effective = _effective()
     needed = {"CAP_NET_ADMIN": _NET_ADMIN, "CAP_BPF": _BPF | _SYS_ADMIN, "CAP_PERFMON": _PERFMON | _SYS_ADMIN}
     missing = [name for name, any_of in needed.items() if not effective & any_of]
     if missing:
@@ -86,16 +90,24 @@ def _capabilities() -> Probe:
             "capabilities",
             False,
             f"{', '.join(missing)} not held",
-            "run as root, or systemd: AmbientCapabilities=" + " ".join(needed),
+            "run as root, or systemd: AmbientCapabilities=" + " ".join([*needed, "CAP_NET_RAW"]),
+        )
+    if not effective & _NET_RAW:
+        return Probe(
+            "capabilities",
+            True,
+            "CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON are held; CAP_NET_RAW, recommended to probe paths, is not",
         )
     return Probe("capabilities", True, "CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON are held")
 
 
 def _bpffs() -> Probe:
-    try:
-        mount_bpffs(BPFFS)
-    except PlatformError as error:
-        return Probe("bpffs", False, str(error), f"mount -t bpf bpf {BPFFS}")
+    if not is_bpffs(BPFFS):
+        if BPFFS.is_dir() and _effective() & _SYS_ADMIN:
+            return Probe(
+                "bpffs", True, f"not mounted at {BPFFS} yet: the agent does that as it starts (mount -t bpf bpf {BPFFS})"
+            )
+        return Probe("bpffs", False, f"not mounted at {BPFFS}, and this process may not", f"mount -t bpf bpf {BPFFS} as root")
     if not os.access(BPFFS, os.W_OK):
         return Probe("bpffs", False, f"{BPFFS} cannot be written", "give the agent's user the directory, or run as root")
     return Probe("bpffs", True, f"mounted at {BPFFS}: programs and maps outlive the agent")

@@ -5,6 +5,7 @@ The topology is drawn in tests/support/ebpf.py; a probe is a numbered datagram f
 
 import hashlib
 import os
+import pickle
 import select
 import signal
 import struct
@@ -19,13 +20,14 @@ from pathlib import Path
 
 import pytest
 
+from flanpy.agent.datapaths import open_datapath
 from flanpy.datapath import ebpf_syscall as bpf
 from flanpy.datapath.ebpf import EbpfDatapath, cleanup
 from flanpy.datapath.ebpf_attach import Spot, TcxHooks
 from flanpy.datapath.ebpf_pins import Pins
 from flanpy.datapath.ebpf_probe import probe_all
 from flanpy.datapath.ebpf_programs import load, read_object
-from flanpy.errors import ResourceBusy
+from flanpy.errors import PlatformError, ResourceBusy
 from flanpy.kernel.bpf_host import BpfHost, merging_names
 from flanpy.kernel.netlink import Kernel
 from flanpy.kernel.tun import open_tun
@@ -154,7 +156,7 @@ tun = open_tun(settings.device, keep=True)
 userspace = UserspaceDatapath(settings, tun, open_underlay(settings.underlay_address, settings.port))
 datapath = EbpfDatapath(settings, options, userspace, BpfHost(Kernel()))
 datapath.publish(table)
-print("ready", datapath.adopted, flush=True)
+print("ready", datapath.adopted, *datapath.degraded, flush=True)
 sys.stdin.readline()
 """
 
@@ -162,8 +164,6 @@ sys.stdin.readline()
 @contextmanager
 def in_a_process(side: EbpfSide, generation: int, peer: EbpfSide) -> Iterator[subprocess.Popen[str]]:
     """This side's datapath in a process of its own, as an agent has it."""
-    import pickle
-
     with inside(side.host):
         child = subprocess.Popen([sys.executable, "-c", CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert child.stdin is not None and child.stdout is not None
@@ -378,6 +378,86 @@ def test_three_capabilities_are_enough() -> None:
     command = ["setpriv", f"--bounding-set={bounds}", f"--inh-caps={bounds}", sys.executable, "-m", "flanpy", "datapath", "probe"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+BARE = """
+import pathlib
+from flanpy.datapath.ebpf_pins import BPFFS, Pins, is_bpffs
+from flanpy.datapath.ebpf_probe import first_problem, probe_all
+assert not is_bpffs(BPFFS)
+print(first_problem(probe_all()), is_bpffs(BPFFS), flush=True)
+pins = Pins.of("flannel0")
+pins.make()
+print(is_bpffs(BPFFS), pins.clear())
+"""
+
+
+def test_the_probe_only_looks_for_bpffs_and_the_agent_mounts_it() -> None:
+    command = [
+        "unshare",
+        "--mount",
+        "sh",
+        "-c",
+        'umount -l /sys/fs/bpf; while umount -l /sys/fs/bpf; do :; done 2>&-; exec "$@"',
+        "sh",
+    ]
+    done = subprocess.run([*command, sys.executable, "-c", BARE], capture_output=True, text=True, timeout=30, check=False)
+    assert done.stdout.splitlines() == ["None False", "True True"], done.stdout + done.stderr
+
+
+def test_without_raw_sockets_a_node_is_ready_and_says_what_it_lacks() -> None:
+    bounds = "-all,+bpf,+net_admin,+perfmon"
+    with ebpf_overlay(published=False) as made:
+        made.a.close()
+        with inside(made.a.host):
+            child = subprocess.Popen(
+                ["setpriv", f"--bounding-set={bounds}", f"--inh-caps={bounds}", sys.executable, "-c", CHILD],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        message = pickle.dumps((made.a.settings, made.a.options, table(made.a, made.b)))
+        answer, _ = child.communicate(message.hex() + "\n\n", timeout=30)
+        assert answer.startswith("ready"), answer
+        assert "CAP_NET_RAW is not held" in answer
+
+
+def test_an_underlay_that_has_its_forwarding_switched_off_is_left_to_userspace() -> None:
+    with ebpf_overlay() as made:
+        made.a.host.script("sysctl -qw net.ipv4.conf.uplink.forwarding=0")
+        assert " 2 received" in made.a.pod.run("ping", "-c2", "-i0.1", "-W1", str(made.b.pod_address))
+        assert made.a.stats.counters["bpf_up_neighbour"] >= 2
+        leave(made.a)
+        made.a.open()
+        assert isinstance(made.a.datapath, EbpfDatapath)
+        assert any("sysctl -w net.ipv4.conf.uplink.forwarding=1" in line for line in made.a.datapath.degraded)
+
+
+def test_an_underlay_without_link_headers_is_refused() -> None:
+    with ebpf_overlay(("userspace", "userspace")) as made:
+        made.a.close()
+        made.a.host.script("ip link add l3 type wireguard 2>/dev/null || ip tuntap add l3 mode tun; ip link set l3 up")
+        made.a.kind, made.a.options = "ebpf", replace(made.a.options, underlay="l3")
+        with pytest.raises(PlatformError, match="l3: ebpf needs an underlay interface with Ethernet headers"):
+            made.a.open()
+        assert cleanup_in(made.a)
+
+
+def cleanup_in(side: EbpfSide) -> bool:
+    with inside(side.host), Kernel() as kernel:
+        return cleanup("flannel0", BpfHost(kernel), side.options.pin_root)
+
+
+def test_a_second_agent_leaves_the_programs_of_the_first_alone() -> None:
+    with ebpf_overlay() as made:
+        with inside(made.a.host), Kernel() as kernel, pytest.raises(ResourceBusy, match="8285"):
+            pins = Pins.of("flannel0")
+            pins.make()  # as an agent's of this namespace, in its usual place
+            try:
+                open_datapath("userspace", made.a.settings, kernel)
+            finally:
+                assert pins.clear(), "swept away"
+        assert " 2 received" in made.a.pod.run("ping", "-c2", "-i0.1", "-W1", str(made.b.pod_address))
 
 
 def test_a_missing_capability_is_named_with_its_cure() -> None:
