@@ -1,0 +1,119 @@
+"""What flanpy has left on this host, and how it goes: routes, firewall rules, BPF programs, devices, files. Touches nothing else.
+
+    routes    those with our protocol number                      rules     our table in nft, our chains in iptables
+    bpf       pins of the ebpf datapath, filters, its devices     links     devices by the name and kind that our backends give them
+    files     lock and control socket; node id and keys on demand
+
+Works without an agent and without etcd; while an agent runs here it refuses. Looking and removing are two steps, so that a dry run
+shows exactly what would go.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from flanpy.agent import files
+from flanpy.agent.client import SOCKET_NAME
+from flanpy.backends import ipip as ipip_backend
+from flanpy.backends import udp, wireguard
+from flanpy.core.reconcile import Difference
+from flanpy.datapath import ebpf
+from flanpy.datapath.ebpf_attach import Spot
+from flanpy.datapath.ebpf_pins import Pins
+from flanpy.errors import PlatformError
+from flanpy.kernel import firewall, ipip, routes, vxlan
+from flanpy.kernel import wireguard as wireguard_devices
+from flanpy.kernel.bpf_host import BpfHost, merging_names
+from flanpy.kernel.devices import list_devices
+from flanpy.kernel.links import refuse_open, remove_link
+from flanpy.kernel.netlink import Kernel
+from flanpy.model import Route
+
+VXLAN_NAME = re.compile(r"flannel(?:-v6)?\.(\d+)")
+FIXED_NAMES = {
+    ipip_backend.DEVICE: ipip.KIND,
+    wireguard.DEVICE: wireguard_devices.KIND,
+    wireguard.DEVICE6: wireguard_devices.KIND,
+}
+PROGRAMS = (("fp_encap", True), ("fp_decap", False), ("fp_merged", False), ("fp_bypass", False))
+"""The datapath's programs, and whether they hang where packets leave."""
+STATE_FILES = (files.NODE_ID_FILE, files.WIREGUARD_KEY_FILE)
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One thing that is ours: its sort (``route``, ``rules``, ``bpf``, ``device``, ``file``), its name, and how it goes."""
+
+    sort: str
+    name: str
+    remove: Callable[[], object] = field(compare=False, repr=False)
+
+
+@contextlib.contextmanager
+def alone(run_dir: Path) -> Iterator[None]:
+    """No agent runs in this run directory, nor starts there in the meantime. Raises ResourceBusy; changes nothing."""
+    with files.unused(run_dir):
+        yield
+
+
+def find(kernel: Kernel, run_dir: Path, state_dir: Path | None) -> list[Item]:
+    """All that is there, in the order in which it goes. Raises ResourceBusy when somebody has the tunnel open, PlatformError."""
+    refuse_open(kernel, udp.DEVICE)
+    found = [*_routes(kernel), *_rules(), *_bpf(kernel), *_links(kernel)]
+    paths = [run_dir / SOCKET_NAME, run_dir / files.LOCK_FILE]
+    paths += [state_dir / name for name in STATE_FILES] if state_dir is not None else []
+    return found + [Item("file", str(path), path.unlink) for path in paths if path.exists()]
+
+
+def _routes(kernel: Kernel) -> Iterator[Item]:
+    for route in sorted(routes.list_routes(kernel), key=str):
+        via = f" via {route.gateway}" if route.gateway else ""
+        device = f" dev {route.device}" if route.device else ""
+        kind = "" if route.kind == "unicast" else f"{route.kind} "
+        yield Item("route", f"{kind}{route.destination}{via}{device}", lambda route=route: _remove_route(kernel, route))  # type: ignore[misc]
+
+
+def _remove_route(kernel: Kernel, route: Route) -> None:
+    for _, reason in routes.apply(kernel, Difference(remove=frozenset((route,)))).failed:
+        raise PlatformError(f"route {route.destination} dev {route.device}: {reason}")
+
+
+def _rules() -> Iterator[Item]:
+    for number, name in enumerate(firewall.find_rules()):
+        yield Item("rules", name, firewall.remove_rules if number == 0 else lambda: None)
+
+
+def _bpf(kernel: Kernel) -> Iterator[Item]:
+    """Filters first: what is left of them would find no maps to fill. Pins say that the tunnel device is ours."""
+    host, pins = BpfHost(kernel), Pins.of(udp.DEVICE)
+    hooks = host.clsact_hooks()
+    for device in list_devices(kernel):
+        for program, egress in PROGRAMS:
+            spot = Spot(program, device.index, egress)
+            if hooks.attached(spot) is not None:
+                yield Item("bpf", f"filter {program} of {device.name}", lambda spot=spot: hooks.detach(spot))  # type: ignore[misc]
+    names = {device.name for device in list_devices(kernel) if device.kind in ("tun", "veth")}
+    if pins.directory.is_dir():
+        yield Item("bpf", str(pins.directory), lambda: ebpf.cleanup(udp.DEVICE, host))
+        if udp.DEVICE in names:
+            yield Item("device", udp.DEVICE, lambda: remove_link(kernel, udp.DEVICE))
+    for name in merging_names(udp.DEVICE):
+        if name in names:
+            yield Item("device", name, lambda: host.remove_merging_device(udp.DEVICE))
+
+
+def _links(kernel: Kernel) -> Iterator[Item]:
+    kinds = {name: "vxlan" for name, there in vxlan.list_vxlan(kernel).items() if _is_ours(name, there.fixed[0])}
+    kinds |= {each.name: each.kind for each in list_devices(kernel) if FIXED_NAMES.get(each.name) == each.kind}
+    for name, kind in sorted(kinds.items()):
+        yield Item("device", name, lambda name=name, kind=kind: remove_link(kernel, name, kind))  # type: ignore[misc]
+
+
+def _is_ours(name: str, vni: int) -> bool:
+    """Whether our backend gives a VXLAN device with this VNI this name."""
+    found = VXLAN_NAME.fullmatch(name)
+    return found is not None and int(found[1]) == vni

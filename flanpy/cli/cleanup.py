@@ -1,0 +1,59 @@
+"""``flanpy cleanup``: remove from this host what flanpy has left there. Parses arguments and prints; agent.cleanup finds and removes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from flanpy.cli.output import add_agent_arguments, run_dir, show, show_json, table
+
+DESCRIPTION = """\
+Remove every device, route, firewall rule, BPF program and file of the run directory that flanpy has left on this host, and nothing
+else. Stop the agent first. Needs root, and neither an agent nor etcd: the lease expires by itself (`flanpy release` gives it back).
+Devices of the names that flannel gives them (flannel.1, flannel.ipip, ...) are also those of a flanneld on this host: stop it first.
+"""
+EPILOG = """\
+examples:
+  flanpy cleanup --dry-run
+  flanpy cleanup --state
+
+exit status: 0 nothing of ours is left (or --dry-run), 5 something could not be removed, 6 an agent runs here
+"""
+DEFAULT_STATE_DIR = "/var/lib/flanpy"
+"""The agent's default of --state-dir."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags."""
+    parser.description, parser.epilog = DESCRIPTION, EPILOG
+    add_agent_arguments(parser)
+    parser.add_argument("--dry-run", action="store_true", help="list what would be removed; change nothing")
+    parser.add_argument(
+        "--state", action="store_true", help="also remove the node id and the WireGuard key: a new node after that"
+    )
+    parser.add_argument(
+        "--state-dir", metavar="DIR", help=f"the agent's state directory (FLANPY_STATE_DIR; default: {DEFAULT_STATE_DIR})"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Look, remove, print."""
+    from flanpy.agent import cleanup
+    from flanpy.kernel.netlink import Kernel
+
+    state_dir = Path(arguments.state_dir or os.environ.get("FLANPY_STATE_DIR") or DEFAULT_STATE_DIR)
+    with cleanup.alone(run_dir(arguments)), Kernel() as kernel:
+        found = cleanup.find(kernel, run_dir(arguments), state_dir if arguments.state else None)
+        if not arguments.dry_run:
+            for item in found:
+                item.remove()
+    if arguments.output == "json":
+        items = [{"sort": item.sort, "name": item.name} for item in found]
+        show_json({"dry_run": arguments.dry_run, "items": items})
+    elif not found:
+        show(["nothing of flanpy is here"])
+    else:
+        headers = ("would remove" if arguments.dry_run else "removed", "")
+        show(table(headers, [(item.sort, item.name) for item in found]))
+    return 0
