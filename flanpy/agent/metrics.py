@@ -124,9 +124,7 @@ def _durations(status: Status, _: ProcessFigures) -> list[Sample]:
 
 METRICS: tuple[Metric, ...] = (
     Metric("flanpy_build_info", "gauge", "Always 1; the version is in the label.", _build, ("version",)),
-    _gauge(
-        "flanpy_ready", "1 when lease, datapath and first sync are there (/readyz).", lambda s: s["ready"]
-    ),
+    _gauge("flanpy_ready", "1 when lease, datapath and first sync are there (/readyz).", lambda s: s["ready"]),
     _gauge("flanpy_problems", "Things that are wrong now, refused leases among them.", lambda s: len(s["problems"])),
     Metric(
         "flanpy_datapath_info", "gauge", "Always 1; which datapath carries packets for which backend.", _kind, ("kind", "backend")

@@ -111,7 +111,8 @@ def test_the_numbers_are_those_of_the_header(tmp_path: Path) -> None:
         "HEADER_CHUNK": "FP_BPF_HEADER_CHUNK", "HOPS_CHUNK": "FP_BPF_HOPS_CHUNK", "HOPS_PER_CHUNK": "FP_BPF_HOPS_PER_CHUNK",
         "NONE": "FP_BPF_NONE", "LOCAL": "FP_BPF_LOCAL", "FIRST_HOP": "FP_BPF_FIRST_HOP", "POINTER": "FP_BPF_POINTER",
         "SOURCE_CHECK": "FP_BPF_SOURCE_CHECK", "CARRIES": "FP_BPF_CARRIES", "BYPASS": "FP_BPF_BYPASS",
-        "INNER_GRO": "FP_BPF_INNER_GRO", "SELF_TEST": "FP_BPF_SELF_TEST", "WHOLE": "FP_BPF_WHOLE", "TRAINS": "FP_BPF_TRAINS", "HOP_ECN": "FP_BPF_HOP_ECN",
+        "INNER_GRO": "FP_BPF_INNER_GRO", "SELF_TEST": "FP_BPF_SELF_TEST", "WHOLE": "FP_BPF_WHOLE",
+        "TRAINS": "FP_BPF_TRAINS", "HOP_ECN": "FP_BPF_HOP_ECN",
         "HOP_SUPERPACKET": "FP_BPF_HOP_SUPERPACKET", "COUNTERS_BYTES": "sizeof(struct fp_bpf_counters)",
     }  # fmt: skip
     prints = "".join(f'printf("%u\\n", (unsigned)({name}));' for name in names.values())

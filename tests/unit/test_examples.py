@@ -18,6 +18,16 @@ def test_the_options_example_loads_and_shows_the_defaults() -> None:
             assert getattr(shown, flag.key) == flag.default, flag.name
 
 
+def test_the_options_example_names_every_flag() -> None:
+    text = (CONFIG / "agent.toml").read_text(encoding="utf-8")
+    assert [flag.name for flag in AGENT_FLAGS if flag.name not in text and flag.name != "etcd-password"] == []
+
+
+def test_no_figure_in_the_documents_waits_to_be_measured() -> None:
+    for path in [*CONFIG.parent.glob("*.md"), *CONFIG.parent.glob("docs/*.md")]:
+        assert "MEASURED_" not in path.read_text(encoding="utf-8"), path
+
+
 def test_the_unit_runs_the_agent_with_the_options_file() -> None:
     unit = configparser.ConfigParser(strict=False, interpolation=None)
     unit.optionxform = str  # type: ignore[assignment, method-assign]
