@@ -218,7 +218,7 @@ def test_bad_data_is_refused_one_by_one_with_its_key_path(two: Cluster) -> None:
         "bridge fdb replace {mac} dev flannel.1 dst 172.31.9.66",
         "ip neigh replace {base} lladdr 02:00:00:00:00:55 dev flannel.1 nud permanent",
         "bridge fdb add 02:00:00:00:00:55 dev flannel.1 dst 172.31.9.66",
-        "ip neigh add 10.244.77.0 lladdr 02:00:00:00:00:55 dev flannel.1 nud permanent",
+        "ip neigh add 10.244.177.0 lladdr 02:00:00:00:00:55 dev flannel.1 nud permanent",
         "ip route del {subnet}",
         "ip addr flush dev flannel.1",
         "ip link set flannel.1 mtu 1300",
@@ -257,15 +257,15 @@ def test_stale_entries_are_swept_at_start_and_those_of_other_devices_stay(two: C
     two.lab.stop_agent("host1")
     lines = (
         f"bridge fdb add {MAC} dev flannel.1 dst 172.31.9.99",
-        f"ip neigh add 10.244.99.0 lladdr {MAC} dev flannel.1 nud permanent",
-        "ip route add 10.244.99.0/24 via 10.244.99.0 dev flannel.1 onlink",
-        "ip route add 10.244.98.0/24 via 172.31.9.99 proto 102",
+        f"ip neigh add 10.244.199.0 lladdr {MAC} dev flannel.1 nud permanent",
+        "ip route add 10.244.199.0/24 via 10.244.199.0 dev flannel.1 onlink",
+        "ip route add 10.244.198.0/24 via 172.31.9.99 proto 102",
         f"ip neigh add 172.31.9.99 lladdr {MAC} dev eth0 nud permanent",
     )
     two.sandbox.run("host1", ["sh", "-euc", "; ".join(lines)])
     two.lab.start_agents(["host1"])
     assert actual(two) == before
-    assert "10.244.99.0" not in "\n".join(two.routes("host1"))
+    assert "10.244.199.0" not in "\n".join(two.routes("host1"))
     assert len(kernel_state.neighbours(two, "host1", "eth0")) == 1
     two.sandbox.run("host1", ["ip", "neigh", "del", "172.31.9.99", "dev", "eth0"])
 
@@ -282,7 +282,7 @@ def test_flanneld_s_device_and_routes_are_adopted_without_an_outage(two: Cluster
         f"ip neigh replace {peer.network_address} lladdr {mac(two, 'host2')} dev flannel.1 nud permanent",
         f"bridge fdb add {mac(two, 'host2')} dev flannel.1 dst 172.31.9.2",
         f"ip route add {peer} via {peer.network_address} dev flannel.1 onlink",
-        "ip route add 10.244.97.0/24 via 10.244.97.0 dev flannel.1 onlink",
+        "ip route add 10.244.197.0/24 via 10.244.197.0 dev flannel.1 onlink",
     )
     two.sandbox.run("host1", ["sh", "-euc", "; ".join(lines)])
     old = data(two, "host1")
@@ -298,7 +298,7 @@ def test_flanneld_s_device_and_routes_are_adopted_without_an_outage(two: Cluster
     assert (sent - answered, kernel_state.index(two, "host1", "flannel.1")) == (0, before)
     assert (mac(two, "host1"), kernel_state.vxlan(two, "host1", "flannel.1")) == (OTHER_MAC, link(two))
     assert actual(two) == wanted(two)
-    assert "10.244.97.0" not in "\n".join(two.routes("host1"))
+    assert "10.244.197.0" not in "\n".join(two.routes("host1"))
 
 
 def test_a_new_mtu_of_the_uplink_reaches_the_living_device(two: Cluster) -> None:
