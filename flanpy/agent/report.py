@@ -22,7 +22,7 @@ from flanpy.errors import FlanpyError
 from flanpy.model import ForeignLease, Lease, NetworkConfig, NodeAttributes, Peer, Refusal, Route
 
 if TYPE_CHECKING:
-    from flanpy.agent.loop import State
+    from flanpy.agent.state import State
 
 QUESTIONS = ("status", "peers", "routes", "health")
 

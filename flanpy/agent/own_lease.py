@@ -1,0 +1,117 @@
+"""Our own lease, as the loop sees it: feeds ``core.leasing`` with events and carries its effects to the store.
+
+Also keeps what the lease says of this node up to date: addresses, and what the datapath can take.
+
+Called by the loop's thread. Decides nothing: the rules are in ``core.leasing``.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import time
+from dataclasses import replace
+from ipaddress import IPv6Address
+
+from flanpy import backends
+from flanpy.agent.events import EventQueue, LeaseOutcome
+from flanpy.agent.executor import Executor
+from flanpy.agent.logs import event
+from flanpy.agent.machine import Machine
+from flanpy.agent.state import State
+from flanpy.agent.underlay import Underlay
+from flanpy.config.options import AgentOptions
+from flanpy.core import leasing
+from flanpy.core.lease_events import Pending
+from flanpy.model import NetworkConfig, NodeAttributes
+
+log = logging.getLogger(__name__)
+
+RELEASE_S = 3.0
+"""How long the end of the process may wait for etcd to take the lease back."""
+
+
+class OwnLease:
+    """Keeps ``state.lease``; what the lease says of this node is in the identity that it holds."""
+
+    def __init__(
+        self,
+        state: State,
+        identity: leasing.Identity,
+        options: AgentOptions,
+        underlay: Underlay,
+        machine: Machine,
+        executor: Executor,
+    ) -> None:
+        self._state = state
+        self._identity = identity
+        self._options = options
+        self._underlay = underlay
+        self._machine = machine
+        self._executor = executor
+
+    def identify(self, config: NetworkConfig) -> None:
+        """Let our lease say what the backend wants it to. Raises ConfigError or PlatformError when this node cannot run it."""
+        backend = backends.find(config.backend.type)
+        facts = self._machine.facts(self._identity.node_id, config, self._options.state_dir)
+        base = replace(self._identity.attributes, public_ipv6=self._public_ipv6(config))
+        self._identity = replace(self._identity, attributes=backend.attributes(base, config, facts))
+
+    def _public_ipv6(self, config: NetworkConfig | None) -> IPv6Address | None:
+        """The IPv6 address that peers reach us by; one of the uplink's own only where the cluster has IPv6."""
+        own = self._underlay.uplink.address6 if config is not None and config.enable_ipv6 else None
+        return self._options.public_ipv6 or own
+
+    def start(self, config: NetworkConfig) -> None:
+        """Begin to look for a lease in this network."""
+        self._state.lease, effects = leasing.start(self._identity, config, time.monotonic())
+        self._do(effects)
+
+    def feed(self, item: leasing.Event) -> None:
+        """One event for ``core.leasing``; without effect before ``start``."""
+        state = self._state
+        if state.lease is None:
+            return
+        before = state.lease.held
+        state.lease, effects = leasing.step(state.lease, item, time.monotonic())
+        self._do(effects)
+        if state.lease.held != before:
+            state.dirty = True
+
+    def _do(self, effects: tuple[leasing.Effect, ...]) -> None:
+        for effect in effects:
+            if isinstance(effect, leasing.Say):
+                log.log(logging.getLevelName(effect.level.upper()), "%s", effect.message, extra=event(effect.event))
+            else:
+                self._executor.submit(effect)
+
+    def follow_underlay(self) -> None:
+        """Register anew when peers have to reach us by another address."""
+        address = self._options.public_ip or self._underlay.uplink.address
+        attributes = self._identity.attributes
+        moved = replace(attributes, public_ip=address or attributes.public_ip, public_ipv6=self._public_ipv6(self._state.config))
+        self._change(moved)
+
+    def announce(self, features: frozenset[str] | None) -> None:
+        """Let the lease say what the datapath that runs now can take, if it says something else."""
+        said = self._identity.attributes.flanpy
+        if features is not None and said is not None and said.features != features:
+            self._change(replace(self._identity.attributes, flanpy=replace(said, features=features)))
+
+    def _change(self, attributes: NodeAttributes) -> None:
+        if attributes != self._identity.attributes:
+            self._identity = replace(self._identity, attributes=attributes)
+            self.feed(leasing.AttributesChanged(attributes))
+
+    def release(self, events: EventQueue) -> None:
+        """Give the lease back; waits RELEASE_S at most for the outcome among the events."""
+        deadline_s = time.monotonic() + RELEASE_S
+        self.feed(leasing.Release())
+        while self._state.lease is not None and isinstance(self._state.lease.phase, Pending):
+            try:
+                item = events.get(timeout=deadline_s - time.monotonic())
+            except (queue.Empty, ValueError):
+                log.warning("the lease was not given back: etcd has not answered", extra=event("release_failed"))
+                return
+            if isinstance(item, LeaseOutcome):
+                self.feed(item.event)

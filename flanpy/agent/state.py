@@ -1,0 +1,45 @@
+"""What the agent knows: one mutable value of the loop's thread.
+
+``loop``, ``config_reader`` and ``own_lease`` change it, ``report`` reads it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from flanpy.agent.machine import Outcome
+from flanpy.agent.passes import Passes
+from flanpy.agent.planner import Plan
+from flanpy.agent.said import Said
+from flanpy.core import membership
+from flanpy.core.lease_events import LeasingState
+from flanpy.model import NetworkConfig
+
+CONFIG_RETRY_S = (0.5, 10.0)
+"""Least and most wait before the network config is read again when there is none, or a bad one."""
+
+
+@dataclass(slots=True)
+class State:
+    """All that the agent knows; only the loop's thread touches it."""
+
+    config_text: bytes | None = None
+    config: NetworkConfig | None = None
+    config_problem: str | None = "the network config has not been read yet"
+    config_wait_s: float = CONFIG_RETRY_S[0]
+    members: membership.Membership | None = None
+    lease: LeasingState | None = None
+    store_problem: str | None = None
+    store_denied: bool = False
+    last_store_word_s: float | None = None
+    plan: Plan | None = None
+    outcome: Outcome | None = None
+    passes: Passes = field(default_factory=Passes)
+    generation: int = 0
+    dirty: bool = False
+    look_at_underlay: bool = False
+    failures: int = 0
+    said: Said = field(default_factory=Said)
+    refused: dict[str, str] = field(default_factory=dict)
+    timers: dict[str, float] = field(default_factory=dict)
+    """When the loop does what next, by name, on the monotonic clock."""
