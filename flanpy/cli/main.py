@@ -29,6 +29,7 @@ COMMANDS = {
     "reserve": "keep a subnet for one node",
     "release": "give a subnet back",
     "log-level": "what the running agent logs",
+    "docker-opts": "write dockerd's options for this node's subnet",
     "cleanup": "remove from this host what flanpy has left there",
     "network": "read, write and check the cluster's network config in etcd",
     "cni": "install the CNI plugin, or be it",
