@@ -142,6 +142,7 @@ static int init_worker(struct fp_worker *worker)
                                           .options = worker->settings.options,
                                           .tunnel_address = worker->settings.tunnel_address};
     fp_bucket_fill(&worker->bucket);
+    fp_bucket_fill(&worker->too_big_bucket);
     worker->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     if (worker->wake_fd < 0)
         return -errno;

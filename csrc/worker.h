@@ -21,6 +21,7 @@ struct fp_settings {
     uint32_t spin_us;        /* busy wait after traffic before poll */
     uint32_t icmp_per_second; /* ICMP errors that one worker may send */
     uint32_t threads_per_queue; /* 0 or 1: both directions in one thread; 2: a thread for each */
+    uint32_t gso_retry_ms;      /* so long after EIO UDP_SEGMENT is tried again; 0: never */
 };
 
 /* Besides verdicts: what the worker does. X(SYMBOL, "name", "meaning"); append only. */
@@ -34,7 +35,7 @@ struct fp_settings {
     X(UDP_TRUNCATED, "udp_truncated", "trains dropped because the kernel cut them (MSG_TRUNC, MSG_CTRUNC)")                   \
     X(POLLS, "polls", "times a worker slept in poll")                                                                         \
     X(SEND_RETRIES, "send_retries", "sends repeated after EAGAIN or ENOBUFS")                                                 \
-    X(GSO_OFF, "gso_off", "sockets that have turned UDP_SEGMENT off after EIO")                                               \
+    X(GSO_OFF, "gso_off", "times a socket has turned UDP_SEGMENT off for a minute after EIO")                                               \
     X(TABLES, "tables", "route tables picked up")
 
 enum fp_work_counter {

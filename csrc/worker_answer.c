@@ -1,5 +1,6 @@
 /*
- * worker_answer.c: the ICMP errors of a worker: built by icmp.c, limited in rate here, written to the TUN device as packets that came
+ * worker_answer.c: the ICMP errors of a worker: built by icmp.c, limited in rate here (those
+ * that tell of a path MTU by themselves), written to the TUN device as packets that came
  * in through it. The kernel routes them like any other: to a process or pod of this node, or back into the tunnel to a peer's.
  */
 #include <time.h>
@@ -35,12 +36,13 @@ static bool take_token(struct fp_bucket *bucket, uint32_t per_second)
 void fp_worker_answer(struct fp_worker *worker, enum fp_verdict verdict, const uint8_t *packet, size_t bytes, uint32_t mtu_bytes)
 {
     uint8_t reply[FP_VNET_HDR_BYTES + ICMP_BYTES_MAX] = {0}; /* an all-zero vnet_hdr: no offload, checksums are done */
+    struct fp_bucket *bucket = verdict == FP_DROP_TOO_BIG ? &worker->too_big_bucket : &worker->bucket;
     size_t length;
 
     if (verdict != FP_DROP_NO_ROUTE && verdict != FP_DROP_TTL && verdict != FP_DROP_TOO_BIG)
         return;
     length = fp_icmp_error(&worker->context, verdict, packet, bytes, mtu_bytes, reply + FP_VNET_HDR_BYTES, ICMP_BYTES_MAX);
-    if (!length || !take_token(&worker->bucket, worker->settings.icmp_per_second)) {
+    if (!length || !take_token(bucket, worker->settings.icmp_per_second)) {
         fp_worker_verdict(worker, FP_ICMP_LIMITED, 1, bytes);
         return;
     }

@@ -5,7 +5,8 @@
  *   read until EAGAIN or the batch bound -> fp_encap_frame -> (FP_FULL or end of batch) sendmmsg of all runs
  *
  * Errors of a send, per run of datagrams:
- *   EIO               the route or device cannot cut: no more UDP_SEGMENT on this socket, resend singly
+ *   EIO               the route or device cannot cut: no more UDP_SEGMENT on this socket, resend singly. It may have been one
+ *                     route of many (IPsec, a device without checksum offload), so it is tried again after a minute
  *   EMSGSIZE, EINVAL  the path MTU has shrunk below the run's datagrams (EINVAL before Linux 6.14): tell the inner senders whose
  *                     packets may not be fragmented, send singly what is here (the kernel fragments those on the outside)
  *   EAGAIN, ENOBUFS   the socket's buffer is full: wait for room a bounded number of times, then drop
@@ -203,6 +204,7 @@ static void send_again(struct fp_worker *worker, const struct fp_send *run, stru
         if (worker->out.max_segments > 1)
             fp_worker_work(worker, FP_WORK_GSO_OFF, 1);
         worker->out.max_segments = 1; /* takes effect at the end of this flush */
+        worker->out.gso_off_ns = fp_clock_ns(CLOCK_MONOTONIC_COARSE);
         send_singly(worker, run, message);
     } else if (error == EMSGSIZE || (error == EINVAL && run->segments > 1)) {
         path_shrank(worker, run, message);
@@ -240,6 +242,16 @@ static size_t send_some(struct fp_worker *worker, const struct fp_send *runs, si
     return (size_t)taken;
 }
 
+/* UDP_SEGMENT again, once it has been off for long enough. */
+static void turn_gso_on(struct fp_worker *worker)
+{
+    struct fp_outward *out = &worker->out;
+    uint64_t pause_ns = (uint64_t)worker->settings.gso_retry_ms * (FP_NS_PER_S / 1000);
+
+    if (pause_ns && fp_clock_ns(CLOCK_MONOTONIC_COARSE) - out->gso_off_ns >= pause_ns)
+        out->max_segments = worker->settings.max_segments;
+}
+
 /* Send all runs and make the encapsulator empty. */
 static void flush(struct fp_worker *worker)
 {
@@ -250,6 +262,8 @@ static void flush(struct fp_worker *worker)
 
     for (size_t done = 0; done < count;)
         done += send_some(worker, runs + done, count - done);
+    if (out->max_segments < worker->settings.max_segments)
+        turn_gso_on(worker);
     if (out->max_segments != max_segments)
         out->encap = fp_encap_init(out->encap_memory, out->max_segments);
     else

@@ -29,7 +29,8 @@ struct fp_outward {
     uint8_t *frame;
     void *encap_memory;
     struct fp_encap *encap;
-    uint32_t max_segments; /* 1 after EIO: this socket cannot cut */
+    uint32_t max_segments; /* 1 after EIO: a route of this socket cannot cut */
+    uint64_t gso_off_ns;   /* when that was */
     uint32_t waits_left;   /* for room in the socket, in this turn */
 };
 
@@ -75,6 +76,7 @@ struct fp_worker {
     struct fp_outward out;
     struct fp_inward in;
     struct fp_bucket bucket;
+    struct fp_bucket too_big_bucket; /* path MTU discovery must not wait for a flood of other errors to end */
     uint64_t idle_since_ns; /* 0: busy, or already asleep once since the last traffic */
     struct fp_stats *stats; /* on cache lines of its own */
 };

@@ -46,6 +46,8 @@ class Tuning:
 
     icmp_per_second: int = 100
     threads_per_queue: int = 2
+    gso_retry_s: float = 60.0
+    """A socket whose sends in trains were refused (EIO) tries them again after this; 0: never."""
 
 
 class UserspaceDatapath:
@@ -149,6 +151,7 @@ def _start(settings: DatapathSettings, tun: TunQueues, underlay: Underlay, tunin
             "spin_us": settings.spin_us,
             "icmp_per_second": tuning.icmp_per_second,
             "threads_per_queue": tuning.threads_per_queue,
+            "gso_retry_ms": round(tuning.gso_retry_s * 1000),
         },
     )
     out = ffi.new("struct fp_datapath **")

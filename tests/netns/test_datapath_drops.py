@@ -107,6 +107,22 @@ def test_icmp_errors_are_limited_in_rate() -> None:
         assert 100 <= made.a.packets("icmp_sent") <= 300
 
 
+def test_frag_needed_does_not_wait_for_other_errors() -> None:
+    """Path MTU discovery goes on while somebody scans addresses that nobody has."""
+    with overlay() as made, udp_socket(made.a.pod) as sender:
+        for _ in range(1000):
+            sender.sendto(b"x", ("10.5.99.1", 7))
+        assert eventually(lambda: made.a.packets("icmp_limited") > 0)
+        made.a.host.script("ip link set flannel0 mtu 1500; ip link set pod0 mtu 1500")
+        made.a.pod.script("ip link set eth0 mtu 1500")
+        with capture(made.a.pod, "eth0") as wire:
+            sender.setsockopt(socket.IPPROTO_IP, 10, 3)  # IP_MTU_DISCOVER, IP_PMTUDISC_PROBE: don't fragment
+            sender.sendto(bytes(1460), (str(made.b.pod_address), 7))
+            replies = iter(lambda: IP(wire.recv(65536)[14:]), None)
+            told = next(reply for reply in replies if ICMP in reply and (reply[ICMP].type, reply[ICMP].code) == (3, 4))
+        assert told[ICMP].nexthopmtu == 1472
+
+
 def outer_of(made: Overlay, packet_socket: socket.socket) -> IP:
     """The next encapsulated packet from host a to host b on the underlay."""
     while True:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from flanpy.datapath.sockets import Underlay, open_underlay
+from flanpy.datapath.userspace import Tuning
 from flanpy.errors import DatapathError
 from flanpy.model import ForwardTable, Hop, TableEntry
 from tests.support.netns import PORT, Overlay, Side, counters, eventually, overlay, start, table, udp_socket
@@ -262,3 +263,18 @@ def test_a_route_that_cannot_cut_turns_segmentation_off_once_and_loses_nothing()
         assert stats.counters["gso_off"] == 1
         assert stats.counters["udp_sends"] == stats.counters["udp_sent_segments"] == 80
         assert counters(stats) == {"encapsulated": 80}
+
+
+def test_segmentation_is_tried_again_after_a_while() -> None:
+    """UDP-Lite refuses every time, and every time the packets go singly."""
+    with overlay(underlay=lite_underlay, tuning=Tuning(gso_retry_s=0.05)) as made:
+        with udp_socket(made.b.pod, made.b.pod_address) as receiver, udp_socket(made.a.pod) as sender:
+            sender.setsockopt(socket.IPPROTO_UDP, 103, 1200)
+
+            def refused_again() -> bool:
+                sender.sendto(bytes(12000), receiver.getsockname())
+                assert [len(receiver.recv(2000)) for _ in range(10)] == [1200] * 10
+                return made.a.datapath.stats().counters["gso_off"] >= 3
+
+            assert eventually(refused_again)
+        assert set(counters(made.a.datapath.stats())) == {"encapsulated"}
