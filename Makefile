@@ -16,7 +16,7 @@ BIN := $(VENV)/bin
 STAMP := build/.built
 SOURCES := $(shell find csrc -name '*.[ch]' -not -path 'csrc/fuzz/*') $(wildcard flanpy/*/*_build.py) setup.py pyproject.toml
 
-.PHONY: help setup build demo test test-unit test-vm bench fuzz lint format reference pin clean distclean
+.PHONY: help setup build demo test test-unit test-vm bench fuzz lint format reference reliability pin clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ lint: build ## ruff and mypy strict (the suite compiles the C core with all warn
 
 format: build ## let ruff format the Python files
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+reliability: build ## run the tests of all faults and write docs/reliability.md from what they measured (root)
+	@$(BIN)/python scripts/reliability.py run $(ARGS)
 
 reference: build ## write docs/reference.md from the code
 	@$(BIN)/python scripts/reference.py

@@ -1,11 +1,28 @@
-"""Rules of the whole suite: what needs root says so where there is none, and never in CI, where nothing is skipped."""
+"""Rules of the whole suite: what needs root says so where there is none, and never in CI, where nothing is skipped.
 
+``measured`` is how a test of a fault says what it has measured; ``--figures FILE`` keeps that for docs/reliability.md.
+"""
+
+import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-NEED_ROOT = {"netns"}
+NEED_ROOT = {"netns", "faults"}
+FIGURES = pytest.StashKey[dict[str, dict[str, Any]]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--figures", metavar="FILE", help="write outcome and measured figures of every test there, as JSON")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[FIGURES] = {}
+    if config.getoption("--figures") and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(_Keeper(config), "figures")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -17,3 +34,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.relative_to(here).parts[0] in NEED_ROOT or item.get_closest_marker("root"):
             item.add_marker(skip)
+
+
+@pytest.fixture
+def measured(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Say what was measured, in words with units; several times for several figures."""
+    return lambda figure: record_property("measured", figure)
+
+
+class _Keeper:
+    """Gathers outcomes and figures of all workers and writes them at the end."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        kept = self._config.stash[FIGURES].setdefault(report.nodeid, {"outcome": "passed", "measured": [], "seconds": 0.0})
+        kept["seconds"] = round(kept["seconds"] + report.duration, 2)
+        if report.outcome != "passed":
+            kept["outcome"] = report.outcome
+        if report.when == "call":
+            kept["measured"] = [value for name, value in report.user_properties if name == "measured"]
+
+    def pytest_sessionfinish(self) -> None:
+        path = Path(self._config.getoption("--figures"))
+        path.write_text(json.dumps(self._config.stash[FIGURES], indent=1) + "\n", encoding="utf-8")

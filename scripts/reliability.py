@@ -1,0 +1,113 @@
+"""Writes docs/reliability.md from a test run: every fault, what happens, what was measured, and the test that shows it.
+
+    python scripts/reliability.py run [JOBS]   run the tests of all faults and write it
+    python scripts/reliability.py list         the tests, as pytest takes them
+    python scripts/reliability.py check        whether the file names the tests that there are (exit status 1: it does not)
+
+The rows are docstrings of tests (tests/support/rows.py); nothing in the file is written by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from tests.support.rows import Row, rows  # noqa: E402
+
+TARGET = ROOT / "docs" / "reliability.md"
+HEAD = """\
+# What happens when something breaks
+
+Written by `make reliability` from a run of the tests named here; do not edit. Each test injects the fault for real, most of them
+on real agents in network namespaces with a real etcd, while numbered datagrams (probes, 1,000 a second in each direction) go from pod to
+pod. The principle is fail static: the datapath keeps the last state that was known to be good, and the agent compares the whole
+desired state with the actual one again and again.
+
+"""
+
+
+def document(figures: dict[str, dict[str, Any]]) -> str:
+    """The whole file. ``figures``: what tests/conftest.py has kept, by node id."""
+    lines = ["| # | fault | what happens | passes when | measured | test |", "| --- | --- | --- | --- | --- | --- |"]
+    for row in rows():
+        cells = (str(row.number), row.fault, row.happens, row.criterion, _measured(row, figures), f"`{row.node}`")
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return HEAD + _conditions() + "\n".join(["", *lines, ""])
+
+
+def _conditions() -> str:
+    load = os.getloadavg()[0]
+    when = datetime.now(UTC).strftime("%Y-%m-%d")
+    return f"This run: {when}, Linux {platform.release()}, {os.cpu_count()} CPUs, load {load:.1f} at its end (other work included).\n"
+
+
+def _measured(row: Row, figures: dict[str, dict[str, Any]]) -> str:
+    """The figures of every parameter set of the test: ``userspace: ...; ebpf: ...``."""
+    parts = []
+    for node, kept in figures.items():
+        base, _, parameters = node.partition("[")
+        if base == row.node:
+            text = ", ".join(kept["measured"]) or kept["outcome"]
+            parts.append(f"{parameters.removesuffix(']')}: {text}" if parameters else text)
+    return "; ".join(parts)
+
+
+def run(jobs: str) -> int:
+    """Run the tests, two or so files at a time, and write the file if every one has passed."""
+    with tempfile.TemporaryDirectory(prefix="flanpy-figures-") as directory:
+        kept = Path(directory, "figures.json")
+        argv = [sys.executable, "-m", "pytest", "-q", f"--numprocesses={jobs}", "--dist=loadfile", f"--figures={kept}"]
+        status = subprocess.run([*argv, *nodes()], cwd=ROOT, check=False).returncode
+        if status != 0:
+            print(f"{TARGET.relative_to(ROOT)}: not written, for a test has failed", file=sys.stderr)
+            return status
+        TARGET.write_text(document(json.loads(kept.read_text(encoding="utf-8"))), encoding="utf-8")
+    return 0
+
+
+def nodes() -> list[str]:
+    """The tests of all rows, once each, files in order."""
+    return sorted({row.node for row in rows()})
+
+
+def check() -> int:
+    """Hold the file's rows against the tests that there are."""
+    named = {
+        (int(number), node) for number, node in re.findall(r"^\| (\d+) \|.*\| `([^`]+)` \|$", TARGET.read_text(), re.MULTILINE)
+    }
+    there = {(row.number, row.node) for row in rows()}
+    for number, node in sorted(named ^ there):
+        word = "has no such row" if (number, node) in there else "names a test that there is not"
+        print(f"{TARGET.relative_to(ROOT)}: {word}: {number} {node}; run `make reliability`", file=sys.stderr)
+    return int(named != there)
+
+
+def main() -> int:
+    """Returns the exit status."""
+    match sys.argv[1:]:
+        case ["run"]:
+            return run("2")
+        case ["run", jobs]:
+            return run(jobs)
+        case ["list"]:
+            print("\n".join(nodes()))
+            return 0
+        case ["check"]:
+            return check()
+    print(__doc__, file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,49 @@
+"""The table of faults: every row's docstring has its parts, and the words for it come out of figures."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from tests.support import rows as rows_module
+from tests.support.rows import FAULTS, rows
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("reliability", ROOT / "scripts" / "reliability.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["reliability"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_row_has_its_parts_and_measures_something() -> None:
+    found = rows()
+    assert [row for row in found if not (1 <= row.number <= FAULTS and row.fault and row.happens and row.criterion)] == []
+    assert [row.node for row in found if not row.measures] == []
+
+
+def test_a_docstring_without_a_criterion_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "tests" / "test_it.py"
+    path.parent.mkdir()
+    path.write_text('def test_it():\n    """Row 3: the sky falls.\n\n    Nothing.\n    """\n')
+    monkeypatch.setattr(rows_module, "TESTS", path.parent)
+    with pytest.raises(ValueError, match=r"test_it.py::test_it.*Passes when:"):
+        rows()
+
+
+def test_figures_of_all_parameters_stand_in_one_cell(script: ModuleType) -> None:
+    row = rows()[0]
+    figures = {
+        f"{row.node}[userspace]": {"outcome": "passed", "measured": ["0 of 7 probes lost", "12 ms"]},
+        f"{row.node}[ebpf]": {"outcome": "passed", "measured": []},
+        f"{row.node}_too": {"outcome": "passed", "measured": ["not of this row"]},
+    }
+    line = next(line for line in script.document(figures).splitlines() if f"`{row.node}`" in line)
+    assert "| userspace: 0 of 7 probes lost, 12 ms; ebpf: passed |" in line
