@@ -105,9 +105,10 @@ FP_INLINE void fz_node_init(struct fz_node *node, uint32_t mtu_bytes, uint32_t o
     const struct fp_route4 routes[] = {{0x0a050100, 24, FP_HOP_LOCAL}, {0x0a050200, 24, 0}};
     struct fp_hop hop = {.address = fz_peer, .port = 8285, .flags = FP_HOP_ECN};
     static void *table;
-    size_t bytes = fp_table_bytes(routes, 2, 1);
-    if (table == NULL)
+    if (table == NULL) { /* sizing it anew for each input would be most of the work */
+        size_t bytes = fp_table_bytes(routes, 2, 1);
         FZ_CHECK(fp_table_build(fz_lasting(&table, bytes), bytes, 1, routes, 2, &hop, 1) == 0);
+    }
     memset(&node->counters, 0, sizeof node->counters);
     node->context = (struct fp_context){table, &node->counters, mtu_bytes, options, 0x0a050100};
 }

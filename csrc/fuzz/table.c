@@ -65,25 +65,40 @@ static void build(struct fz_input *input)
     free(memory);
 }
 
-static void damage(struct fz_input *input)
+/* A good blob, built once: building is most of the work of an execution. Returns its size. */
+static size_t good_blob(void **blob)
 {
+    static void *memory;
+    static size_t bytes;
     struct fp_route4 routes[80];
     struct fp_hop hops[4];
+    *blob = memory;
+    if (memory != NULL)
+        return bytes;
     memset(hops, 0, sizeof hops);
     for (uint32_t i = 0; i < 40; i++)
         routes[i] = (struct fp_route4){0x0a050000 + (i << 8), 24, i % 4};
     for (uint32_t i = 40; i < 80; i++)
         routes[i] = (struct fp_route4){0x0a060000 + i * 2, 32, i % 3};
-    size_t bytes = fp_table_bytes(routes, 80, 4);
-    uint8_t *memory = fz_aligned(bytes);
+    bytes = fp_table_bytes(routes, 80, 4);
+    *blob = fz_lasting(&memory, bytes);
     FZ_CHECK(fp_table_build(memory, bytes, 1, routes, 80, hops, 4) == 0);
+    return bytes;
+}
+
+static void damage(struct fz_input *input)
+{
+    void *blob;
+    size_t bytes = good_blob(&blob);
+    uint8_t *memory = fz_aligned(bytes);
+    memcpy(memory, blob, bytes);
     while (input->left > 0) {
         uint32_t place = fz_u32(input) % (uint32_t)(bytes / 4);
         fp_store32(memory + 4 * (size_t)place, fz_u32(input));
     }
     if (fp_table_check(memory, bytes) == 0) {
         const struct fp_table *table = (const struct fp_table *)(const void *)memory;
-        for (uint32_t address = 0x0a04ff00; address < 0x0a060200; address += 3) {
+        for (uint32_t address = 0x0a04ff00; address < 0x0a060200; address += 61) {
             uint32_t hop = fp_table_lookup4(table, address);
             FZ_CHECK(hop == FP_HOP_NONE || hop == FP_HOP_LOCAL || fp_table_hop(table, hop) != NULL);
         }
