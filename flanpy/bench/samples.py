@@ -29,6 +29,7 @@ MODES = MappingProxyType(
         "superpacket": "the underlay veth as it is: carries whole superpackets",
         "wire": "every packet on the underlay <= MTU (tso, gso off), receiver GRO off",
         "wire-gro": "the same with receiver GRO on",
+        "wire-uso": "tso and gso off, UDP superpackets whole: `ethtool -K … tso off gso off` alone; a card that cuts UDP",
     }
 )
 NO_MODE = "-"
@@ -71,6 +72,8 @@ class Settings:
     groups: tuple[str, ...]
     mtu_bytes: int = 1500
     flanneld: str | None = None
+    gigabytes: float = 1.0
+    """Of random content in each sample of the group ``content``."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 
 from flanpy.bench import agents, core
+from flanpy.bench.content import content_task
 from flanpy.bench.latency import latency_tasks
 from flanpy.bench.progress import show_progress
 from flanpy.bench.runner import Progress, Recorder, plan, run_beds
@@ -73,6 +74,8 @@ def bed_tasks(settings: Settings, quick: bool) -> Sequence[Task]:
         tasks += udp_tasks(settings)
     if "latency" in settings.groups:
         tasks += latency_tasks(settings)
+    if "content" in settings.groups:
+        tasks.append(content_task(settings.gigabytes))
     return tasks
 
 

@@ -31,6 +31,7 @@ EPILOG = """\
 examples:
   flanpy bench quick
   flanpy bench --groups tcp,latency --modes wire --rounds 7
+  flanpy bench --groups content --gigabytes 10 --rounds 1 --setups userspace,ebpf
   flanpy bench --flanneld /usr/local/bin/flanneld
   flanpy bench quick --output json | jq '.samples | length'
 
@@ -48,7 +49,10 @@ GROUPS = {
     "latency": "request and response: idle and under a TCP stream",
     "agent": "convergence, join time, memory, idle CPU, loss while tables change (needs etcd)",
     "core": "the C core by itself",
+    "content": "random content over TCP, every byte compared (not unless named; --gigabytes)",
 }
+USUAL_GROUPS = tuple(name for name in GROUPS if name != "content")
+USUAL_MODES = ("superpacket", "wire", "wire-gro")
 QUICK_SETUPS = ("routed", "vxlan", "proxy", "userspace", "ebpf")
 QUICK_MODES = ("superpacket", "wire")
 QUICK_GROUPS = ("tcp",)
@@ -61,11 +65,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", nargs="?", choices=("all", "quick", "core"), default="all", help="default: all")
     parser.add_argument("--quick", action="store_true", help="the same as `flanpy bench quick`")
     parser.add_argument("--setups", metavar="NAMES", help=f"of {', '.join(SETUPS)} (default: all that work here)")
-    parser.add_argument("--modes", metavar="NAMES", help=f"of {', '.join(MODES)} (default: all; quick: superpacket,wire)")
-    parser.add_argument("--groups", metavar="NAMES", help=f"of {', '.join(GROUPS)} (default: all; quick: tcp)")
+    parser.add_argument(
+        "--modes", metavar="NAMES", help=f"of {', '.join(MODES)} (default: {','.join(USUAL_MODES)}; quick: superpacket,wire)"
+    )
+    parser.add_argument("--groups", metavar="NAMES", help=f"of {', '.join(GROUPS)} (default: all but content; quick: tcp)")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="samples of each figure (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=2, metavar="S", help="length of a sample (default: %(default)s)")
     parser.add_argument("--streams", metavar="COUNTS", help="TCP streams (default: 1,4; quick: 1)")
+    parser.add_argument(
+        "--gigabytes", type=float, default=1.0, metavar="G", help="content: how much a sample (default: %(default)g)"
+    )
     parser.add_argument("--flanneld", metavar="PATH", help="measure this flanneld too (needs etcd)")
     parser.add_argument("--directory", type=Path, default=Path("bench-results"), metavar="DIR", help="default: %(default)s")
     parser.add_argument("--output", choices=("text", "json"), default="text", help="what goes to standard output")
@@ -95,15 +104,16 @@ def is_quick(arguments: argparse.Namespace) -> bool:
 def settings_of(arguments: argparse.Namespace, missing: Callable[[Iterable[str]], dict[str, str]]) -> Settings:
     """The options as settings; ``missing`` tells which setups do not work here, and why. Raises UsageError."""
     quick = is_quick(arguments)
-    groups = ("core",) if arguments.what == "core" else QUICK_GROUPS if quick else tuple(GROUPS)
+    groups = ("core",) if arguments.what == "core" else QUICK_GROUPS if quick else USUAL_GROUPS
     return Settings(
         setups=setups_of(arguments, QUICK_SETUPS if quick else tuple(SETUPS), missing),
-        modes=chosen("--modes", arguments.modes, MODES) if arguments.modes else QUICK_MODES if quick else tuple(MODES),
+        modes=chosen("--modes", arguments.modes, MODES) if arguments.modes else QUICK_MODES if quick else USUAL_MODES,
         rounds=bounded("--rounds", arguments.rounds, 1, 1000),
         seconds=bounded("--seconds", arguments.seconds, 0.1, 600),
         streams=streams(arguments.streams) if arguments.streams else ((1,) if quick else (1, 4)),
         groups=chosen("--groups", arguments.groups, GROUPS) if arguments.groups else groups,
         flanneld=arguments.flanneld,
+        gigabytes=bounded("--gigabytes", arguments.gigabytes, 0.001, 1000),
     )
 
 

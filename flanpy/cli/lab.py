@@ -85,9 +85,9 @@ def _add_up(up: argparse.ArgumentParser) -> None:
     up.add_argument(
         "--underlay",
         default="superpacket",
-        choices=("superpacket", "wire", "wire-gro"),
+        choices=("superpacket", "wire", "wire-gro", "wire-uso"),
         help="superpacket: cables carry whole superpackets; wire: each packet fits the MTU, as on a real wire; "
-        "wire-gro: the same, merged again by the receiver",
+        "wire-gro: the same, merged again by the receiver; wire-uso: as wire, but UDP superpackets stay whole",
     )
     up.add_argument("--mtu", type=int, default=1500, metavar="BYTES", help="MTU of the underlay (default 1500)")
     up.add_argument(

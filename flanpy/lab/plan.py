@@ -30,7 +30,7 @@ BRIDGE = "underlay"
 UPLINK = "eth0"
 MOST_HOSTS = 200
 MOST_PODS = 100
-MODES = ("superpacket", "wire", "wire-gro")
+MODES = ("superpacket", "wire", "wire-gro", "wire-uso")
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9-]{0,30}")
 
 
@@ -49,7 +49,7 @@ class HostPlan:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Hosts on one underlay. ``mode``: ``superpacket`` (veth as is), ``wire`` (every packet within the MTU), ``wire-gro``."""
+    """Hosts on one underlay. ``mode``: ``superpacket`` (veth as is), ``wire`` (every packet within the MTU), ``wire-gro``, ``wire-uso``."""
 
     hosts: tuple[HostPlan, ...]
     underlay: IPv4Network = UNDERLAY

@@ -16,6 +16,7 @@ MODE_FEATURES = {
     "superpacket": GSO_KINDS.format("on") + " gro off",
     "wire": GSO_KINDS.format("off") + " gro off",
     "wire-gro": GSO_KINDS.format("off") + " gro on",
+    "wire-uso": GSO_KINDS.format("off") + " tx-udp-segmentation on gro off",
 }
 """ethtool -K of the uplinks. ``gso off`` alone leaves the UDP kinds of superpackets on; a veth's GRO is off unless asked for."""
 

@@ -22,6 +22,7 @@ from scapy.packet import Raw
 
 from flanpy.bench import health
 from flanpy.bench.beds import Bed, make_bed
+from flanpy.bench.content import content_task
 from flanpy.bench.runner import Recorder, run_beds
 from flanpy.bench.samples import Figure, Settings, from_json
 from flanpy.bench.stations import ask, send_and_count
@@ -221,3 +222,13 @@ def test_an_interrupted_run_keeps_its_complete_samples_and_exits_as_interrupted(
     result = from_json(next(tmp_path.glob("*/result.json")).read_text())
     assert result.interrupted
     assert set(result.values("tcp_1", "routed", "wire")) == {0}
+
+
+@pytest.mark.parametrize("mode", ["superpacket", "wire", "wire-uso"])
+def test_random_content_crosses_the_userspace_datapath_unchanged(mode: str) -> None:
+    with bed("userspace") as living:
+        living.set_mode(mode)
+
+        (value,) = content_task(0.05).measure(living)
+
+    assert (value.detail["bytes"], value.detail["differs_at"]) == (50_000_000, None)

@@ -41,7 +41,7 @@ def test_pods_follow_the_bridge_in_their_hosts_subnet() -> None:
     [
         ({"hosts": 0}, "--hosts 0: a lab has 1 to 200 hosts"),
         ({"hosts": 201}, "--hosts 201: a lab has 1 to 200 hosts"),
-        ({"mode": "paper"}, "--underlay paper: must be one of superpacket, wire, wire-gro"),
+        ({"mode": "paper"}, "--underlay paper: must be one of superpacket, wire, wire-gro, wire-uso"),
         ({"mtu_bytes": 100}, "--mtu 100: must be 576 to 9000 bytes"),
     ],
 )
