@@ -180,13 +180,16 @@ def _start_flanneld(bed: Bed, here: Side, there: Side) -> None:
     start_flanneld(bed, here, there)
 
 
+_EBPF = ("--kind=ebpf", "--pins=/sys/fs/bpf/{host}")
+
 STARTERS: Mapping[str, Callable[[Bed, Side, Side], None]] = MappingProxyType(
     {
         "routed": _start_routed,
         "vxlan": _start_vxlan,
         "proxy": _start_carrier("flanpy.bench.proxy_process"),
         "userspace": _start_carrier("flanpy.bench.datapath_process", reports=True),
-        "ebpf": _start_carrier("flanpy.bench.datapath_process", "--kind=ebpf", "--pins=/sys/fs/bpf/{host}", reports=True),
+        "ebpf": _start_carrier("flanpy.bench.datapath_process", *_EBPF, reports=True),
+        "ebpf-bypass": _start_carrier("flanpy.bench.datapath_process", *_EBPF, "--bypass", reports=True),
         "flanneld": _start_flanneld,
     }
 )

@@ -30,6 +30,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--kind", choices=("userspace", "ebpf"), default="userspace")
     parser.add_argument("--underlay", default="uplink", help="underlay device (ebpf)")
     parser.add_argument("--pins", type=Path, default=None, help="directory in bpffs for this host alone (ebpf)")
+    parser.add_argument("--bypass", action="store_true", help="past the host's forwarding (ebpf)")
     parser.add_argument("--device", default="flannel0")
     parser.add_argument("--address", type=IPv4Address, required=True, help="underlay address to bind")
     parser.add_argument("--port", type=int, default=8285)
@@ -76,7 +77,8 @@ def open_datapath(arguments: argparse.Namespace) -> Datapath:
     mount_bpffs(BPFFS)
     pins = arguments.pins or BPFFS / "flanpy-bench"
     pins.mkdir(exist_ok=True)
-    return EbpfDatapath(settings, EbpfOptions(arguments.underlay, pin_root=pins), userspace, BpfHost(Kernel()))
+    options = EbpfOptions(arguments.underlay, bypass=arguments.bypass, pin_root=pins)
+    return EbpfDatapath(settings, options, userspace, BpfHost(Kernel()))
 
 
 def answer_until_stopped(datapath: Datapath, stop: int) -> None:

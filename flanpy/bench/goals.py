@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from flanpy.bench.samples import NO_MODE, Result
 from flanpy.bench.statistics import Summary, paired_ratio, summarize
 
-OURS = ("userspace", "ebpf")
+OURS = ("userspace", "ebpf", "ebpf-bypass")
 LEAST_ROUNDS, LEAST_SECONDS = 3, 1.0
 """Shorter runs are noise and not judged."""
 
@@ -88,6 +88,29 @@ def _packets(setup: str) -> Iterator[Goal]:
         yield _ratio(f"latency p99 under TCP, {mode}", Point("latency_loaded_p99", setup, mode), "vxlan", 2.0, at_least=False)
 
 
+def _in_kernel() -> Iterator[Goal]:
+    """What the ebpf datapath is for; the bypass goes further."""
+    for setup, one, routed, four in (("ebpf", 1.4, 0.95, 1.8), ("ebpf-bypass", 1.5, 1.0, 2.0)):
+        yield _ratio("TCP, 1 stream, superpacket (in the kernel)", Point("tcp_1", setup, "superpacket"), "vxlan", one)
+        yield _ratio("TCP, 1 stream, superpacket (in the kernel)", Point("tcp_1", setup, "superpacket"), "routed", routed)
+        yield _ratio("TCP, 4 streams, superpacket (in the kernel)", Point("tcp_4", setup, "superpacket"), "vxlan", four)
+    for mode in ("wire", "wire-gro"):
+        yield _ratio(f"TCP, 1 stream, {mode} (in the kernel)", Point("tcp_1", "ebpf", mode), "vxlan", 1.1)
+    yield _ratio(
+        "CPU seconds per GB, superpacket (in the kernel)", Point("tcp_1_cpu", "ebpf", "superpacket"), "vxlan", 0.7, at_least=False
+    )
+    for mode in ("superpacket", "wire", "wire-gro"):
+        yield _ratio(f"UDP 64 B at <= 0.5 % loss, {mode} (in the kernel)", Point("udp_64", "ebpf", mode), "vxlan", 1.5)
+        for part in ("p50", "p99"):
+            yield _ratio(
+                f"latency {part}, idle, {mode} (in the kernel)",
+                Point(f"latency_idle_{part}", "ebpf", mode),
+                "vxlan",
+                0.9,
+                at_least=False,
+            )
+
+
 def _at_most(title: str, figure: str, setup: str, bound: float, unit: str) -> Goal:
     return Goal(title, Point(figure, setup), bound, None, at_least=False, unit=unit)
 
@@ -105,7 +128,11 @@ def _core_and_agent() -> Iterator[Goal]:
     yield _at_most("start -> ready", "agent_ready", "agent", 1.0, "s")
 
 
-GOALS: tuple[Goal, ...] = (*(goal for setup in OURS for goal in (*_tcp(setup), *_packets(setup))), *_core_and_agent())
+GOALS: tuple[Goal, ...] = (
+    *(goal for setup in OURS for goal in (*_tcp(setup), *_packets(setup))),
+    *_in_kernel(),
+    *_core_and_agent(),
+)
 """Every goal; those without samples in a result are left out of its report."""
 
 

@@ -17,7 +17,7 @@ from flanpy.bench.samples import SETUPS, Figure, Result
 from flanpy.bench.statistics import summarize
 
 COLOURS = {"routed": "#8c8c8c", "vxlan": "#e69f00", "proxy": "#d55e00", "flanneld": "#cc79a7", "userspace": "#0072b2"}
-COLOURS |= {"ebpf": "#009e73", "flanpy": "#0072b2", "naive": "#d55e00"}
+COLOURS |= {"ebpf": "#009e73", "ebpf-bypass": "#56b4e9", "flanpy": "#0072b2", "naive": "#d55e00"}
 """One colour a setup in all pictures, told apart by colour-blind readers too (Okabe and Ito)."""
 
 

@@ -21,6 +21,7 @@ SETUPS = MappingProxyType(
         "proxy": "a proxy of one packet a system call, stands for flannel's udp backend",
         "userspace": "flanpy's userspace datapath",
         "ebpf": "flanpy's eBPF datapath",
+        "ebpf-bypass": "the same with --ebpf-bypass, past the host's forwarding",
         "flanneld": "a real flanneld with its udp backend (--flanneld PATH)",
     }
 )

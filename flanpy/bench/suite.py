@@ -28,7 +28,7 @@ def _lack(setup: str) -> str | None:
     """What a setup lacks here; the probes of ebpf load its programs, so they are made only when they are asked for."""
     if setup == "flanneld":
         return "needs a flanneld binary: --flanneld PATH"
-    if setup == "ebpf":
+    if setup in ("ebpf", "ebpf-bypass"):
         if os.geteuid() != 0:
             return "needs root"
         from flanpy.datapath.ebpf_probe import first_problem, probe_all
