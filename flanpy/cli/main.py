@@ -24,6 +24,8 @@ COMMANDS = {
     "peers": "the other nodes, and leases that are not used, with the reason",
     "routes": "the datapath's table and the kernel's routes",
     "top": "packets and work per second, live",
+    "ping": "round trips to a node or pod through the overlay, with the way and the largest packet",
+    "trace": "the way from one pod to another, step by step",
     "doctor": "check this host, with a cure for what is wrong",
     "leases": "who has which subnet, from etcd",
     "reserve": "keep a subnet for one node",

@@ -9,7 +9,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,18 @@ def ask_agent(arguments: argparse.Namespace, command: str, more: Mapping[str, An
     answer = ask(run_dir(arguments), command, arguments=more)
     answer.pop("ok")
     return answer
+
+
+def ask_and_show(
+    arguments: argparse.Namespace, question: str, render: Callable[[Mapping[str, Any], Paint], Iterable[str]]
+) -> int:
+    """Ask the agent one thing and print its answer as ``--output`` says; the exit status of having done so."""
+    answer = ask_agent(arguments, question)
+    if arguments.output == "json":
+        show_json(answer)
+    else:
+        show(render(answer, paint()))
+    return 0
 
 
 # ------------------------------------------------------------------------------------------------ colour

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from flanpy.cli.output import Paint, add_agent_arguments, ask_agent, paint, printable, show, show_json, table
+from flanpy.cli.output import Paint, add_agent_arguments, ask_and_show, printable, table
 
 EPILOG = """\
 examples:
@@ -28,12 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Ask and print."""
-    answer = ask_agent(arguments, "peers")
-    if arguments.output == "json":
-        show_json(answer)
-    else:
-        show(render(answer, paint()))
-    return 0
+    return ask_and_show(arguments, "peers", render)
 
 
 def render(answer: Mapping[str, Any], colours: Paint) -> list[str]:

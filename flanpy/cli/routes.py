@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from flanpy.cli.output import Paint, add_agent_arguments, ask_agent, paint, show, show_json, table
+from flanpy.cli.output import Paint, add_agent_arguments, ask_and_show, table
 
 EPILOG = """\
 state of a kernel route: ok, missing (wanted, not there: the agent is about to set it), stale (there, not wanted: about to go)
@@ -24,12 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Ask and print."""
-    answer = ask_agent(arguments, "routes")
-    if arguments.output == "json":
-        show_json(answer)
-    else:
-        show(render(answer, paint()))
-    return 0
+    return ask_and_show(arguments, "routes", render)
 
 
 def render(answer: Mapping[str, Any], colours: Paint) -> list[str]:
