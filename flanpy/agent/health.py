@@ -8,9 +8,11 @@ flanneld's /healthz says 200 as long as the process lives; ours says 503 when th
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import queue
+import socket
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -24,6 +26,8 @@ from flanpy.errors import ResourceBusy
 log = logging.getLogger(__name__)
 
 ANSWER_TIMEOUT_S = 2.0
+REQUEST_S = 5.0
+"""A client that has not sent its whole request by then is let go, so that slow ones cannot keep all places for long."""
 CLIENTS_MAX = 16
 ACCEPT_PAUSE_S = 0.1
 
@@ -91,10 +95,35 @@ class HealthServer:
         self._server.server_close()
 
 
+class _Hurried(io.RawIOBase):
+    """What a client sends, up to a moment on the monotonic clock; after it reading raises TimeoutError, as after any silence."""
+
+    def __init__(self, client: socket.socket, until_s: float) -> None:
+        self._client = client
+        self._until_s = until_s
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """The next bytes."""
+        left_s = self._until_s - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError(f"no whole request within {REQUEST_S:g} s")
+        self._client.settimeout(left_s)
+        return self._client.recv_into(buffer)
+
+
 class _Handler(BaseHTTPRequestHandler):
     events: ClassVar[EventQueue]
-    timeout = 5
+    timeout = REQUEST_S
     protocol_version = "HTTP/1.0"
+
+    def setup(self) -> None:
+        """The whole request has to come in time, not only its next byte."""
+        super().setup()
+        self.rfile = io.BufferedReader(_Hurried(self.connection, time.monotonic() + REQUEST_S))
 
     def do_GET(self) -> None:
         match self.path.partition("?")[0]:

@@ -41,7 +41,7 @@ from flanpy.agent.own_lease import OwnLease
 from flanpy.agent.planner import Plan, make_plan
 from flanpy.agent.readiness import Readiness
 from flanpy.agent.report import answer, counted, summary
-from flanpy.agent.said import Said
+from flanpy.agent.said import Said, shortened
 from flanpy.agent.state import State
 from flanpy.agent.underlay import Underlay
 from flanpy.config.options import AgentOptions
@@ -57,6 +57,9 @@ RESYNC_S = 30.0
 """How often the machine is compared with the desired state though nothing was heard."""
 CONVERGE_RETRY_S = (0.2, 10.0)
 """Least and most wait before a pass that had problems is tried again."""
+HASTE_S = 1.0
+"""While passes fail, word from the kernel or of the rules brings the next one forward to this long after the last: what a failing pass
+does (a device that it makes and gives up again) is such word itself, and must not feed the next."""
 
 
 class Loop:
@@ -131,14 +134,24 @@ class Loop:
                 self._store_fails(message, denied)
             case KernelChanged(what):
                 log.debug("kernel: %s", what, extra=event("kernel_changed", what=str(what)))
-                self._state.dirty = self._state.look_at_underlay = True
+                self._state.look_at_underlay = True
+                self._soon()
             case RulesChanged():
                 self._machine.firewall.touched()
-                self._state.dirty = True
+                self._soon()
             case Ask():
                 item.reply.put(carry_out(item.command, item.arguments, self._answer))
             case Stop(signal):
                 self._stopped_by = signal
+
+    def _soon(self) -> None:
+        """Something on this machine has changed: a pass now, or a little later while passes fail."""
+        state = self._state
+        retry_s = state.timers.get("converge")
+        if state.failures == 0 or retry_s is None:
+            state.dirty = True
+        else:
+            state.timers["converge"] = min(retry_s, state.passed_s + HASTE_S)
 
     def _answer(self, command: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         return answer(command, arguments, self._state, self._machine, self._underlay, self._readiness, self._started_s)
@@ -196,8 +209,8 @@ class Loop:
         match name:
             case "check":
                 self._state.timers["check"] = now_s + CHECK_S
-                if self._state.plan is not None and (self._machine.check() is not None or self._machine.firewall.is_due()):
-                    self._state.dirty = True
+                if self._is_disturbed(now_s):
+                    self._soon()
             case "config":
                 del self._state.timers["config"]
                 self._executor.submit(ReadConfig())
@@ -210,6 +223,12 @@ class Loop:
             case "resync":
                 self._state.timers["resync"] = now_s + RESYNC_S
                 self._state.dirty = True
+
+    def _is_disturbed(self, now_s: float) -> bool:
+        """Whether the datapath, the rules or subnet.env are not as the last pass left them."""
+        if self._state.plan is None:
+            return False
+        return self._machine.check() is not None or self._machine.firewall.is_due() or self._readiness.is_due(now_s)
 
     # ------------------------------------------------------------------------------------------------ desired state
 
@@ -272,16 +291,28 @@ class Loop:
         state = self._state
         wait_s = min(CONVERGE_RETRY_S[0] * 2 ** min(state.failures, 10), CONVERGE_RETRY_S[1])
         state.failures += 1
-        now_s = time.monotonic()
+        now_s = state.passed_s = time.monotonic()
         state.said, due = state.said.say(problems, now_s)
-        for problem in due:
+        state.allowance, few, more = state.allowance.spend(len(due), now_s)
+        for problem in map(shortened, due[:few]):
             log.error("%s; it will be tried again", problem, extra=event("converge_failed", problem=problem))
+        self._say_more(more)
         self._state.timers["converge"] = now_s + wait_s
 
     def _say_refusals(self, plan: Plan) -> None:
-        """Each refused key is said once for each reason, not at every pass."""
+        """Each refused key is said once for each reason, not at every pass; of a flood some."""
+        state = self._state
         now = {refusal.key: refusal.reason for refusal in plan.view.refusals}
-        for key, reason in now.items():
-            if self._state.refused.get(key) != reason:
-                log.warning("lease %s refused: %s", key, reason, extra=event("lease_refused", key=key, reason=reason))
-        self._state.refused = now
+        news = [(shortened(key), shortened(reason)) for key, reason in now.items() if state.refused.get(key) != reason]
+        state.refused = now
+        state.allowance, few, more = state.allowance.spend(len(news), time.monotonic())
+        for key, reason in news[:few]:
+            log.warning("lease %s refused: %s", key, reason, extra=event("lease_refused", key=key, reason=reason))
+        self._say_more(more)
+
+    def _say_more(self, more: int) -> None:
+        if more:
+            told = counted(more, "more problem")
+            log.warning(
+                "%s: `flanpy status` and `flanpy peers` show what is wrong now", told, extra=event("more_problems", count=more)
+            )

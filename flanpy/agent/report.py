@@ -11,12 +11,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from flanpy import __version__
 from flanpy.agent.machine import Machine
 from flanpy.agent.passes import BUCKETS_S, Passes
 from flanpy.agent.readiness import Readiness
+from flanpy.agent.said import shortened
 from flanpy.agent.underlay import Underlay
 from flanpy.errors import FlanpyError
 from flanpy.model import ForeignLease, Lease, NetworkConfig, NodeAttributes, Peer, Refusal, Route
@@ -24,6 +26,8 @@ from flanpy.model import ForeignLease, Lease, NetworkConfig, NodeAttributes, Pee
 if TYPE_CHECKING:
     from flanpy.agent.state import State
 
+OWN_TOLD, REFUSED_TOLD, REFUSED_LISTED = 30, 30, 1000
+"""An answer is for people and probes: of a flood of problems the first ones, and how many more there are."""
 QUESTIONS = ("status", "peers", "routes", "health")
 
 
@@ -86,8 +90,11 @@ def _word(state: State, readiness: Readiness, underlay: Underlay) -> str:
 
 def problems(state: State, readiness: Readiness, underlay: Underlay) -> list[str]:
     """What is wrong now, the worst first; empty when all is well."""
-    refused = (f"lease {key} refused: {reason}" for key, reason in sorted(state.refused.items()))
-    return [*_own_problems(state, readiness, underlay), *refused]
+    first = list(islice(state.refused.items(), REFUSED_TOLD))
+    refused = [shortened(f"lease {shortened(key)} refused: {reason}") for key, reason in sorted(first)]
+    more = len(state.refused) - len(first)
+    rest = [f"{counted(more, 'more lease')} refused: `flanpy peers` lists them"] if more else []
+    return [*_own_problems(state, readiness, underlay), *refused, *rest]
 
 
 def _own_problems(state: State, readiness: Readiness, underlay: Underlay) -> list[str]:
@@ -100,7 +107,9 @@ def _own_problems(state: State, readiness: Readiness, underlay: Underlay) -> lis
         readiness.problem if state.plan else None,
         state.store_problem,
     ]
-    return list(dict.fromkeys(item for item in found if item))
+    told = [shortened(item) for item in dict.fromkeys(item for item in found if item)]
+    more = len(told) - OWN_TOLD
+    return [*told[:OWN_TOLD], f"and {more} more"] if more > 1 else told
 
 
 # ------------------------------------------------------------------------------------------------ status
@@ -226,7 +235,8 @@ def _peers(state: State) -> dict[str, Any]:
     return {
         "peers": [_peer(peer) for peer in (view.peers if view else ())],
         "foreign": [_foreign(lease, backend) for lease in (view.foreign if view else ())],
-        "refused": [{"key": refusal.key, "reason": refusal.reason} for refusal in refusals],
+        "refused": [{"key": shortened(it.key), "reason": shortened(it.reason)} for it in islice(refusals, REFUSED_LISTED)],
+        "refused_count": len(view.refusals) if view else 0,
     }
 
 

@@ -1,4 +1,4 @@
-"""Which problems are worth a line in the log again: a new one at once, one that stays after growing waits. A frozen value. Pure."""
+"""Which problems are worth a line in the log: a new one at once, one that stays after growing waits, of a flood a few. Pure values."""
 
 from __future__ import annotations
 
@@ -8,6 +8,36 @@ from types import MappingProxyType
 
 AGAIN_S = (30.0, 3600.0)
 """Wait before an unchanged problem is said again: doubling from the first to the second."""
+
+LINES_MAX, LINES_PER_S = 20.0, 0.5
+"""A thousand bad leases at once are said in so many lines; then lines come back at this rate."""
+TEXT_MAX = 400
+"""Characters of one problem that are logged or reported: etcd takes keys of more than a megabyte."""
+
+
+def shortened(text: str, most: int = TEXT_MAX) -> str:
+    """The text, its end left off where it is too long to be read anyway."""
+    return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """How many lines may be logged; what was held back is summed up in one line as soon as one may."""
+
+    lines: float = LINES_MAX
+    at_s: float = 0.0
+    held_back: int = 0
+
+    def spend(self, wanted: int, now_s: float) -> tuple[Allowance, int, int]:
+        """The new state, how many of the ``wanted`` lines to say, and the number of others that one more line is to tell (0: none)."""
+        lines = min(LINES_MAX, self.lines + max(0.0, now_s - self.at_s) * LINES_PER_S)
+        whole = int(lines)
+        if not self.held_back and wanted <= whole:
+            return Allowance(lines - wanted, now_s), wanted, 0
+        if whole == 0:
+            return Allowance(lines, now_s, self.held_back + wanted), 0, 0
+        say = min(wanted, whole - 1)
+        return Allowance(lines - say - 1, now_s), say, self.held_back + wanted - say
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from flanpy.agent.machine import Outcome
 from flanpy.agent.passes import Passes
 from flanpy.agent.planner import Plan
-from flanpy.agent.said import Said
+from flanpy.agent.said import Allowance, Said
 from flanpy.core import membership
 from flanpy.core.lease_events import LeasingState
 from flanpy.model import NetworkConfig
@@ -39,7 +39,9 @@ class State:
     dirty: bool = False
     look_at_underlay: bool = False
     failures: int = 0
+    passed_s: float = 0.0
     said: Said = field(default_factory=Said)
+    allowance: Allowance = field(default_factory=Allowance)
     refused: dict[str, str] = field(default_factory=dict)
     timers: dict[str, float] = field(default_factory=dict)
     """When the loop does what next, by name, on the monotonic clock."""

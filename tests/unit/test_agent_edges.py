@@ -8,6 +8,7 @@ import resource
 import socket
 import struct
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from flanpy.agent import control, files
+from flanpy.agent import control, files, health
 from flanpy.agent.events import Ask, EventQueue
 from flanpy.agent.health import HealthServer
 from flanpy.agent.logs import JsonFormatter, TextFormatter, event
@@ -250,3 +251,28 @@ def test_clients_that_break_off_leave_no_traceback(loop: EventQueue, capsys: pyt
     finally:
         server.close()
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_clients_that_send_a_byte_now_and_then_are_let_go_all_the_same(loop: EventQueue, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each byte would begin the wait anew; the whole request has its time, so that slow clients cannot keep every place."""
+    monkeypatch.setattr(health, "REQUEST_S", 0.5)
+    server = HealthServer("127.0.0.1", 0, loop)
+    server.start()
+    slow = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(health.CLIENTS_MAX)]
+    try:
+        deadline = time.monotonic() + 10
+        while slow:
+            assert time.monotonic() < deadline, f"{len(slow)} slow clients are still served"
+            time.sleep(0.1)
+            for client in list(slow):
+                try:
+                    client.sendall(b"G")
+                except OSError:
+                    client.close()
+                    slow.remove(client)
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/healthz", timeout=5) as response:
+            assert response.status == 200
+    finally:
+        for client in slow:
+            client.close()
+        server.close()
