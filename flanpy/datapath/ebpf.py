@@ -28,9 +28,10 @@ from flanpy.datapath.ebpf_attach import Hooks, Spot, TcxHooks, has_tcx
 from flanpy.datapath.ebpf_host import Host
 from flanpy.datapath.ebpf_layout import COUNTERS_BYTES, Header, build_snapshot, sum_counters
 from flanpy.datapath.ebpf_needs import degraded, may_send_raw, require_ethernet
-from flanpy.datapath.ebpf_pins import ROOT, Pins
+from flanpy.datapath.ebpf_pins import ROOT, Pins, sweep_dead
+from flanpy.datapath.ebpf_places import put_in_place
 from flanpy.datapath.ebpf_prober import Prober, Target
-from flanpy.datapath.ebpf_programs import Loaded, load, map_pin, publish
+from flanpy.datapath.ebpf_programs import Loaded, load, publish
 from flanpy.errors import DatapathError, PlatformError
 from flanpy.model import ForwardTable
 
@@ -41,9 +42,6 @@ BULK = tuple(
     f"bpf_{name}" for name in ("superpackets_out", "superpackets_in", "inner_gro", "up_udp_train", "up_tcp_train", "up_socket")
 )
 """Counters that move with bulk traffic, and not with probes."""
-
-OPTIONAL = frozenset({"fp_bypass", "fp_merged"})
-"""Programs that hang only where an option asks for them."""
 
 Result = TypeVar("Result")
 
@@ -81,7 +79,8 @@ class EbpfDatapath:
         self._can_probe = may_send_raw()
         self.degraded = (*getattr(userspace, "degraded", ()), *degraded(options.underlay, can_probe=self._can_probe))
         try:
-            self._pins.make()
+            self._pins.hold()
+            sweep_dead(options.pin_root)
             require_ethernet(options.underlay)
             self._loaded = load(self._pins)
             tcx = options.hooks == "tcx" or (options.hooks == "auto" and has_tcx(self._loaded.programs["fp_encap"]))
@@ -148,6 +147,7 @@ class EbpfDatapath:
             loaded, self._loaded = self._loaded, None
             if loaded is not None:
                 loaded.close()
+            self._pins.release()
 
     def teardown(self) -> None:
         """Close, and remove programs, maps, pins and devices."""
@@ -233,41 +233,10 @@ class EbpfDatapath:
         self._explain(f"table {table.generation}", lambda: publish(self._running().maps, build_snapshot(table, header)))
 
     def _attach(self, header: Header) -> int:
-        """Every program hangs in its place, ours and not another version; how many had to be put there."""
-        done = 0
-        spots = self._spots(header)
-        for spot in spots:
-            done += self._explain(f"{spot.program} at interface {spot.ifindex}", partial(self._attach_one, spot))
-        self._explain("programs that are not wanted any more", partial(self._detach_others, spots))
-        if done:
-            self._explain("pins", self._pin)
+        """Every program hangs in its place; how many had to be put there."""
+        place = partial(put_in_place, self._running(), self._spots(header), self._pins, self._hooks)
+        self._loaded, done = self._explain("attach", place)
         return done
-
-    def _attach_one(self, spot: Spot) -> bool:
-        running = self._running()
-        pinned = self._pins.open(f"prog_{spot.program}")
-        if pinned is not None:
-            with pinned:
-                same = running.adopted and bpf.program_tag(pinned) == bpf.program_tag(running.programs[spot.program])
-                if same and self._hooks.attached(spot) == bpf.object_id(pinned):
-                    return False
-        self._hooks.attach(spot, running.programs[spot.program])
-        self._pins.put(f"prog_{spot.program}", running.programs[spot.program])
-        return True
-
-    def _detach_others(self, spots: tuple[Spot, ...]) -> None:
-        """Options change from one process to the next, and interfaces move: what hung elsewhere must not go on there."""
-        self._hooks.sweep(spots)
-        for program in OPTIONAL - {spot.program for spot in spots}:
-            self._pins.remove(f"prog_{program}")
-
-    def _pin(self) -> None:
-        """The maps go under their names after the programs that use them run, so that an adopter never finds half of a set."""
-        running = self._running()
-        if not running.adopted:
-            for name, fd in running.maps.items():
-                self._pins.put(map_pin(name), fd)
-            self._loaded = replace(running, adopted=True)
 
     def _explain(self, what: str, do: Callable[[], Result]) -> Result:
         try:

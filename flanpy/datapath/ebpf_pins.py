@@ -1,15 +1,22 @@
 """The names in bpffs by which programs, maps and links outlive the agent: one directory for each device and network namespace.
 
-    /sys/fs/bpf/flanpy/flannel0@4026531840/   map1_fp_tables, map1_fp_counters, ...   prog_fp_encap, ...   link_fp_encap, ...
+    /sys/fs/bpf/flanpy/flannel0@1/   map1_fp_tables, map1_fp_counters, ...   prog_fp_encap, ...   link_fp_encap, ...
 
-bpffs is one for the whole machine while devices belong to a network namespace, hence its inode in the name. A dot in a device's
-name becomes a colon, for bpffs keeps dots for itself.
+bpffs is one for the whole machine while devices belong to a network namespace, hence its cookie in the name: a number that the
+kernel gives to no other namespace until the next boot (socket option SO_NETNS_COOKIE, Linux 5.14), which an inode is not. A dot in a
+device's name becomes a colon, for bpffs keeps dots for itself.
+
+What a namespace that has died has left is swept by whoever comes next: see ``sweep_dead``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import fcntl
 import os
+import socket
+import struct
 from pathlib import Path
 
 from flanpy.datapath import ebpf_syscall as bpf
@@ -18,6 +25,7 @@ from flanpy.errors import PlatformError
 BPFFS = Path("/sys/fs/bpf")
 ROOT = BPFFS / "flanpy"
 _MAGIC = 0xCAFE4A11
+_SO_NETNS_COOKIE = 71
 
 
 class Pins:
@@ -25,12 +33,12 @@ class Pins:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self._held: int | None = None
 
     @classmethod
     def of(cls, device: str, root: Path = ROOT) -> Pins:
         """The pins of a device of the calling thread's network namespace."""
-        namespace = Path("/proc/thread-self/ns/net").stat().st_ino
-        return cls(root / f"{device.replace('.', ':')}@{namespace}")
+        return cls(root / f"{device.replace('.', ':')}@{namespace_cookie()}")
 
     def make(self) -> None:
         """The directory is there. Raises PlatformError when bpffs is not, or is not ours to write."""
@@ -39,6 +47,24 @@ class Pins:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise PlatformError(f"{self.directory}: {error.strerror}; the agent must be able to write to bpffs") from error
+
+    def hold(self) -> None:
+        """The directory is there and not swept until ``release``, or until this process has ended. Raises as ``make``."""
+        while self._held is None:
+            self.make()
+            with contextlib.suppress(FileNotFoundError):
+                descriptor = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                fcntl.flock(descriptor, fcntl.LOCK_SH)
+                if os.fstat(descriptor).st_nlink:  # not swept between the two
+                    self._held = descriptor
+                else:
+                    os.close(descriptor)
+
+    def release(self) -> None:
+        """Undo ``hold``; safe to call twice."""
+        held, self._held = self._held, None
+        if held is not None:
+            os.close(held)
 
     def open(self, name: str) -> bpf.Fd | None:
         """The object of that name, or None."""
@@ -73,6 +99,47 @@ class Pins:
             self.directory.rmdir()
             return True
         return False
+
+
+def namespace_cookie() -> int:
+    """The kernel's number of the calling thread's network namespace. Raises PlatformError on kernels without it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+        try:
+            (cookie,) = struct.unpack("=Q", asked.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8))
+        except OSError as error:
+            raise PlatformError(f"SO_NETNS_COOKIE: {error.strerror}; ebpf needs Linux 5.15 or newer") from error
+    return int(cookie)
+
+
+def sweep_dead(root: Path = ROOT) -> int:
+    """Remove the directories of namespaces that are gone, and say how many.
+
+    Gone: no process holds the directory, it has links, and the kernel says of each that its device is no more. One whose programs
+    hang anywhere still, and one of clsact, which has no links to ask, stays.
+    """
+    swept = 0
+    for directory in root.iterdir() if root.is_dir() else ():
+        with contextlib.suppress(OSError):  # somebody else's, or swept by somebody else
+            swept += _sweep(directory)
+    return swept
+
+
+def _sweep(directory: Path) -> bool:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return _is_dead(directory) and Pins(directory).clear()
+    finally:
+        os.close(descriptor)
+
+
+def _is_dead(directory: Path) -> bool:
+    links = sorted(directory.glob("link_*"))
+    for path in links:
+        with bpf.open_pin(path) as link:
+            if bpf.link_target(link)[1]:
+                return False
+    return bool(links)
 
 
 def is_bpffs(path: Path) -> bool:

@@ -4,17 +4,17 @@ The topology is drawn in tests/support/ebpf.py; a probe is a numbered datagram f
 """
 
 import hashlib
-import os
 import pickle
 import select
 import signal
+import socket
 import struct
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from flanpy.agent.datapaths import open_datapath
 from flanpy.datapath import ebpf_syscall as bpf
 from flanpy.datapath.ebpf import EbpfDatapath, cleanup
 from flanpy.datapath.ebpf_attach import Spot, TcxHooks
-from flanpy.datapath.ebpf_pins import Pins
+from flanpy.datapath.ebpf_pins import Pins, sweep_dead
 from flanpy.datapath.ebpf_probe import probe_all
 from flanpy.datapath.ebpf_programs import load, read_object
 from flanpy.errors import PlatformError, ResourceBusy
@@ -33,7 +33,7 @@ from flanpy.kernel.netlink import Kernel
 from flanpy.kernel.tun import open_tun
 from tests.netns.test_datapath_traffic import send_and_digest
 from tests.support.ebpf import EbpfOverlay, EbpfSide, ebpf_overlay, table
-from tests.support.namespaces import inside
+from tests.support.namespaces import inside, namespace
 from tests.support.netns import counters, eventually, udp_socket
 
 pytestmark = pytest.mark.root
@@ -197,7 +197,7 @@ def test_a_killed_process_loses_nothing_and_its_successor_neither(hooks: str) ->
 def older_version(side: EbpfSide) -> None:
     """Put a program of another version in the place of fp_decap: it has one instruction more, and works the same."""
     parsed = read_object()
-    pins = Pins(next(path for path in side.options.pin_root.iterdir() if f"@{namespace_number(side)}" in path.name))
+    pins = pins_of(side)
     loaded = load(pins)
     spec = parsed.programs["fp_decap"]
     nothing = struct.pack("=BBhi", 0xB7, 0, 0, 0)  # r0 = 0, before anything reads it
@@ -206,19 +206,18 @@ def older_version(side: EbpfSide) -> None:
         inside(side.host),
         bpf.load_program("fp_decap", other.linked({n: fd.number for n, fd in loaded.maps.items()}), b"GPL") as fd,
     ):
-        import socket
-
         TcxHooks(pins).attach(Spot("fp_decap", socket.if_nametoindex("uplink")), fd)
         pins.put("prog_fp_decap", fd)
     loaded.close()
 
 
-def namespace_number(side: EbpfSide) -> int:
-    return os.fstat(side.host.fd).st_ino
+def pins_of(side: EbpfSide) -> Pins:
+    with inside(side.host):
+        return Pins.of("flannel0", side.options.pin_root)
 
 
 def attached_id(side: EbpfSide) -> int:
-    pins = Pins(next(path for path in side.options.pin_root.iterdir() if f"@{namespace_number(side)}" in path.name))
+    pins = pins_of(side)
     link = pins.open("link_fp_decap")
     assert link is not None
     with link:
@@ -242,8 +241,7 @@ def test_programs_of_another_version_are_replaced_without_a_gap() -> None:
 
 def remove_by_hand(side: EbpfSide, hooks: str, program: str, device: str) -> None:
     if hooks == "tcx":
-        directory = next(path for path in side.options.pin_root.iterdir() if f"@{namespace_number(side)}" in path.name)
-        (directory / f"link_{program}").unlink()
+        (pins_of(side).directory / f"link_{program}").unlink()
     else:
         side.host.script(f"tc qdisc del dev {device} clsact")
 
@@ -279,7 +277,7 @@ def test_filters_of_others_stay() -> None:
 def test_teardown_leaves_nothing(hooks: str) -> None:
     with ebpf_overlay(hooks=hooks) as made:
         made.a.close()
-        assert {path.name.partition("@")[2] for path in made.a.options.pin_root.iterdir()} == {str(namespace_number(made.b))}
+        assert list(made.a.options.pin_root.iterdir()) == [pins_of(made.b).directory]
         devices = made.a.host.run("ip", "-o", "link")
         assert not any(name in devices for name in ("flannel0", *merging_names("flannel0")))
         assert "fp_" not in made.a.host.run("tc", "filter", "show", "dev", "uplink", "ingress")
@@ -292,6 +290,27 @@ def test_cleanup_removes_what_a_dead_process_has_left() -> None:
             assert cleanup("flannel0", BpfHost(kernel), made.b.options.pin_root)
             assert not cleanup("flannel0", BpfHost(kernel), made.b.options.pin_root)
         assert "flannel0" not in made.b.host.run("ip", "-o", "link")
+
+
+def test_what_a_dead_namespace_has_left_is_swept_and_nothing_else() -> None:
+    with ebpf_overlay() as made, namespace() as doomed:
+        with inside(doomed):
+            left = Pins.of("flannel0", made.a.options.pin_root)
+        left.make()
+        doomed.script("ip link add gone type veth peer name gone2")
+        with closing(load(left)) as loaded, inside(doomed):
+            index = socket.if_nametoindex("gone")
+            TcxHooks(left).attach(Spot("fp_decap", index), loaded.programs["fp_decap"])
+        kept = {side.number: pins_of(side).directory for side in (made.a, made.b)}
+        leave(made.b)
+        assert sweep_dead(made.a.options.pin_root) == 0, "all three hang at devices that live"
+        doomed.script("ip link del gone")
+        left.hold()
+        assert sweep_dead(made.a.options.pin_root) == 0, "a process holds them"
+        left.release()
+        assert sweep_dead(made.a.options.pin_root) == 1
+        assert set(made.a.options.pin_root.iterdir()) == set(kept.values())
+        made.b.open()
 
 
 @pytest.mark.parametrize("hooks", HOOKS)
