@@ -35,8 +35,9 @@ def open_datapath(kind: str, settings: DatapathSettings, kernel: Kernel) -> tupl
     if kind == "userspace":
         return _open_userspace(settings, kernel, "asked for")
     from flanpy.datapath.ebpf_probe import first_problem, probe_all
+    from flanpy.kernel.bpf_host import BpfHost
 
-    problem = first_problem(probe_all())
+    problem = first_problem(probe_all(BpfHost(kernel).device_of(settings.underlay_address)))
     if problem is None:
         try:
             return _open_ebpf(settings, kernel, "asked for" if kind == "ebpf" else "auto: every probe passed")

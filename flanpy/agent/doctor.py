@@ -62,14 +62,14 @@ def _platform() -> Iterator[Check]:
 def _datapath(status: dict[str, Any]) -> Iterator[Check]:
     if status["backend"] == "udp":
         yield judge.port_check(status["port"], _udp_bound(status["port"]), agent_runs=True)
-        yield _ebpf()
+        yield _ebpf(str(status["uplink"]["name"]))
 
 
-def _ebpf() -> Check:
+def _ebpf(underlay: str | None = None) -> Check:
     """That ebpf cannot run is no fault: userspace runs everywhere."""
     from flanpy.datapath.ebpf_probe import first_problem, probe_all
 
-    problem = first_problem(probe_all())
+    problem = first_problem(probe_all(underlay))
     return Check("ebpf", "ok", "can run here" if problem is None else f"cannot run here, userspace can ({problem})")
 
 

@@ -16,6 +16,8 @@ from flanpy.errors import DatapathError, PlatformError
 
 _SIOCGIFHWADDR, _ARPHRD_ETHER, _ARPHRD_LOOPBACK = 0x8927, 1, 772
 
+_NAMES = {512: "ppp", 768: "ipip", 769: "ip6tnl", 776: "sit", 778: "gre", 65534: "tun, wireguard or another without link header"}
+
 
 def require_ethernet(device: str) -> None:
     """The programs write and expect a link header of 14 bytes. Raises PlatformError."""
@@ -27,8 +29,8 @@ def require_ethernet(device: str) -> None:
     (kind,) = struct.unpack_from("=H", answer, 16)
     if kind not in (_ARPHRD_ETHER, _ARPHRD_LOOPBACK):
         raise PlatformError(
-            f"{device}: ebpf needs an underlay interface with Ethernet headers (type {_ARPHRD_ETHER}), this one has type {kind}:"
-            " use --datapath userspace"
+            f"{device}: ebpf needs an underlay interface with Ethernet headers (type {_ARPHRD_ETHER}), this one has type {kind}"
+            f" ({_NAMES.get(kind, 'see linux/if_arp.h')}): use --datapath userspace"
         )
 
 

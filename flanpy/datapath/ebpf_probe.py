@@ -19,6 +19,7 @@ from pathlib import Path
 from flanpy.datapath import ebpf_syscall as bpf
 from flanpy.datapath.ebpf_attach import has_tcx
 from flanpy.datapath.ebpf_layout import Header, build_snapshot
+from flanpy.datapath.ebpf_needs import require_ethernet
 from flanpy.datapath.ebpf_pins import BPFFS, Pins, is_bpffs
 from flanpy.datapath.ebpf_programs import Loaded, load, publish, read_object
 from flanpy.errors import DatapathError, PlatformError
@@ -41,9 +42,13 @@ class Probe:
     log: str = ""
 
 
-def probe_all() -> tuple[Probe, ...]:
-    """Every probe, in the order in which they build on each other; those that cannot be tried any more say so."""
+def probe_all(underlay: str | None = None) -> tuple[Probe, ...]:
+    """Every probe, in the order in which they build on each other; those that cannot be tried any more say so.
+
+    ``underlay`` is the interface that would carry the packets; without it no probe tells whether that fits."""
     found = [_object(), _kernel(), _capabilities(), _bpffs()]
+    if underlay is not None:
+        found.append(_underlay(underlay))
     with _loading() as (outcome, loaded):
         found.append(outcome)
         if loaded is None:
@@ -111,6 +116,16 @@ def _bpffs() -> Probe:
     if not os.access(BPFFS, os.W_OK):
         return Probe("bpffs", False, f"{BPFFS} cannot be written", "give the agent's user the directory, or run as root")
     return Probe("bpffs", True, f"mounted at {BPFFS}: programs and maps outlive the agent")
+
+
+def _underlay(device: str) -> Probe:
+    try:
+        require_ethernet(device)
+    except (DatapathError, PlatformError) as error:
+        return Probe(
+            "underlay", False, str(error), "--iface with an interface that has Ethernet headers, or --datapath userspace"
+        )
+    return Probe("underlay", True, f"{device} has Ethernet headers")
 
 
 @contextmanager

@@ -4,6 +4,7 @@ The topology is drawn in tests/support/ebpf.py; a probe is a numbered datagram f
 """
 
 import hashlib
+import json
 import pickle
 import select
 import signal
@@ -16,6 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
@@ -460,6 +462,21 @@ def test_an_underlay_without_link_headers_is_refused() -> None:
         with pytest.raises(PlatformError, match="l3: ebpf needs an underlay interface with Ethernet headers"):
             made.a.open()
         assert cleanup_in(made.a)
+
+
+def test_the_probe_names_an_underlay_without_link_headers_and_auto_takes_userspace() -> None:
+    command = [sys.executable, "-m", "flanpy", "datapath", "probe", "--output", "json"]
+    with ebpf_overlay(("userspace", "userspace")) as made:
+        made.a.close()
+        host = made.a.host
+        assert json.loads(host.run(*command, "--iface", "uplink"))["ebpf"]
+        host.script("ip tuntap add l3 mode tun; ip addr add 192.0.2.1/32 dev l3; ip link set l3 up; ip route add default dev l3")
+        told = {probe["name"]: probe for probe in json.loads(host.run(*command, check=False))["probes"]}["underlay"]
+        assert not told["ok"] and "l3: ebpf needs" in told["reason"] and "--datapath userspace" in told["cure"]
+        with inside(host), Kernel() as kernel:
+            choice, datapath = open_datapath("auto", replace(made.a.settings, underlay_address=IPv4Address("192.0.2.1")), kernel)
+            datapath.teardown()
+        assert choice.kind == "userspace" and "l3: ebpf needs an underlay interface with Ethernet headers" in choice.reason
 
 
 def cleanup_in(side: EbpfSide) -> bool:
