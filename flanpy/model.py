@@ -56,6 +56,8 @@ class RecordSet:
 
     revision: int
     records: tuple[Record, ...]
+    cluster: int = 0
+    """etcd's id of the cluster that has answered; 0: not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +131,20 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True)
+class KeptLease:
+    """A lease that has vanished from etcd and is still acted by, until ``until_s`` (monotonic clock).
+
+    ``cause`` "lost": etcd has lost its data; "expired": the key has expired, or somebody has deleted it. ``since_revision`` is the
+    revision at which it was missed.
+    """
+
+    lease: Lease
+    until_s: float
+    cause: Literal["expired", "lost"]
+    since_revision: int
+
+
+@dataclass(frozen=True, slots=True)
 class Refusal:
     """One key that was not accepted; everything else goes on without it."""
 
@@ -163,6 +179,8 @@ class Peer:
     attributes: NodeAttributes
     hop: Hop
     lease: Lease = field(compare=False, repr=False)
+    kept: KeptLease | None = field(default=None, compare=False, repr=False)
+    """Set when the lease has vanished from etcd and the peer is kept for a while; no difference to the datapath."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,7 @@ from flanpy.agent.events import (
 from flanpy.agent.executor import Executor, ReadConfig
 from flanpy.agent.logs import event
 from flanpy.agent.machine import Machine
+from flanpy.agent.members import Members
 from flanpy.agent.notify import ServiceManager
 from flanpy.agent.own_lease import OwnLease
 from flanpy.agent.planner import Plan, make_plan
@@ -45,7 +46,7 @@ from flanpy.agent.said import Said, shortened
 from flanpy.agent.state import State
 from flanpy.agent.underlay import Underlay
 from flanpy.config.options import AgentOptions
-from flanpy.core import leasing, membership
+from flanpy.core import leasing
 from flanpy.errors import FlanpyError
 from flanpy.model import NetworkConfig
 
@@ -83,6 +84,7 @@ class Loop:
         self._events = events
         self._state = State()
         self._own = OwnLease(self._state, identity, options, underlay, machine, executor)
+        self._members = Members(self._state, options)
         self._config = ConfigReader(self._state, options, underlay, machine, self._own)
         self._started_s = time.monotonic()
         self._state.timers = {"check": self._started_s + CHECK_S, "resync": self._started_s + RESYNC_S}
@@ -123,11 +125,12 @@ class Loop:
                 self._executor.submit(ReadConfig())
             case SubnetsListed(records):
                 self._store_answers()
-                self._set_members(membership.from_records(records, self._state.members))
+                self._members.listed(records)
                 self._own.feed(leasing.Listed(records))
             case SubnetsChanged(changes):
                 self._store_answers()
-                self._on_changes(changes)
+                self._members.changed(changes)
+                self._own.feed(leasing.Changed(changes))
             case LeaseOutcome(outcome):
                 self._on_lease_outcome(outcome)
             case StoreFailed(message, denied):
@@ -155,16 +158,6 @@ class Loop:
 
     def _answer(self, command: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         return answer(command, arguments, self._state, self._machine, self._underlay, self._readiness, self._started_s)
-
-    def _on_changes(self, changes: tuple[object, ...]) -> None:
-        state = self._state
-        if changes and state.members is not None:
-            self._set_members(membership.apply(state.members, changes))  # type: ignore[arg-type]
-        self._own.feed(leasing.Changed(changes))  # type: ignore[arg-type]
-
-    def _set_members(self, members: membership.Membership) -> None:
-        self._state.members = members
-        self._state.dirty = True
 
     def _on_lease_outcome(self, outcome: leasing.Event) -> None:
         if isinstance(outcome, leasing.Failed):
@@ -217,6 +210,8 @@ class Loop:
             case "converge":
                 del self._state.timers["converge"]
                 self._state.dirty = True
+            case "grace":
+                self._members.on_timer()
             case "manager":
                 self._state.timers["manager"] = now_s + self._manager.interval_s
                 self._manager.tell(summary(self._state, self._machine, self._underlay, self._readiness))
@@ -241,9 +236,8 @@ class Loop:
         if state.config is None or state.members is None or state.lease is None or state.lease.held is None:
             return
         try:
-            plan = make_plan(
-                state.config, state.lease.held, state.members, self._underlay.uplink, self._options, state.generation + 1
-            )
+            known = state.members, state.kept
+            plan = make_plan(state.config, state.lease.held, *known, self._underlay.uplink, self._options, state.generation + 1)
         except FlanpyError as error:
             self._converge_failed((str(error),))
             return

@@ -149,6 +149,7 @@ METRICS: tuple[Metric, ...] = (
         lambda s: s["datapath"]["table_generation"] if s["datapath"] else None,
     ),
     _gauge("flanpy_peers", "Nodes that packets are sent to.", lambda s: s["counts"]["peers"]),
+    _gauge("flanpy_peers_kept", "Of these, kept though their leases have vanished from etcd.", lambda s: s["counts"]["kept"]),
     _gauge(
         "flanpy_foreign_leases", "Leases of nodes with another backend, which are left alone.", lambda s: s["counts"]["foreign"]
     ),

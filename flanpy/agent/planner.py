@@ -5,6 +5,7 @@ Pure: it calls ``core`` and the backend's planner and puts their results togethe
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from flanpy import backends
@@ -14,7 +15,7 @@ from flanpy.core.membership import UDP, Membership, View, view
 from flanpy.core.rules import RuleOptions, blackholes, plan_rules
 from flanpy.datapath import DatapathSettings
 from flanpy.errors import InterfaceError
-from flanpy.model import DesiredState, Lease, NetworkConfig, Uplink
+from flanpy.model import DesiredState, KeptLease, Lease, NetworkConfig, Uplink
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +34,20 @@ class Plan:
 
 
 def make_plan(
-    config: NetworkConfig, own: Lease, members: Membership, uplink: Uplink, options: AgentOptions, generation: int
+    config: NetworkConfig,
+    own: Lease,
+    members: Membership,
+    kept: Mapping[str, KeptLease],
+    uplink: Uplink,
+    options: AgentOptions,
+    generation: int,
 ) -> Plan:
-    """Plan for this lease and these members. Raises ConfigError for a backend that this version cannot run, InterfaceError."""
+    """Plan for this lease, these members, and leases that are kept though they have vanished.
+
+    Raises ConfigError for a backend that this version cannot run, InterfaceError.
+    """
     backend = backends.find(config.backend.type)
-    seen = backend.screen(config, own, view(members, config, own.subnets, backend.TYPE or UDP), uplink)
+    seen = backend.screen(config, own, view(members, config, own.subnets, backend.TYPE or UDP, kept), uplink)
     desired = _with_rules(backend.plan(config, own, seen, uplink, generation), config, own, options)
     return Plan(seen, desired, None if desired.tunnel is None else _settings(config, desired, uplink, options))
 

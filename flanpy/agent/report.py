@@ -21,7 +21,7 @@ from flanpy.agent.readiness import Readiness
 from flanpy.agent.said import shortened
 from flanpy.agent.underlay import Underlay
 from flanpy.errors import FlanpyError
-from flanpy.model import ForeignLease, Lease, NetworkConfig, NodeAttributes, Peer, Refusal, Route
+from flanpy.model import ForeignLease, KeptLease, Lease, NetworkConfig, NodeAttributes, Peer, Refusal, Route
 
 if TYPE_CHECKING:
     from flanpy.agent.state import State
@@ -46,7 +46,7 @@ def answer(
             lists = {} if arguments.get("brief") else _status_lists(state)
             return {"ok": True, **_status(state, machine, underlay, readiness, started_s), **lists}
         case "peers":
-            return {"ok": True, **_peers(state)}
+            return {"ok": True, **_peers(state, time.monotonic())}
         case "routes":
             return _routes(state, machine)
         case "health":
@@ -128,7 +128,7 @@ def _status(state: State, machine: Machine, underlay: Underlay, readiness: Readi
         "ready": _ready(state, readiness),
         "state": _word(state, readiness, underlay),
         "problems": problems(state, readiness, underlay),
-        "warnings": list(machine.choice.degraded) if machine.choice else [],
+        "warnings": [*(machine.choice.degraded if machine.choice else ()), *_grace_warnings(state, now_s)],
         "uplink": {"name": uplink.name, "address": str(uplink.address), "mtu_bytes": uplink.mtu_bytes},
         "devices": [link.name for link in (desired.tunnel, *desired.links) if link is not None] if desired else [],
         "mtu_bytes": desired.mtu_bytes if desired else None,
@@ -139,6 +139,7 @@ def _status(state: State, machine: Machine, underlay: Underlay, readiness: Readi
         "port": state.config.backend.options.get("Port") if state.config else None,
         "counts": {
             "peers": len(view.peers) if view else 0,
+            "kept": sum(peer.kept is not None for peer in view.peers) if view else 0,
             "foreign": len(view.foreign) if view else 0,
             "refused": len(view.refusals) if view else 0,
         },
@@ -228,20 +229,35 @@ def _reconcile(passes: Passes) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------ peers and routes
 
 
-def _peers(state: State) -> dict[str, Any]:
+def _peers(state: State, now_s: float) -> dict[str, Any]:
     view = state.plan.view if state.plan else None
     backend = state.config.backend.type if state.config else ""
     refusals: Iterable[Refusal] = view.refusals if view else ()
     return {
-        "peers": [_peer(peer) for peer in (view.peers if view else ())],
+        "peers": [_peer(peer, now_s) for peer in (view.peers if view else ())],
         "foreign": [_foreign(lease, backend) for lease in (view.foreign if view else ())],
         "refused": [{"key": shortened(it.key), "reason": shortened(it.reason)} for it in islice(refusals, REFUSED_LISTED)],
         "refused_count": len(view.refusals) if view else 0,
     }
 
 
-def _peer(peer: Peer) -> dict[str, Any]:
-    return {**_node(peer.attributes), "subnets": str(peer.subnets), "hop": str(peer.hop)}
+def _peer(peer: Peer, now_s: float) -> dict[str, Any]:
+    """``grace``: None, or why the peer is kept though its lease has vanished, and for how many seconds still."""
+    kept = peer.kept and {"cause": peer.kept.cause, "seconds_left": _left(peer.kept, now_s)}
+    return {**_node(peer.attributes), "subnets": str(peer.subnets), "hop": str(peer.hop), "grace": kept}
+
+
+def _left(kept: KeptLease, now_s: float) -> float:
+    return round(max(0.0, kept.until_s - now_s), 1)
+
+
+def _grace_warnings(state: State, now_s: float) -> list[str]:
+    """One line for all peers that are kept without a lease."""
+    kept = [peer.kept for peer in (state.plan.view.peers if state.plan else ()) if peer.kept]
+    if not kept:
+        return []
+    why = "etcd has lost their leases" if any(each.cause == "lost" for each in kept) else "their leases have vanished"
+    return [f"{counted(len(kept), 'peer')} kept for at most another {max(_left(each, now_s) for each in kept):.0f} s: {why}"]
 
 
 def _foreign(lease: ForeignLease, backend: str) -> dict[str, Any]:

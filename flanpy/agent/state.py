@@ -1,10 +1,11 @@
 """What the agent knows: one mutable value of the loop's thread.
 
-``loop``, ``config_reader`` and ``own_lease`` change it, ``report`` reads it.
+``loop``, ``config_reader``, ``members`` and ``own_lease`` change it, ``report`` reads it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from flanpy.agent.machine import Outcome
@@ -13,7 +14,7 @@ from flanpy.agent.planner import Plan
 from flanpy.agent.said import Allowance, Said
 from flanpy.core import membership
 from flanpy.core.lease_events import LeasingState
-from flanpy.model import NetworkConfig
+from flanpy.model import KeptLease, NetworkConfig
 
 CONFIG_RETRY_S = (0.5, 10.0)
 """Least and most wait before the network config is read again when there is none, or a bad one."""
@@ -28,6 +29,8 @@ class State:
     config_problem: str | None = "the network config has not been read yet"
     config_wait_s: float = CONFIG_RETRY_S[0]
     members: membership.Membership | None = None
+    kept: Mapping[str, KeptLease] = field(default_factory=dict)
+    """Leases that have vanished from etcd and are still acted by (``core.grace``)."""
     lease: LeasingState | None = None
     store_problem: str | None = None
     store_denied: bool = False

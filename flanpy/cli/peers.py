@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from flanpy.cli.output import Paint, add_agent_arguments, ask_and_show, printable, table
+from flanpy.cli.output import Paint, add_agent_arguments, ask_and_show, duration, printable, table
 
 EPILOG = """\
 examples:
@@ -46,11 +46,22 @@ def render(answer: Mapping[str, Any], colours: Paint) -> list[str]:
 
 
 def peer_table(peers: list[Mapping[str, Any]], colours: Paint) -> list[str]:
-    """Who packets are sent to; a node without an id runs flanneld, or has a reservation and is not there."""
-    rows = (
-        (peer["subnets"], peer["hop"], peer["backend"], peer["node"] or "-", " ".join(peer["features"]) or "-") for peer in peers
-    )
-    return table(("SUBNET", "ENDPOINT", "BACKEND", "NODE", "FEATURES"), rows, colours)
+    """Who packets are sent to; a node without an id runs flanneld, or has a reservation and is not there.
+
+    The column GRACE is there only when a peer is kept though its lease has vanished: for how long still, and why.
+    """
+    with_grace = any(peer["grace"] for peer in peers)
+    headers = ("SUBNET", "ENDPOINT", "BACKEND", "NODE", "FEATURES")
+    rows = ((*_peer_row(peer), _grace(peer["grace"])) if with_grace else _peer_row(peer) for peer in peers)
+    return table((*headers, "GRACE") if with_grace else headers, rows, colours)
+
+
+def _peer_row(peer: Mapping[str, Any]) -> tuple[str, ...]:
+    return (peer["subnets"], peer["hop"], peer["backend"], peer["node"] or "-", " ".join(peer["features"]) or "-")
+
+
+def _grace(grace: Mapping[str, Any] | None) -> str:
+    return "-" if grace is None else f"{duration(grace['seconds_left'])} ({grace['cause']})"
 
 
 def foreign_table(foreign: list[Mapping[str, Any]], colours: Paint) -> list[str]:

@@ -104,7 +104,8 @@ def _network(status: Mapping[str, Any]) -> str:
 def _datapath(datapath: Mapping[str, Any] | None, counts: Mapping[str, int]) -> Iterator[tuple[str, str]]:
     yield "datapath", f"{datapath['kind']} ({printable(datapath['reason'])})" if datapath else "none yet"
     generation = f", table {datapath['table_generation']}" if datapath and datapath["table_generation"] else ""
-    others = "".join(f", {counts[name]} {name}" for name in ("foreign", "refused") if counts[name])
+    words = {"kept": "kept without a lease", "foreign": "foreign", "refused": "refused"}
+    others = "".join(f", {counts[name]} {word}" for name, word in words.items() if counts[name])
     yield "peers", f"{counts['peers']}{others}{generation}"
 
 

@@ -124,6 +124,25 @@ AGENT_FLAGS = (
         "MINUTES",
         "lease",
     ),
+    Flag(
+        "peer-grace",
+        "keep sending to a peer this long after its lease has expired or was deleted, seconds; a peer that stops with "
+        "--release-on-exit goes at once",
+        0,
+        _number(0, 604800, "(seconds)"),
+        "SECONDS",
+        "lease",
+        flannel=False,
+    ),
+    Flag(
+        "etcd-loss-grace",
+        "the same for peers whose leases etcd has lost with its data: wiped, or restored from an old backup",
+        600,
+        _number(0, 604800, "(seconds)"),
+        "SECONDS",
+        "lease",
+        flannel=False,
+    ),
     Flag("release-on-exit", "give the subnet back when the agent stops", False, boolean=True, group="lease", flannel=False),
     Flag(
         "state-dir",
@@ -236,6 +255,8 @@ class AgentOptions:
     public_ipv6: IPv6Address | None
     subnet_file: Path
     subnet_lease_renew_margin: int
+    peer_grace: int
+    etcd_loss_grace: int
     release_on_exit: bool
     state_dir: Path
     run_dir: Path

@@ -173,6 +173,7 @@ class Purpose(Enum):
     CONTEST = auto()  # mark a lease that has our node id and another address
     CLAIM = auto()  # nobody answered the mark
     DISCARD = auto()  # a lease that no longer fits
+    LEAVE = auto()  # say in our lease that it is about to be deleted
     RELEASE = auto()
 
 

@@ -29,6 +29,10 @@ CONTEST_S = 10.0
 """How long a living node has to answer the mark on its lease; also how long whoever has taken over a lease must yield."""
 CONTESTED = "contested"
 """The mark: a feature that no datapath looks at."""
+LEAVING = "leaving"
+"""The mark by which a node says that it deletes its lease now: peers drop it at once, whatever grace they give (``core.grace``)."""
+LEAVE_S = 60
+"""How long a lease so marked still lives if its node does not come to delete it."""
 RACE_S = (0.01, 2.0)
 """First and longest wait after a lost race."""
 AWAY_S = (0.2, 3.0)
@@ -52,9 +56,10 @@ def list_leases(state: LeasingState, now_s: float) -> Step:
 
 
 def write(state: LeasingState, purpose: Purpose, lease: Lease, now_s: float) -> Step:
-    """Write our value (or, to contest it, the owner's with our mark) over a lease at the revision that we know."""
-    value = marked_value(state, lease) if purpose is Purpose.CONTEST else own_value(state)
-    ttl_s = 0 if lease.is_reservation else state.identity.ttl_s
+    """Write our value (or what the lease says, with a mark) over a lease at the revision that we know."""
+    value = own_value(state) if purpose not in _MARKS else marked_value(state, lease, _MARKS[purpose])
+    longest_s = LEAVE_S if purpose is Purpose.LEAVE else state.identity.ttl_s
+    ttl_s = 0 if lease.is_reservation else min(longest_s, state.identity.ttl_s)
     return ask(state, purpose, Replace(key_of(lease.subnets), value, lease.mod_revision, ttl_s), now_s)
 
 
@@ -73,10 +78,13 @@ def own_value(state: LeasingState) -> bytes:
     return encode_attributes(state.identity.attributes)
 
 
-def marked_value(state: LeasingState, lease: Lease) -> bytes:
+def marked_value(state: LeasingState, lease: Lease, mark: str) -> bytes:
     """The lease's own value with the mark added."""
     info = lease.attributes.flanpy or FlanpyInfo(state.identity.node_id)
-    return encode_attributes(replace(lease.attributes, flanpy=FlanpyInfo(info.node, info.features | {CONTESTED})))
+    return encode_attributes(replace(lease.attributes, flanpy=FlanpyInfo(info.node, info.features | {mark})))
+
+
+_MARKS = {Purpose.CONTEST: CONTESTED, Purpose.LEAVE: LEAVING}
 
 
 # ------------------------------------------------------------------------------------------------ waiting

@@ -14,6 +14,7 @@ from flanpy.core.lease_moves import (
     CONTEST_S,
     CONTESTED,
     EXHAUSTED_S,
+    LEAVING,
     Step,
     create,
     delete,
@@ -66,7 +67,9 @@ def _idle(state: LeasingState, now_s: float) -> LeasingState:
 def _give_back(state: LeasingState, now_s: float) -> Step:
     if state.held is None or state.held.is_reservation:
         return stop(state, "released"), ()
-    return delete(state, Purpose.RELEASE, state.held, now_s)
+    if LEAVING in _features(state.held):
+        return delete(state, Purpose.RELEASE, state.held, now_s)
+    return write(state, Purpose.LEAVE, state.held, now_s)
 
 
 # ------------------------------------------------------------------------------------------------ our key has changed
@@ -89,6 +92,9 @@ def _judge_overwritten(state: LeasingState, held: Lease, record: Record, now_s: 
     ours = lease is not None and (own or is_inherited(lease, state.identity.attributes.public_ip))
     if lease is not None and own and state.unsure:
         return settle(rest(replace(state, held=lease, unsure=False)), now_s)  # our own write, whose answer was lost
+    if lease is not None and own and record.mod_revision < held.mod_revision:
+        say = Say("warning", "lease_rewound", f"etcd has an older state of our lease {held.subnets}: writing it anew")
+        return then(say, write(state, Purpose.RENEW, lease, now_s))
     if lease is not None and ours and not same_key:
         return write(state, Purpose.ADOPT, lease, now_s)
     if lease is not None and own and CONTESTED in _features(lease):
@@ -148,10 +154,18 @@ def decide(state: LeasingState, records: RecordSet, now_s: float) -> Step:
         return _judge_overwritten(state, held, record, now_s)
     if record is not None and fits(state.config, held.subnets):
         return settle(rest(state), now_s)
+    if record is None and fits(state.config, held.subnets) and is_free(held.subnets, found.taken):
+        return _register_again(state, held, found, now_s)
     if record is None and not is_free(held.subnets, found.taken):
         after, say = lost(state, held, "its range has been leased to another node")
         return then(say, _choose(after, found, now_s))
     return _choose(replace(state, preferred=held.subnets), found, now_s)
+
+
+def _register_again(state: LeasingState, held: Lease, found: Survey, now_s: float) -> Step:
+    """The subnet that our pods use, though an older lease of ours be there: a backup may have brought that back."""
+    older = tuple(lease for lease in found.own if not lease.is_reservation)
+    return create(replace(state, discard=older), held.subnets, now_s)
 
 
 def record_of(records: RecordSet, lease: Lease) -> Record | None:

@@ -207,8 +207,11 @@ def _on_result(state: LeasingState, result: Created | Replaced | Deleted | Faile
 
 
 def _written(state: LeasingState, purpose: Purpose, record: Record, sent_s: float, now_s: float) -> Step:
-    if purpose is Purpose.CONTEST:
-        return wait_for_answer(state, decode_lease(record), now_s)
+    match purpose:
+        case Purpose.CONTEST:
+            return wait_for_answer(state, decode_lease(record), now_s)
+        case Purpose.LEAVE:
+            return settle(replace(state, held=decode_lease(record)), now_s)
     return _gained(state, purpose, record, sent_s, now_s)
 
 

@@ -15,10 +15,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
+from types import MappingProxyType
 
 from flanpy.core.codec import decode_lease, key_of
 from flanpy.errors import CodecError
-from flanpy.model import ForeignLease, Hop, Lease, NetworkConfig, Peer, Record, RecordChange, RecordSet, Refusal, Subnets
+from flanpy.model import (
+    ForeignLease,
+    Hop,
+    KeptLease,
+    Lease,
+    NetworkConfig,
+    Peer,
+    Record,
+    RecordChange,
+    RecordSet,
+    Refusal,
+    Subnets,
+)
 
 UDP = "udp"
 Block = tuple[int, int, int]
@@ -32,6 +45,8 @@ class Membership:
     revision: int
     leases: Mapping[str, Lease]
     refusals: Mapping[str, Refusal]
+    cluster: int = 0
+    """Id of the etcd cluster that was listed; 0: not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +65,7 @@ def from_records(record_set: RecordSet, previous: Membership | None = None) -> M
     refusals: dict[str, Refusal] = {}
     for record in record_set.records:
         _take(record, known.get(record.key), leases, refusals)
-    return Membership(record_set.revision, leases, refusals)
+    return Membership(record_set.revision, leases, refusals, record_set.cluster)
 
 
 def apply(membership: Membership, changes: Iterable[RecordChange]) -> Membership:
@@ -64,7 +79,7 @@ def apply(membership: Membership, changes: Iterable[RecordChange]) -> Membership
         refusals.pop(change.key, None)
         if change.record is not None:
             _take(change.record, before, leases, refusals)
-    return Membership(revision, leases, refusals)
+    return Membership(revision, leases, refusals, membership.cluster)
 
 
 def _take(record: Record, before: Lease | None, leases: dict[str, Lease], refusals: dict[str, Refusal]) -> None:
@@ -79,9 +94,16 @@ def _take(record: Record, before: Lease | None, leases: dict[str, Lease], refusa
 # ------------------------------------------------------------------------------------------------ the view
 
 
-def view(membership: Membership, config: NetworkConfig, own: Subnets | None, backend_type: str = UDP) -> View:
-    """Who the peers are, seen from the node that holds ``own``."""
-    judge = _Judge(membership, config, own)
+def view(
+    membership: Membership,
+    config: NetworkConfig,
+    own: Subnets | None,
+    backend_type: str = UDP,
+    kept: Mapping[str, KeptLease] = MappingProxyType({}),
+) -> View:
+    """Who the peers are, seen from the node that holds ``own``; ``kept`` leases (``core.grace``) get what the living leave."""
+    kept = {key: each for key, each in kept.items() if key not in membership.leases}
+    judge = _Judge(membership, config, own, [each.lease for each in kept.values()])
     peers: list[Peer] = []
     foreign: list[ForeignLease] = []
     refusals = dict(membership.refusals)
@@ -95,6 +117,11 @@ def view(membership: Membership, config: NetworkConfig, own: Subnets | None, bac
             peers.append(Peer(lease.subnets, lease.attributes, hop_of(lease, config), lease))
         else:
             foreign.append(ForeignLease(lease.subnets, lease.attributes, lease))
+    for key, each in sorted(kept.items(), key=lambda item: _age((item[0], item[1].lease))):
+        lease = each.lease
+        backend = lease.attributes.backend_type.lower() or UDP
+        if key != judge.own_key and backend == backend_type and judge.refuses(key, lease) is None:
+            peers.append(Peer(lease.subnets, lease.attributes, hop_of(lease, config), lease, each))
     sound: list[Peer] = []
     for peer in peers:
         if judge.holds(peer.attributes.public_ip):
@@ -139,7 +166,7 @@ class _Judge:
     ``_above`` every block of a length in use that contains a held one; blocks are (IP version, length, first address).
     """
 
-    def __init__(self, membership: Membership, config: NetworkConfig, own: Subnets | None) -> None:
+    def __init__(self, membership: Membership, config: NetworkConfig, own: Subnets | None, more: Iterable[Lease]) -> None:
         self.own_key = None if own is None else key_of(own)
         own_lease = membership.leases.get(self.own_key) if self.own_key else None
         self._own_address = None if own_lease is None else own_lease.attributes.public_ip
@@ -151,7 +178,7 @@ class _Judge:
         }
         self._holders: dict[Block, str] = {}
         self._above: dict[Block, str] = {}
-        blocks = [block for lease in membership.leases.values() for block in _blocks(lease.subnets)]
+        blocks = [block for lease in (*membership.leases.values(), *more) for block in _blocks(lease.subnets)]
         own_blocks = () if own is None else _blocks(own)
         used = {block[:2] for block in (*blocks, *own_blocks)}
         self._lengths = {version: sorted(length for kind, length in used if kind == version) for version in (4, 6)}

@@ -157,7 +157,7 @@ class EtcdStore:
         """One walk through the pages; raises Compacted when the revision of the first page is gone before the last one."""
         start, end = self._keys.bounds(directory)
         records: list[Record] = []
-        revision, size, more = 0, 0, True
+        revision, cluster, size, more = 0, 0, 0, True
         while more:
             request = rpc.RangeRequest(key=start, range_end=end, limit=PAGE_SIZES[size], revision=revision)
             try:
@@ -170,11 +170,11 @@ class EtcdStore:
                         size += 1
                         continue
                 raise
-            revision = revision or answer.header.revision
+            revision, cluster = revision or answer.header.revision, answer.header.cluster_id
             records.extend(self._keys.record(item) for item in answer.kvs)
             more = answer.more and bool(answer.kvs)
             start = answer.kvs[-1].key + b"\0" if answer.kvs else start
-        return RecordSet(revision, tuple(records))
+        return RecordSet(revision, tuple(records), cluster)
 
     # -------------------------------------------------------------------------------------------- writing
 

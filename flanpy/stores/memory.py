@@ -34,6 +34,7 @@ class MemoryServer:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
+        self.cluster = 1
         self.changed = threading.Condition(threading.RLock())
         self._revision = 1
         self._compacted = 0
@@ -67,6 +68,19 @@ class MemoryServer:
             self._records, self._history, self._expiries = {}, [], {}
             self.changed.notify_all()
 
+    def backup(self) -> tuple[int, dict[str, Record]]:
+        """What ``restore`` takes: the revision and the records of this moment."""
+        with self.changed:
+            return self._revision, dict(self._records)
+
+    def restore(self, backup: tuple[int, dict[str, Record]], ttl_s: float) -> None:
+        """Become what it was at a backup, as an etcd restored from one: its leases begin again with ``ttl_s``, history is gone."""
+        with self.changed:
+            self._revision, records = backup
+            self._compacted, self._records, self._history = self._revision, dict(records), []
+            self._expiries = {each.etcd_lease_id: self.clock() + ttl_s for each in records.values() if each.etcd_lease_id}
+            self.changed.notify_all()
+
     def tick(self) -> None:
         """Expire what the clock says is over and wake the watches; needed only after moving a clock of one's own."""
         with self.changed:
@@ -92,7 +106,7 @@ class MemoryServer:
         with self.changed:
             self.check()
             keys = sorted(key for key in self._records if key.startswith(prefix))
-            return RecordSet(self._revision, tuple(self._records[key] for key in keys))
+            return RecordSet(self._revision, tuple(self._records[key] for key in keys), self.cluster)
 
     def get(self, key: str) -> Record | None:
         """One record or None."""

@@ -191,13 +191,21 @@ def test_an_expired_lease_takes_its_key_along(world: World, store: Store) -> Non
     assert store.seconds_left(record.etcd_lease_id) is None
 
 
+def test_a_listing_names_the_cluster_that_has_answered(world: World) -> None:
+    one, other = world.open(), world.open()
+    named = one.list("subnets/").cluster
+    assert named != 0
+    assert other.list("").cluster == named
+
+
 def test_list_holds_what_is_below_the_directory_and_nothing_else(store: Store) -> None:
     inside = [store.put(f"subnets/{name}", name.encode()) for name in ("a", "b", "c")]
     store.put("config", b"{}")
     last = store.put("subnetsx", b"a neighbour of the directory")
 
     assert last is not None
-    assert store.list("subnets/") == RecordSet(last.mod_revision, tuple(record for record in inside if record))
+    listed = store.list("subnets/")
+    assert listed == RecordSet(last.mod_revision, tuple(record for record in inside if record), listed.cluster)
     assert store.list("subnets") == store.list("subnets/")
     assert [record.key for record in store.list("").records] == ["config", *(f"subnets/{name}" for name in "abc"), "subnetsx"]
 

@@ -25,7 +25,7 @@ STATUS: dict[str, Any] = {
     "network": "10.244.0.0/16",
     "backend": "udp",
     "port": 8285,
-    "counts": {"peers": 3, "foreign": 1, "refused": 1},
+    "counts": {"peers": 3, "kept": 1, "foreign": 1, "refused": 1},
     "datapath": {
         "kind": "userspace",
         "reason": "asked for",

@@ -1,5 +1,6 @@
 """The own lease step by step: which effect follows which event, and the stories of flannel's shortcomings, told with two nodes."""
 
+from collections.abc import Set
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
@@ -20,8 +21,8 @@ def subnets(text: str) -> Subnets:
     return Subnets(IPv4Network(text))
 
 
-def value(node: str | None, address: str = "192.0.2.1") -> bytes:
-    return encode_attributes(NodeAttributes(IPv4Address(address), flanpy=FlanpyInfo(node) if node else None))
+def value(node: str | None, address: str = "192.0.2.1", features: Set[str] = frozenset()) -> bytes:
+    return encode_attributes(NodeAttributes(IPv4Address(address), flanpy=FlanpyInfo(node, frozenset(features)) if node else None))
 
 
 def record(subnet: str, content: bytes, revision: int = 5, lease_id: int = 9, created: int | None = None) -> Record:
@@ -271,10 +272,14 @@ def test_garbage_over_our_key_is_written_back_by_compare_and_swap() -> None:
 
 def test_a_release_gives_the_lease_back_at_our_revision_and_then_rests() -> None:
     state, effects = leasing.step(holding(), leasing.Release(), 1.0)
-    assert effects == (leasing.Delete("subnets/10.5.7.0-24", 30),)
+    said_goodbye = value("me", features={"leaving"})
+    assert effects == (leasing.Replace("subnets/10.5.7.0-24", said_goodbye, 30, 60),)
+    written = record("10.5.7.0/24", said_goodbye, 31, 10, 30)
+    state, effects = leasing.step(state, leasing.Replaced(written), 1.05)
+    assert effects == (leasing.Delete("subnets/10.5.7.0-24", 31),)
     state, effects = leasing.step(state, leasing.Deleted(True), 1.1)
     assert said(effects) == ["lease_released"] and state.held is None and leasing.deadline(state) is None
-    gone = leasing.Changed((RecordChange(31, "subnets/10.5.7.0-24", None),))
+    gone = leasing.Changed((RecordChange(32, "subnets/10.5.7.0-24", None),))
     assert leasing.step(state, gone, 1.2) == (state, ())
 
 

@@ -53,6 +53,9 @@ flanpy_table_generation 12
 # HELP flanpy_peers Nodes that packets are sent to.
 # TYPE flanpy_peers gauge
 flanpy_peers 3
+# HELP flanpy_peers_kept Of these, kept though their leases have vanished from etcd.
+# TYPE flanpy_peers_kept gauge
+flanpy_peers_kept 1
 # HELP flanpy_foreign_leases Leases of nodes with another backend, which are left alone.
 # TYPE flanpy_foreign_leases gauge
 flanpy_foreign_leases 1

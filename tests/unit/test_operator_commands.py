@@ -35,7 +35,7 @@ def test_status_is_one_screen() -> None:
         "lease     10.244.7.0/24, 23 h 12 min left",
         "network   10.244.0.0/16, backend udp, port 8285",
         "datapath  userspace (asked for)",
-        "peers     3, 1 foreign, 1 refused, table 12",
+        "peers     3, 1 kept without a lease, 1 foreign, 1 refused, table 12",
         "device    flannel0, MTU 1472",
         "uplink    eth0 172.31.9.1, MTU 1500",
         "rules     masquerade off, forward by iptables",
@@ -63,7 +63,7 @@ def test_status_of_an_agent_that_has_just_started_says_what_is_missing() -> None
             "warnings": [],
             "rules": None,
         },
-        "counts": {"peers": 0, "foreign": 0, "refused": 0},
+        "counts": {"peers": 0, "kept": 0, "foreign": 0, "refused": 0},
         "etcd": {"state": "degraded", "problem": "no answer", "last_word_s_ago": None},
         "problems": [f"problem {number}" for number in range(12)],
     }
@@ -86,9 +86,9 @@ def test_peers_are_listed_with_what_is_not_used_and_why() -> None:
     answer = {
         "peers": [
             {"node": "n2", "public_ip": "172.31.9.2", "backend": "udp", "features": ["ecn", "superpacket"]}
-            | {"subnets": "10.244.8.0/24", "hop": "172.31.9.2:8285"},
+            | {"subnets": "10.244.8.0/24", "hop": "172.31.9.2:8285", "grace": None},
             {"node": None, "public_ip": "172.31.9.3", "backend": "udp", "features": []}
-            | {"subnets": "10.244.200.0/24", "hop": "172.31.9.3:8285"},
+            | {"subnets": "10.244.200.0/24", "hop": "172.31.9.3:8285", "grace": None},
         ],
         "foreign": [{"subnets": "10.244.9.0/24", "public_ip": "172.31.9.4", "reason": "its backend is vxlan, ours is udp"}],
         "refused": [{"key": "subnets/\n\x07", "reason": "key: not of the form"}],
@@ -103,6 +103,17 @@ def test_peers_are_listed_with_what_is_not_used_and_why() -> None:
         "",
         "refused",
         r"  subnets/ \x07: key: not of the form",
+    ]
+
+
+def test_peers_that_are_kept_without_a_lease_show_for_how_long() -> None:
+    node = {"node": "n2", "public_ip": "172.31.9.2", "backend": "udp", "features": []}
+    kept = {"subnets": "10.244.8.0/24", "hop": "172.31.9.2:8285", "grace": {"cause": "lost", "seconds_left": 59.2}}
+    living = {"subnets": "10.244.9.0/24", "hop": "172.31.9.3:8285", "grace": None}
+    assert peers.render({"peers": [node | kept, node | living], "foreign": [], "refused": []}, PLAIN) == [
+        "SUBNET         ENDPOINT         BACKEND  NODE  FEATURES  GRACE",
+        "10.244.8.0/24  172.31.9.2:8285  udp      n2    -         59 s (lost)",
+        "10.244.9.0/24  172.31.9.3:8285  udp      n2    -         -",
     ]
 
 

@@ -1,0 +1,76 @@
+"""Everybody's leases, as the loop sees them: feeds ``core.membership`` and ``core.grace``, and says what they have decided.
+
+Called by the loop's thread. Decides nothing: which leases are kept after they have vanished, and for how long, is ``core.grace``'s.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+
+from flanpy.agent.logs import event
+from flanpy.agent.state import State
+from flanpy.config.options import AgentOptions
+from flanpy.core import grace, membership
+from flanpy.core.codec import key_of
+from flanpy.model import KeptLease, RecordChange, RecordSet
+
+log = logging.getLogger(__name__)
+
+TIMER = "grace"
+
+
+class Members:
+    """Keeps ``state.members`` and ``state.kept``."""
+
+    def __init__(self, state: State, options: AgentOptions) -> None:
+        self._state = state
+        self._grace = grace.Grace(options.peer_grace, options.etcd_loss_grace)
+
+    def listed(self, records: RecordSet) -> None:
+        """All leases, read anew."""
+        state, now_s = self._state, time.monotonic()
+        before, state.members = state.members, membership.from_records(records, state.members)
+        held = state.lease.held if state.lease else None
+        own_key = None if held is None else key_of(held.subnets)
+        self._keep(grace.after_listing(state.kept, before, state.members, own_key, self._grace, now_s))
+
+    def changed(self, changes: tuple[RecordChange, ...]) -> None:
+        """Changes of leases; without effect before the first listing."""
+        state = self._state
+        if changes and state.members is not None:
+            before, state.members = state.members, membership.apply(state.members, changes)
+            self._keep(grace.after_changes(state.kept, before, state.members, changes, self._grace, time.monotonic()))
+
+    def on_timer(self) -> None:
+        """The time of a kept lease is over."""
+        state = self._state
+        if state.members is not None:
+            self._keep(grace.current(state.kept, state.members, time.monotonic()))
+
+    def _keep(self, kept: Mapping[str, KeptLease]) -> None:
+        state = self._state
+        before, state.kept, state.dirty = state.kept, kept, True
+        self._say(before)
+        state.timers.pop(TIMER, None)
+        if (deadline_s := grace.deadline(kept)) is not None:
+            state.timers[TIMER] = deadline_s
+
+    def _say(self, before: Mapping[str, KeptLease]) -> None:
+        """One line for all that are kept now, and one for all whose time is over."""
+        state, now_s = self._state, time.monotonic()
+        new = [lease for key, lease in state.kept.items() if key not in before]
+        if new:
+            why = "etcd has lost its data" if any(lease.cause == "lost" for lease in new) else "expired or deleted"
+            longest_s = max(lease.until_s for lease in new) - now_s
+            text = "%s vanished (%s): peers are kept for %.0f s unless they register again"
+            log.warning(text, _leases(len(new)), why, longest_s, extra=event("peers_kept", leases=len(new), why=why))
+        over = [key for key, lease in before.items() if key not in state.kept and lease.until_s <= now_s]
+        if over:
+            text = "%s not registered again within the grace time: dropped"
+            log.warning(text, _leases(len(over)), extra=event("peer_grace_over", leases=len(over)))
+
+
+def _leases(number: int) -> str:
+    return "1 lease" if number == 1 else f"{number} leases"
