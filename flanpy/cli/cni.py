@@ -29,6 +29,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--name", action="append", help="name of the executable: flanpy or flannel; repeatable (default: flanpy)"
     )
     install.add_argument("--conf-dir", type=Path, help="also write 10-flanpy.conflist there, for example /etc/cni/net.d")
+    install.add_argument(
+        "--bundle",
+        type=Path,
+        metavar="DIR",
+        help="copy interpreter, libraries and flanpy to DIR for the plugin, for hosts without Python: /opt/flanpy/cni",
+    )
+    install.add_argument(
+        "--root",
+        type=Path,
+        default=Path("/"),
+        metavar="DIR",
+        help="in a container: where the host's root is mounted; all other paths are the host's (default: /)",
+    )
     commands.add_parser("conflist", help="print the network config list that --conf-dir would write")
 
 
@@ -39,7 +52,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     match arguments.cni_command:
         case "install":
-            for path in installer.install(arguments.bin_dir, tuple(arguments.name or ("flanpy",)), arguments.conf_dir):
+            names = tuple(arguments.name or ("flanpy",))
+            where = {"bundle_dir": arguments.bundle, "root": arguments.root}
+            for path in installer.install(arguments.bin_dir, names, arguments.conf_dir, **where):
                 print(path)
         case "conflist":
             print(installer.conflist_text(), end="")

@@ -1,7 +1,8 @@
 """Puts the plugin where runtimes look for it: an executable file that starts flanpy's code with the interpreter of this installation.
 
 The file names the interpreter and the directory of the package, and starts without the site module: that saves half of the time
-and no PYTHON... variable of the runtime's reaches it. Python and flanpy must be there for the runtime too: on the host itself.
+and no PYTHON... variable of the runtime's reaches it. Python and flanpy must be there for the runtime too: on the host itself, or
+in a bundle (``bundle``).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import flanpy
+from flanpy.cni import bundle
 from flanpy.cni.protocol import is_plugin_name
 from flanpy.errors import PlatformError, UsageError
 
@@ -61,15 +63,40 @@ def conflist_text() -> str:
     return json.dumps(CONFLIST, indent=2) + "\n"
 
 
-def install(bin_dir: Path, names: tuple[str, ...] = ("flanpy",), conf_dir: Path | None = None) -> list[Path]:
-    """Write the executables, and the conflist when asked for; returns what was written. Replaces whole files in one step."""
+def bundled_text(directory: Path) -> str:
+    """The executable's text when interpreter and package are in a bundle that the runtime sees at ``directory``."""
+    line = f"#!/bin/sh\n''':'\nexec {bundle.command(directory)} -IS \"$0\" \"$@\"\n'''\n"
+    return line + _BODY.format(version=flanpy.__version__, package=bundle.package(directory))
+
+
+def below(root: Path, path: Path) -> Path:
+    """Where a path of the host is when the host's root is mounted at ``root``."""
+    return root / path.relative_to("/") if path.is_absolute() else root / path
+
+
+def install(
+    bin_dir: Path,
+    names: tuple[str, ...] = ("flanpy",),
+    conf_dir: Path | None = None,
+    *,
+    bundle_dir: Path | None = None,
+    root: Path = Path("/"),
+) -> list[Path]:
+    """Write the executables, and the conflist and the bundle when asked for; returns what was written. Replaces whole files in one step.
+
+    ``root`` is where the host is mounted when this runs in a container; all other paths are the host's.
+    """
     for name in names:
         if name not in NAMES or not is_plugin_name(name):
             raise UsageError(f"--name {name}: must be one of {', '.join(NAMES)}; other plugins of that name would be overwritten")
-    text = plugin_text(sys.executable, str(Path(flanpy.__file__).resolve().parent.parent))
-    wanted = [(bin_dir / name, text, 0o755) for name in names]
+    if bundle_dir is not None:
+        bundle.bundle(below(root, bundle_dir))
+        text = bundled_text(bundle_dir)
+    else:
+        text = plugin_text(sys.executable, str(Path(flanpy.__file__).resolve().parent.parent))
+    wanted = [(below(root, bin_dir) / name, text, 0o755) for name in names]
     if conf_dir is not None:
-        wanted.append((conf_dir / CONFLIST_NAME, conflist_text(), 0o644))
+        wanted.append((below(root, conf_dir) / CONFLIST_NAME, conflist_text(), 0o644))
     for path, content, mode in wanted:
         _write(path, content, mode)
     return [path for path, _, _ in wanted]
