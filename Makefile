@@ -16,7 +16,7 @@ BIN := $(VENV)/bin
 STAMP := build/.built
 SOURCES := $(shell find csrc -name '*.[ch]' -not -path 'csrc/fuzz/*') $(wildcard flanpy/*/*_build.py) setup.py pyproject.toml
 
-.PHONY: help setup build demo test test-unit test-vm bench fuzz lint format reference reliability pin clean distclean
+.PHONY: help setup build demo test test-unit test-vm bench fuzz lint format reference docs reliability pin clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ reliability: build ## run the tests of all faults and write docs/reliability.md 
 
 reference: build ## write docs/reference.md from the code
 	@$(BIN)/python scripts/reference.py
+
+docs: build ## build the documentation site into build/site
+	@$(BIN)/python -m mkdocs build --quiet --strict --clean
 
 pin: setup ## pin the newest dependencies anew
 	@$(BIN)/python -m pip install --quiet --upgrade -r requirements/test.in
