@@ -31,7 +31,8 @@ GONE = "subnets/10.244.251.0-24"
 SNIFF = """
 import sys
 from scapy.all import IP, UDP, VXLAN, Ether, ICMP, sniff
-(packet,) = sniff(iface="eth0", filter="udp dst port 8472", count=1, timeout=8, started_callback=lambda: print("ready", flush=True))
+(packet,) = sniff(iface="eth0", lfilter=lambda seen: UDP in seen and seen[UDP].dport == 8472, count=1, timeout=8,
+                  started_callback=lambda: print("ready", flush=True))
 inner = VXLAN(bytes(packet[UDP].payload))
 frame = inner[Ether]
 print(packet[IP].src, packet[IP].dst, packet[UDP].dport, int(inner.vni), inner.flags, frame.src, frame.dst, frame[IP].src,
