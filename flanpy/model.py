@@ -25,6 +25,9 @@ Network = IPv4Network | IPv6Network
 ROUTE_PROTOCOL = 102
 """Our number in a route's ``proto`` field (rtnetlink ``rtm_protocol``); a route without it is not ours."""
 
+FLANNEL_ROUTE_PROTOCOL = 3
+"""What flanneld's routes have there, and those of whoever types ``ip route add``: RTPROT_BOOT."""
+
 LEASE_TTL_S = 24 * 3600
 """flannel's time to live of a subnet lease."""
 
@@ -445,3 +448,5 @@ class DesiredState:
     hooks: frozenset[Hook] = frozenset()
     rules: FirewallRules | None = None
     """None: nothing is known about rules, so none is touched."""
+    superseded: frozenset[Route] = frozenset()
+    """Routes of a flanneld of this node that have no place beside ours: they go where they are found, exactly so."""

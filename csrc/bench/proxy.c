@@ -52,10 +52,10 @@ static bool lower_ttl(struct iphdr *header) {
     return true;
 }
 
-/* A queue that is full or a peer that refuses is a lost packet; anything else ends the proxy. */
+/* A queue that is full, a peer that refuses or a device that is not up yet (EIO) is a lost packet; anything else ends the proxy. */
 static bool is_loss(int error) {
     return error == ENOBUFS || error == ECONNREFUSED || error == EPERM || error == EMSGSIZE || error == EINVAL ||
-           error == EHOSTUNREACH || error == ENETUNREACH;
+           error == EHOSTUNREACH || error == ENETUNREACH || error == EIO;
 }
 
 static void refused(struct proxy *proxy, int error) {

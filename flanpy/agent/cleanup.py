@@ -60,17 +60,22 @@ def alone(run_dir: Path) -> Iterator[None]:
         yield
 
 
-def find(kernel: Kernel, run_dir: Path, state_dir: Path | None) -> list[Item]:
-    """All that is there, in the order in which it goes. Raises ResourceBusy when somebody has the tunnel open, PlatformError."""
+def find(kernel: Kernel, run_dir: Path, state_dir: Path | None, *, for_flanneld: bool = False) -> list[Item]:
+    """All that is there, in the order in which it goes. Raises ResourceBusy when somebody has the tunnel open, PlatformError.
+
+    ``for_flanneld``: not the devices and routes that a flanneld on this host takes over as they are, so that packets go on.
+    """
     refuse_open(kernel, udp.DEVICE)
-    found = [*_routes(kernel), *_rules(), *_bpf(kernel), *_links(kernel)]
+    found = [*_routes(kernel, for_flanneld), *_rules(), *_bpf(kernel), *(() if for_flanneld else _links(kernel))]
     paths = [run_dir / SOCKET_NAME, run_dir / files.LOCK_FILE]
     paths += [state_dir / name for name in STATE_FILES] if state_dir is not None else []
     return found + [Item("file", str(path), path.unlink) for path in paths if path.exists()]
 
 
-def _routes(kernel: Kernel) -> Iterator[Item]:
+def _routes(kernel: Kernel, for_flanneld: bool) -> Iterator[Item]:
     for route in sorted(routes.list_routes(kernel), key=str):
+        if for_flanneld and route.kind == "unicast" and route.device != udp.DEVICE:
+            continue
         via = f" via {route.gateway}" if route.gateway else ""
         device = f" dev {route.device}" if route.device else ""
         kind = "" if route.kind == "unicast" else f"{route.kind} "

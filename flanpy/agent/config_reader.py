@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 CONFIG_REREAD_S = 60.0
 """How often a good network config is read again, should the watch have missed a change."""
+HELD_LOOK_S = 0.05
+"""How soon after a change in the kernel is looked whether what another process held is free: whoever ends lets go of it bit by bit."""
 
 
 class ConfigReader:
@@ -34,6 +36,7 @@ class ConfigReader:
         self._underlay = underlay
         self._machine = machine
         self._own = own
+        self._held = False
 
     def read(self, text: bytes | None) -> None:
         """What etcd has under ``config``, None when nothing: the first good one starts the leasing, another one later is said."""
@@ -44,12 +47,14 @@ class ConfigReader:
             state.config_problem = None
             self._later()
             return
+        self._held = False
         try:
             config = self._parse(text)
             if state.config is None:
                 self._machine.check_free(config, self._underlay.uplink)
                 self._own.identify(config)
         except (ResourceBusy, InterfaceError) as error:
+            self._held = True
             self._fails(f"{error}; nothing is leased before that, it will be tried again", "resource_held")
             return
         except (ConfigError, PlatformError) as error:
@@ -62,6 +67,14 @@ class ConfigReader:
         else:
             self._fails("the network config in etcd has changed; restart the agents, one after the other, to apply it")
         self._later()
+
+    def kernel_changed(self) -> None:
+        """A flanneld that has ended took its device with it: an agent that has waited for that takes its place without delay."""
+        state = self._state
+        if self._held and state.config is None:
+            state.config_wait_s = CONFIG_RETRY_S[0]
+            soon_s = time.monotonic() + HELD_LOOK_S
+            state.timers["config"] = min(state.timers.get("config", soon_s), soon_s)
 
     def retry(self) -> None:
         """Read again after a while, longer each time."""

@@ -139,6 +139,7 @@ class Loop:
                 log.debug("kernel: %s", what, extra=event("kernel_changed", what=str(what)))
                 self._state.look_at_underlay = True
                 self._soon()
+                self._config.kernel_changed()
             case RulesChanged():
                 self._machine.firewall.touched()
                 self._soon()

@@ -21,12 +21,19 @@ from flanpy.kernel.links import Ensured
 from flanpy.kernel.neighbours import Entry, Failed
 from flanpy.kernel.netlink import Kernel
 from flanpy.kernel.wireguard import WireguardDevices
-from flanpy.model import DesiredState, FdbEntry, IpipLink, Link, Neighbour, Route, VxlanLink, WireguardLink
+from flanpy.model import (
+    FLANNEL_ROUTE_PROTOCOL,
+    DesiredState,
+    FdbEntry,
+    IpipLink,
+    Link,
+    Neighbour,
+    Route,
+    VxlanLink,
+    WireguardLink,
+)
 
 log = logging.getLogger(__name__)
-
-_BOOT = 3
-"""The protocol number of what ``ip route`` and flanneld write."""
 
 
 def vxlan_macs(kernel: Kernel) -> Mapping[str, str]:
@@ -95,17 +102,17 @@ def _place(entry: Entry) -> tuple[str, object]:
 
 
 def _adoptable(kernel: Kernel, desired: DesiredState) -> frozenset[Route]:
-    """Routes that flanneld has written: those on our overlay devices, and those that are ours but for the protocol number."""
-    if desired.table is not None or not (desired.links or desired.routes):
+    """Routes that flanneld has written: those on our overlay devices, those that are ours but for the protocol number, its blackholes."""
+    if not (desired.superseded or desired.links or desired.routes):
         return frozenset()
-    theirs = routes.list_routes(kernel, _BOOT)
+    theirs = routes.list_routes(kernel, FLANNEL_ROUTE_PROTOCOL)
     names = {link.name for link in desired.links}
     on_ours = (route for route in theirs if route.device in names and route.gateway is not None)
-    return frozenset(on_ours) | (theirs & frozenset(_as_theirs(desired.routes)))
+    return frozenset(on_ours) | (theirs & (desired.superseded | frozenset(_as_theirs(desired.routes))))
 
 
 def _as_theirs(ours: Iterable[Route]) -> Iterable[Route]:
-    return (replace(route, protocol=_BOOT) for route in ours)
+    return (replace(route, protocol=FLANNEL_ROUTE_PROTOCOL) for route in ours)
 
 
 def _told(failure: Failed) -> str:

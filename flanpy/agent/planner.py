@@ -12,7 +12,7 @@ from flanpy import backends
 from flanpy.agent.machine import datapath_settings
 from flanpy.config.options import AgentOptions
 from flanpy.core.membership import UDP, Membership, View, view
-from flanpy.core.rules import RuleOptions, blackholes, plan_rules
+from flanpy.core.rules import RuleOptions, blackholes, flannel_blackholes, plan_rules
 from flanpy.datapath import DatapathSettings
 from flanpy.errors import InterfaceError
 from flanpy.model import DesiredState, KeptLease, Lease, NetworkConfig, Uplink
@@ -61,7 +61,12 @@ def _with_rules(desired: DesiredState, config: NetworkConfig, own: Lease, option
         tool=options.firewall,
     )
     more = blackholes(own.subnets) if options.ip_blackhole_route else frozenset()
-    return replace(desired, rules=plan_rules(config, own.subnets, wanted), routes=desired.routes | more)
+    return replace(
+        desired,
+        rules=plan_rules(config, own.subnets, wanted),
+        routes=desired.routes | more,
+        superseded=flannel_blackholes(own.subnets),
+    )
 
 
 def _settings(config: NetworkConfig, desired: DesiredState, uplink: Uplink, options: AgentOptions) -> DatapathSettings:

@@ -12,11 +12,15 @@ DESCRIPTION = """\
 Remove every device, route, firewall rule, BPF program and file of the run directory that flanpy has left on this host, and nothing
 else. Stop the agent first. Needs root, and neither an agent nor etcd: the lease expires by itself (`flanpy release` gives it back).
 Devices of the names that flannel gives them (flannel.1, flannel.ipip, ...) are also those of a flanneld on this host: stop it first.
+
+With --for-flanneld the devices and routes that flanneld takes over as they are (vxlan, host-gw, ipip) stay, and packets go on. To switch
+a node: stop the agent and start flanneld, then clean up; for the udp backend clean up before flanneld starts, for it needs flannel0 itself.
 """
 EPILOG = """\
 examples:
   flanpy cleanup --dry-run
   flanpy cleanup --state
+  flanpy cleanup --for-flanneld
 
 exit status: 0 nothing of ours is left (or --dry-run), 5 something could not be removed, 6 an agent runs here
 """
@@ -29,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.epilog = DESCRIPTION, EPILOG
     add_agent_arguments(parser)
     parser.add_argument("--dry-run", action="store_true", help="list what would be removed; change nothing")
+    parser.add_argument("--for-flanneld", action="store_true", help="leave what a flanneld on this host takes over")
     parser.add_argument(
         "--state", action="store_true", help="also remove the node id and the WireGuard key: a new node after that"
     )
@@ -44,7 +49,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     state_dir = Path(arguments.state_dir or os.environ.get("FLANPY_STATE_DIR") or DEFAULT_STATE_DIR)
     with cleanup.alone(run_dir(arguments)), Kernel() as kernel:
-        found = cleanup.find(kernel, run_dir(arguments), state_dir if arguments.state else None)
+        kept_state = state_dir if arguments.state else None
+        found = cleanup.find(kernel, run_dir(arguments), kept_state, for_flanneld=arguments.for_flanneld)
         if not arguments.dry_run:
             for item in found:
                 item.remove()

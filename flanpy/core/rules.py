@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 
 from flanpy.errors import PlatformError
-from flanpy.model import FirewallRules, FirewallTool, Network, NetworkConfig, Route, Rule, Subnets
+from flanpy.model import FLANNEL_ROUTE_PROTOCOL, FirewallRules, FirewallTool, Network, NetworkConfig, Route, Rule, Subnets
 
 KUBE_MARK = 0x4000
 """kube-proxy's mark on what it masquerades itself."""
@@ -55,8 +55,16 @@ def plan_rules(config: NetworkConfig, own: Subnets, options: RuleOptions) -> Fir
 
 def blackholes(own: Subnets) -> frozenset[Route]:
     """Routes that drop what is for an address of our subnets that nothing here has, so that it does not go round."""
-    subnets = [subnet for subnet in (own.ipv4, own.ipv6) if subnet is not None]
-    return frozenset(Route(subnet, "", metric=BLACKHOLE_METRIC, kind="blackhole") for subnet in subnets)
+    return frozenset(Route(subnet, "", metric=BLACKHOLE_METRIC, kind="blackhole") for subnet in _subnets(own))
+
+
+def flannel_blackholes(own: Subnets) -> frozenset[Route]:
+    """The same as flanneld writes them: without a metric, so that such a route stands before that of a bridge which comes later."""
+    return frozenset(Route(subnet, "", kind="blackhole", protocol=FLANNEL_ROUTE_PROTOCOL) for subnet in _subnets(own))
+
+
+def _subnets(own: Subnets) -> list[Network]:
+    return [subnet for subnet in (own.ipv4, own.ipv6) if subnet is not None]
 
 
 def _families(config: NetworkConfig, own: Subnets) -> Iterator[tuple[Network, Network]]:

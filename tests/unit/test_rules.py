@@ -5,7 +5,7 @@ from ipaddress import IPv4Network, IPv6Network
 import pytest
 
 from flanpy.config.network import parse_network_config
-from flanpy.core.rules import RuleOptions, blackholes, place, plan_rules
+from flanpy.core.rules import RuleOptions, blackholes, flannel_blackholes, place, plan_rules
 from flanpy.errors import PlatformError
 from flanpy.model import FirewallRules, FirewallTool, NetworkConfig, Route, Rule, Subnets
 
@@ -97,6 +97,10 @@ def test_a_tool_that_is_missing_is_an_error_with_its_cure(tool: FirewallTool, te
 def test_a_machine_without_any_firewall_needs_no_forward_rules() -> None:
     placement = place(FirewallRules((), FORWARD4), has_nft=False, has_iptables=False)
     assert (placement.masquerade, placement.forward) == (None, None)
+
+
+def test_a_blackhole_of_flanneld_s_has_no_metric_and_its_protocol() -> None:
+    assert flannel_blackholes(BOTH) == {Route(P, "", kind="blackhole", protocol=3), Route(P6, "", kind="blackhole", protocol=3)}
 
 
 def test_a_blackhole_stands_behind_every_better_route_to_the_subnet() -> None:
