@@ -61,12 +61,14 @@ def alone(run_dir: Path) -> Iterator[None]:
 
 
 def find(kernel: Kernel, run_dir: Path, state_dir: Path | None, *, for_flanneld: bool = False) -> list[Item]:
-    """All that is there, in the order in which it goes. Raises ResourceBusy when somebody has the tunnel open, PlatformError.
+    """All that is there, in the order in which it goes: what carries packets last.
 
+    Raises ResourceBusy when somebody has the tunnel open, PlatformError.
     ``for_flanneld``: not the devices and routes that a flanneld on this host takes over as they are, so that packets go on.
     """
-    refuse_open(kernel, udp.DEVICE)
-    found = [*_routes(kernel, for_flanneld), *_rules(), *_bpf(kernel), *(() if for_flanneld else _links(kernel))]
+    if not for_flanneld or Pins.of(udp.DEVICE).directory.is_dir():
+        refuse_open(kernel, udp.DEVICE)
+    found = [*_rules(), *_routes(kernel, for_flanneld), *_bpf(kernel), *(() if for_flanneld else _links(kernel))]
     paths = [run_dir / SOCKET_NAME, run_dir / files.LOCK_FILE]
     paths += [state_dir / name for name in STATE_FILES] if state_dir is not None else []
     return found + [Item("file", str(path), path.unlink) for path in paths if path.exists()]

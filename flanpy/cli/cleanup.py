@@ -14,7 +14,7 @@ else. Stop the agent first. Needs root, and neither an agent nor etcd: the lease
 Devices of the names that flannel gives them (flannel.1, flannel.ipip, ...) are also those of a flanneld on this host: stop it first.
 
 With --for-flanneld the devices and routes that flanneld takes over as they are (vxlan, host-gw, ipip) stay, and packets go on. To switch
-a node: stop the agent and start flanneld, then clean up; for the udp backend clean up before flanneld starts, for it needs flannel0 itself.
+a node: stop the agent and start flanneld, then clean up; where flannel0 has stayed (udp, ebpf datapath), clean up before flanneld starts.
 """
 EPILOG = """\
 examples:
