@@ -27,17 +27,15 @@ class Choice:
     degraded: tuple[str, ...] = ()
 
 
-def open_datapath(kind: str, settings: DatapathSettings, kernel: Kernel) -> tuple[Choice, Datapath]:
+def open_datapath(kind: str, settings: DatapathSettings, kernel: Kernel, *, proven: bool = False) -> tuple[Choice, Datapath]:
     """Open ``auto``, ``userspace`` or ``ebpf``. Raises PlatformError, ResourceBusy, InterfaceError or DatapathError.
 
-    When it raises, nothing is left open.
+    When it raises, nothing is left open. ``proven``: ebpf has run in this process before, so that probing it again, which takes as long
+    as opening it, would tell nothing new.
     """
     if kind == "userspace":
         return _open_userspace(settings, kernel, "asked for")
-    from flanpy.datapath.ebpf_probe import first_problem, probe_all
-    from flanpy.kernel.bpf_host import BpfHost
-
-    problem = first_problem(probe_all(BpfHost(kernel).device_of(settings.underlay_address)))
+    problem = None if proven else _ebpf_problem(settings, kernel)
     if problem is None:
         try:
             return _open_ebpf(settings, kernel, "asked for" if kind == "ebpf" else "auto: every probe passed")
@@ -48,6 +46,13 @@ def open_datapath(kind: str, settings: DatapathSettings, kernel: Kernel) -> tupl
     if kind == "ebpf":
         raise PlatformError(f"--datapath ebpf: {problem} (`flanpy datapath probe` tells more)")
     return _open_userspace(settings, kernel, f"auto: ebpf cannot run here ({problem})")
+
+
+def _ebpf_problem(settings: DatapathSettings, kernel: Kernel) -> str | None:
+    from flanpy.datapath.ebpf_probe import first_problem, probe_all
+    from flanpy.kernel.bpf_host import BpfHost
+
+    return first_problem(probe_all(BpfHost(kernel).device_of(settings.underlay_address)))
 
 
 def _open_userspace(settings: DatapathSettings, kernel: Kernel, reason: str) -> tuple[Choice, Datapath]:

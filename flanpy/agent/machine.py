@@ -64,6 +64,7 @@ class Machine:
         self.firewall = firewall
         self._running: Running | None = None
         self._wanted = False
+        self._proven = False
         self._swept = False
         self._devices: tuple[str, ...] = ()
         self._routed = False
@@ -169,7 +170,8 @@ class Machine:
                 if running.settings == settings:
                     return 0
                 self._close_datapath()
-        choice, datapath = open_datapath(self._kind, settings, self._kernel)
+        choice, datapath = open_datapath(self._kind, settings, self._kernel, proven=self._proven)
+        self._proven = choice.kind == "ebpf"
         self._running = Running(choice, settings, datapath)
         log.info(
             "datapath %s on %s: %s",
