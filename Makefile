@@ -42,8 +42,8 @@ test: build ## the whole suite (root), several files at a time; ARGS go to pytes
 test-unit: build ## only what needs no root
 	@$(BIN)/python -m pytest tests/unit tests/packets $(ARGS)
 
-test-vm: build ## what this kernel may lack (wireguard, ipip), on a stock Debian kernel in a virtual machine (root)
-	@scripts/run-in-vm --timeout 600 -- $(BIN)/python -m pytest -p no:cacheprovider $(or $(ARGS),tests/netns/test_kernel_tunnels.py)
+test-vm: build ## what this kernel may lack (wireguard, ipip, VLANs) and ebpf on a stock Debian kernel in a virtual machine (root)
+	@scripts/run-in-vm --timeout 600 -- $(BIN)/python -m pytest -p no:cacheprovider $(or $(ARGS),tests/netns/test_kernel_tunnels.py tests/vm/stock_ebpf.py)
 
 bench: build ## the benchmark suite, results in bench-results/; ARGS go to flanpy bench
 	@$(BIN)/flanpy bench $(ARGS)

@@ -241,6 +241,11 @@ def test_programs_of_another_version_are_replaced_without_a_gap() -> None:
         assert made.b.stats.counters["bpf_repairs"] == 0
 
 
+def attached_filters(side: EbpfSide, device: str) -> str:
+    """What hangs at a device's ingress, in tc's words."""
+    return side.host.run("tc", "filter", "show", "dev", device, "ingress")
+
+
 def remove_by_hand(side: EbpfSide, hooks: str, program: str, device: str) -> None:
     if hooks == "tcx":
         (pins_of(side).directory / f"link_{program}").unlink()
@@ -271,7 +276,7 @@ def test_filters_of_others_stay() -> None:
         made.b.host.script(f"tc filter add dev uplink ingress prio 7 bpf object-pinned {pinned} direct-action")
         made.b.check()
         made.b.close()
-        left = made.b.host.run("tc", "filter", "show", "dev", "uplink", "ingress")
+        left = attached_filters(made.b, "uplink")
         assert "pref 7 bpf" in left and "fp_decap" not in left
 
 
@@ -282,7 +287,7 @@ def test_teardown_leaves_nothing(hooks: str) -> None:
         assert list(made.a.options.pin_root.iterdir()) == [pins_of(made.b).directory]
         devices = made.a.host.run("ip", "-o", "link")
         assert not any(name in devices for name in ("flannel0", *merging_names("flannel0")))
-        assert "fp_" not in made.a.host.run("tc", "filter", "show", "dev", "uplink", "ingress")
+        assert "fp_" not in attached_filters(made.a, "uplink")
 
 
 def test_cleanup_removes_what_a_dead_process_has_left() -> None:
@@ -321,12 +326,10 @@ def test_userspace_gets_every_packet_after_ebpf(hooks: str) -> None:
         leave(made.b)
         with inside(made.b.host), Kernel() as kernel:
             assert cleanup("flannel0", BpfHost(kernel), made.b.options.pin_root)
-        assert "fp_" not in made.b.host.run("tc", "filter", "show", "dev", "uplink", "ingress")
+        assert "fp_" not in attached_filters(made.b, "uplink")
         made.b.kind = "userspace"
         made.b.open()
-        made.b.host.script(
-            "ip link set flannel0 mtu 1472 up; ip addr add 10.5.2.0/32 dev flannel0; ip route add 10.5.0.0/16 dev flannel0"
-        )
+        give_address(made.b)
         made.b.publish(table(made.b, made.a, generation=2))
         assert " 2 received" in made.a.pod.run("ping", "-c2", "-i0.1", "-W1", str(made.b.pod_address))
 
@@ -337,7 +340,7 @@ def test_cleanup_finds_filters_without_pins() -> None:
         with inside(made.b.host), Kernel() as kernel:
             Pins.of("flannel0", made.b.options.pin_root).clear()
             assert cleanup("flannel0", BpfHost(kernel), made.b.options.pin_root)
-        assert "fp_" not in made.b.host.run("tc", "filter", "show", "dev", "uplink", "ingress")
+        assert "fp_" not in attached_filters(made.b, "uplink")
 
 
 def test_teardown_removes_what_an_earlier_process_attached_before_anything_is_published() -> None:
@@ -345,7 +348,7 @@ def test_teardown_removes_what_an_earlier_process_attached_before_anything_is_pu
         leave(made.b)
         made.b.open()
         made.b.close()
-        assert "fp_" not in made.b.host.run("tc", "filter", "show", "dev", "uplink", "ingress")
+        assert "fp_" not in attached_filters(made.b, "uplink")
 
 
 @pytest.mark.parametrize("hooks", HOOKS)
@@ -372,7 +375,7 @@ def test_an_underlay_that_moves_leaves_no_filter_behind() -> None:
         made.a.open()
         made.a.publish(table(made.a, made.b, generation=2))
         assert "fp_decap" in made.a.host.run("tc", "filter", "show", "dev", "pod0", "ingress")
-        assert "fp_decap" not in made.a.host.run("tc", "filter", "show", "dev", "uplink", "ingress")
+        assert "fp_decap" not in attached_filters(made.a, "uplink")
 
 
 def test_a_device_with_a_living_holder_is_not_taken_over() -> None:
@@ -426,10 +429,11 @@ def test_the_probe_only_looks_for_bpffs_and_the_agent_mounts_it() -> None:
     assert done.stdout.splitlines() == ["None False", "True True"], done.stdout + done.stderr
 
 
-def test_without_raw_sockets_a_node_is_ready_and_says_what_it_lacks() -> None:
+def test_with_three_capabilities_a_node_carries_packets_and_says_what_it_lacks() -> None:
     bounds = "-all,+bpf,+net_admin,+perfmon"
     with ebpf_overlay(published=False) as made:
         made.a.close()
+        made.b.publish(table(made.b, made.a))
         with inside(made.a.host):
             child = subprocess.Popen(
                 ["setpriv", f"--bounding-set={bounds}", f"--inh-caps={bounds}", sys.executable, "-c", CHILD],
@@ -437,10 +441,26 @@ def test_without_raw_sockets_a_node_is_ready_and_says_what_it_lacks() -> None:
                 stdout=subprocess.PIPE,
                 text=True,
             )
-        message = pickle.dumps((made.a.settings, made.a.options, table(made.a, made.b)))
-        answer, _ = child.communicate(message.hex() + "\n\n", timeout=30)
-        assert answer.startswith("ready"), answer
-        assert "CAP_NET_RAW is not held" in answer
+        assert child.stdin is not None and child.stdout is not None
+        try:
+            child.stdin.write(pickle.dumps((made.a.settings, made.a.options, table(made.a, made.b))).hex() + "\n")
+            child.stdin.flush()
+            answer = child.stdout.readline()
+            assert answer.startswith("ready"), answer
+            assert "CAP_NET_RAW is not held" in answer
+            give_address(made.a)
+            assert " 3 received" in made.a.pod.run("ping", "-c3", "-i0.05", "-W1", str(made.b.pod_address))
+            assert counters(made.b.stats) == {"encapsulated": 3, "decapsulated": 3}
+            assert made.b.stats.counters["bpf_up_socket"] == 0, "sent by a's programs, not by its socket"
+        finally:
+            child.communicate("\n", timeout=30)
+
+
+def give_address(side: EbpfSide) -> None:
+    """What the agent does with a device that has just been made."""
+    side.host.script(
+        f"ip link set flannel0 mtu 1472 up; ip addr add {side.tunnel_address}/32 dev flannel0; ip route add 10.5.0.0/16 dev flannel0"
+    )
 
 
 def test_an_underlay_that_has_its_forwarding_switched_off_is_left_to_userspace() -> None:

@@ -103,6 +103,20 @@ def test_udp_superpackets_arrive_cut_in_order(kinds: tuple[str, str], underlay: 
             assert [receiver.recv(65536) for _ in expected] == expected
 
 
+def test_frames_with_a_tag_that_nobody_took_off_are_not_ours() -> None:
+    """The host has no interface in that VLAN, so it would not have them either."""
+    with ebpf_overlay() as made, tap(made.b.host, "uplink") as wire, udp_socket(made.a.pod) as sender:
+        sender.sendto(b"x", (str(made.b.pod_address), 7))
+        seen = iter(lambda: wire.recv(1 << 17), None)
+        frame = next(frame for frame in seen if frame[12:14] == b"\x08\x00" and frame.endswith(b"x"))
+        before = made.b.packets("decapsulated")
+        with tap(made.a.host, "uplink") as out:
+            for _ in range(5):
+                out.send(frame[:12] + b"\x81\x00\x00\x07" + frame[12:])
+            out.send(frame)
+        assert eventually(lambda: made.b.packets("decapsulated") == before + 1)
+
+
 def test_udp_superpackets_travel_whole_once_the_peer_has_said_that_they_arrive() -> None:
     content = os.urandom(4 << 20)
     with ebpf_overlay() as made, udp_socket(made.b.pod, made.b.pod_address) as receiver, udp_socket(made.a.pod) as sender:

@@ -3,7 +3,7 @@
 pod a 10.5.1.2                                                                  pod b 10.5.2.2
    | veth, gateway 10.5.1.1                               veth, gateway 10.5.2.1 |      with bridge=True: behind cni0
 host a  flannel0 10.5.1.0/32  <- datapath ->                 flannel0 10.5.2.0/32  host b
-   | uplink 172.31.0.1/24 ---------------- veth, MTU 1500 or more --- 172.31.0.2/24 |
+   | uplink 172.31.0.1/24 ---------------- veth, MTU 1500 or more --- 172.31.0.2/24 |      with vlan=True: VLAN 7 on it
 
 Pins go into a directory of the test's own in bpffs, which is removed with everything else when the block ends.
 """
@@ -166,10 +166,22 @@ def drained(wire: socket.socket) -> Iterator[bytes]:
             yield frame[14:]
 
 
-def _hosts(stack: ExitStack, mtu: int, bridge: bool) -> list[tuple[Namespace, Namespace]]:
+def _underlay(vlan: bool, mtu: int, peer: Namespace) -> str:
+    """The uplink: a veth, or VLAN 7 on one whose far end has the tag inside the frame."""
+    if not vlan:
+        return f"ip link add uplink mtu {mtu} type veth peer name uplink mtu {mtu} netns {peer.path}"
+    return (
+        f"ip link add trunk mtu {mtu} type veth peer name trunk mtu {mtu} netns {peer.path}; ip link set trunk up;"
+        "ip link add link trunk name uplink type vlan id 7"
+    )
+
+
+def _hosts(stack: ExitStack, mtu: int, bridge: bool, vlan: bool) -> list[tuple[Namespace, Namespace]]:
     made = [(stack.enter_context(namespace()), stack.enter_context(namespace())) for _ in range(2)]
     left, right = made[0][0], made[1][0]
-    left.script(f"ip link add uplink mtu {mtu} type veth peer name uplink mtu {mtu} netns {right.path}")
+    left.script(_underlay(vlan, mtu, right))
+    if vlan:
+        right.script("ip link set trunk up; ip link add link trunk name uplink type vlan id 7")
     for number, (host, pod) in enumerate(made, 1):
         gateway = "cni0" if bridge else "pod0"
         host.script(
@@ -197,6 +209,7 @@ def ebpf_overlay(
     gro: bool = False,
     mtu: int = 1500,
     bridge: bool = False,
+    vlan: bool = False,
     source_check: bool = True,
     queues: int = 1,
     published: bool = True,
@@ -208,7 +221,7 @@ def ebpf_overlay(
     with ExitStack() as stack:
         root = stack.enter_context(pin_root())
         sides = []
-        for number, (host, pod) in enumerate(_hosts(stack, mtu, bridge), 1):
+        for number, (host, pod) in enumerate(_hosts(stack, mtu, bridge, vlan), 1):
             if wire:
                 host.script(f"ethtool -K uplink tso off gso off tx-udp-segmentation off gro {'on' if gro else 'off'} >/dev/null")
             settings = DatapathSettings(
