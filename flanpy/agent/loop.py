@@ -43,7 +43,7 @@ from flanpy.agent.planner import Plan, make_plan
 from flanpy.agent.readiness import Readiness
 from flanpy.agent.report import answer, counted, summary
 from flanpy.agent.said import Said, shortened
-from flanpy.agent.state import State
+from flanpy.agent.state import READING, WRITING, State
 from flanpy.agent.underlay import Underlay
 from flanpy.config.options import AgentOptions
 from flanpy.core import leasing
@@ -119,22 +119,22 @@ class Loop:
     def _handle(self, item: Event) -> None:
         match item:
             case ConfigRead(text):
-                self._store_answers()
+                self._store_answers(READING)
                 self._config.read(text)
             case ConfigTouched():
                 self._executor.submit(ReadConfig())
             case SubnetsListed(records):
-                self._store_answers()
+                self._store_answers(READING)
                 self._members.listed(records)
                 self._own.feed(leasing.Listed(records))
             case SubnetsChanged(changes):
-                self._store_answers()
+                self._store_answers(READING)
                 self._members.changed(changes)
                 self._own.feed(leasing.Changed(changes))
             case LeaseOutcome(outcome):
                 self._on_lease_outcome(outcome)
-            case StoreFailed(message, denied):
-                self._store_fails(message, denied)
+            case StoreFailed():
+                self._store_fails(READING, item)
             case KernelChanged(what):
                 log.debug("kernel: %s", what, extra=event("kernel_changed", what=str(what)))
                 self._state.look_at_underlay = True
@@ -162,25 +162,25 @@ class Loop:
 
     def _on_lease_outcome(self, outcome: leasing.Event) -> None:
         if isinstance(outcome, leasing.Failed):
-            self._store_fails(outcome.message, outcome.denied)
+            self._store_fails(WRITING, StoreFailed(outcome.message, outcome.denied))
         else:
-            self._store_answers()
+            self._store_answers(WRITING)
         self._own.feed(outcome)
 
-    def _store_answers(self) -> None:
+    def _store_answers(self, doing: str) -> None:
         state = self._state
         state.last_store_word_s = time.monotonic()
-        if state.store_problem is not None:
+        if state.store_faults.pop(doing, None) is not None and not state.store_faults:
             log.info("etcd answers again", extra=event("store_up"))
-            state.store_problem, state.store_denied = None, False
 
-    def _store_fails(self, message: str, denied: bool) -> None:
+    def _store_fails(self, doing: str, fault: StoreFailed) -> None:
         state = self._state
-        if state.store_problem is None or denied != state.store_denied:
-            level = logging.ERROR if denied else logging.WARNING
+        before = state.store_fault
+        if before is None or (fault.denied and not before.denied):
+            level = logging.ERROR if fault.denied else logging.WARNING
             meanwhile = "; forwarding goes on by the last known state" if state.plan is not None else ""
-            log.log(level, "%s%s", message, meanwhile, extra=event("store_down", denied=denied))
-        state.store_problem, state.store_denied = message, denied
+            log.log(level, "%s%s", fault.message, meanwhile, extra=event("store_down", denied=fault.denied))
+        state.store_faults[doing] = fault
         if state.config is None:
             self._config.retry()
 

@@ -105,7 +105,7 @@ def _own_problems(state: State, readiness: Readiness, underlay: Underlay) -> lis
         state.lease.problem if state.lease else None,
         *(state.outcome.problems if state.outcome else ()),
         readiness.problem if state.plan else None,
-        state.store_problem,
+        state.store_fault.message if state.store_fault else None,
     ]
     told = [shortened(item) for item in dict.fromkeys(item for item in found if item)]
     more = len(told) - OWN_TOLD
@@ -182,9 +182,10 @@ def _lease(lease: Lease) -> dict[str, Any]:
 
 
 def _etcd(state: State, now_s: float) -> dict[str, Any]:
+    fault = state.store_fault
     return {
-        "state": "denied" if state.store_denied else "degraded" if state.store_problem else "ok",
-        "problem": state.store_problem,
+        "state": "ok" if fault is None else "denied" if fault.denied else "degraded",
+        "problem": None if fault is None else fault.message,
         "last_word_s_ago": round(now_s - state.last_store_word_s, 3) if state.last_store_word_s else None,
     }
 

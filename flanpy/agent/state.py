@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from flanpy.agent.events import StoreFailed
 from flanpy.agent.machine import Outcome
 from flanpy.agent.passes import Passes
 from flanpy.agent.planner import Plan
@@ -18,6 +19,8 @@ from flanpy.model import KeptLease, NetworkConfig
 
 CONFIG_RETRY_S = (0.5, 10.0)
 """Least and most wait before the network config is read again when there is none, or a bad one."""
+READING, WRITING = "reading", "writing"
+"""Who meets the store: the watcher and the reader of the network config; the keeper of our own lease."""
 
 
 @dataclass(slots=True)
@@ -32,8 +35,8 @@ class State:
     kept: Mapping[str, KeptLease] = field(default_factory=dict)
     """Leases that have vanished from etcd and are still acted by (``core.grace``)."""
     lease: LeasingState | None = None
-    store_problem: str | None = None
-    store_denied: bool = False
+    store_faults: dict[str, StoreFailed] = field(default_factory=dict)
+    """What has failed at the store last time, by who has met it (READING, WRITING): a watch that lives does not hide refused writes."""
     last_store_word_s: float | None = None
     plan: Plan | None = None
     outcome: Outcome | None = None
@@ -48,3 +51,8 @@ class State:
     refused: dict[str, str] = field(default_factory=dict)
     timers: dict[str, float] = field(default_factory=dict)
     """When the loop does what next, by name, on the monotonic clock."""
+
+    @property
+    def store_fault(self) -> StoreFailed | None:
+        """The worst of the store's faults: what an operator has to mend comes first."""
+        return max(self.store_faults.values(), key=lambda fault: fault.denied, default=None)
