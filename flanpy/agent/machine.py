@@ -101,7 +101,7 @@ class Machine:
         return f"{', '.join(most)} and {last}" if most else last
 
     def converge(self, desired: DesiredState, settings: DatapathSettings | None) -> Outcome:
-        """One pass; never raises FlanpyError, for what cannot be done now is done by a later pass."""
+        """One pass; never raises, for what cannot be done now (no descriptor left, say) is done by a later pass."""
         started = time.monotonic()
         self._devices = tuple(link.name for link in desired.links)
         self._routed = any(not route.device or desired.table is None for route in desired.routes)
@@ -117,7 +117,7 @@ class Machine:
         for step in steps:
             try:
                 changed += step()
-            except FlanpyError as error:
+            except (FlanpyError, OSError) as error:
                 problems.append(str(error))
         essential, others = self._hooks.want(desired.hooks)
         problems += essential
@@ -202,7 +202,7 @@ class Machine:
             return "no datapath runs yet" if self._wanted else None
         try:
             self._running.datapath.check()
-        except DatapathError as error:
+        except (FlanpyError, OSError) as error:
             return str(error)
         return None
 
