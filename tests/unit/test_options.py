@@ -7,30 +7,7 @@ import pytest
 
 from flanpy.config.options import AGENT_FLAGS, AgentOptions, add_agent_flags, load_agent_options
 from flanpy.errors import UsageError
-
-FLANNELD_FLAGS = [
-    "etcd-endpoints",
-    "etcd-prefix",
-    "etcd-keyfile",
-    "etcd-certfile",
-    "etcd-cafile",
-    "etcd-username",
-    "etcd-password",
-    "iface",
-    "iface-regex",
-    "iface-can-reach",
-    "public-ip",
-    "public-ipv6",
-    "subnet-file",
-    "subnet-lease-renew-margin",
-    "ip-masq",
-    "ip-masq-fully-random-disable",
-    "iptables-resync",
-    "iptables-forward-rules",
-    "ip-blackhole-route",
-    "healthz-ip",
-    "healthz-port",
-]
+from tests.support.flannel import FLANNELD_FLAGS
 
 
 def load(*argv: str, environment: dict[str, str] | None = None) -> AgentOptions:

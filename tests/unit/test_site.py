@@ -13,40 +13,10 @@ from flanpy.agent.metrics import METRICS
 from flanpy.cli.main import COMMANDS, parse
 from flanpy.config.options import AGENT_FLAGS
 from flanpy.datapath.core import VERDICTS
+from tests.support.flannel import FLANNELD_FLAGS, FLANNELD_ONLY
 
 TOP = Path(__file__).resolve().parents[2]
 PAGES = sorted((TOP / "docs").glob("*.md"))
-FLANNELD_FLAGS = [
-    "etcd-endpoints",
-    "etcd-prefix",
-    "etcd-keyfile",
-    "etcd-certfile",
-    "etcd-cafile",
-    "etcd-username",
-    "etcd-password",
-    "iface",
-    "iface-regex",
-    "iface-can-reach",
-    "public-ip",
-    "public-ipv6",
-    "subnet-file",
-    "subnet-lease-renew-margin",
-    "ip-masq",
-    "ip-masq-fully-random-disable",
-    "iptables-resync",
-    "iptables-forward-rules",
-    "ip-blackhole-route",
-    "healthz-ip",
-    "healthz-port",
-    "version",
-    "kube-subnet-mgr",
-    "kube-api-url",
-    "kubeconfig-file",
-    "kube-annotation-prefix",
-    "net-config-path",
-    "set-node-network-unavailable",
-    "v",
-]
 
 
 def text_of(name: str) -> str:
@@ -90,7 +60,7 @@ def test_every_flag_of_flanneld_is_in_the_table_and_those_that_are_the_same_exis
     rows = [row.split("|")[1:4] for row in text_of("upgrade-from-flannel.md").splitlines() if row.startswith("| `--")]
     named = {flag: here.strip() for flags, here, _ in rows for flag in re.findall(r"--([\w-]+)", flags)}
 
-    assert [flag for flag in FLANNELD_FLAGS if flag not in named] == []
+    assert [flag for flag in FLANNELD_FLAGS + FLANNELD_ONLY if flag not in named] == []
     ours = {flag.name for flag in AGENT_FLAGS}
     assert [flag for flag, here in named.items() if here == "the same" and flag not in ours] == []
 
