@@ -39,6 +39,7 @@ from flanpy.agent.machine import Machine
 from flanpy.agent.members import Members
 from flanpy.agent.notify import ServiceManager
 from flanpy.agent.own_lease import OwnLease
+from flanpy.agent.peer_paths import PeerPaths
 from flanpy.agent.planner import Plan, make_plan
 from flanpy.agent.readiness import Readiness
 from flanpy.agent.report import answer, counted, summary
@@ -74,6 +75,7 @@ class Loop:
         machine: Machine,
         executor: Executor,
         readiness: Readiness,
+        paths: PeerPaths,
         events: EventQueue,
     ) -> None:
         self._options = options
@@ -81,9 +83,10 @@ class Loop:
         self._machine = machine
         self._executor = executor
         self._readiness = readiness
+        self._paths = paths
         self._events = events
         self._state = State()
-        self._own = OwnLease(self._state, identity, options, underlay, machine, executor)
+        self._own = OwnLease(self._state, identity, options, underlay, machine, executor, paths)
         self._members = Members(self._state, options)
         self._config = ConfigReader(self._state, options, underlay, machine, self._own)
         self._started_s = time.monotonic()
@@ -158,7 +161,9 @@ class Loop:
             state.timers["converge"] = min(retry_s, state.passed_s + HASTE_S)
 
     def _answer(self, command: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        return answer(command, arguments, self._state, self._machine, self._underlay, self._readiness, self._started_s)
+        return answer(
+            command, arguments, self._state, self._machine, self._underlay, self._readiness, self._paths, self._started_s
+        )
 
     def _on_lease_outcome(self, outcome: leasing.Event) -> None:
         if isinstance(outcome, leasing.Failed):
@@ -280,6 +285,7 @@ class Loop:
             )
         self._own.announce(self._machine.features)
         if state.lease is not None and state.lease.held is not None:
+            self._paths.follow(plan, state.lease.held)
             self._readiness.reached(config, state.lease.held.subnets, plan.desired.mtu_bytes)
 
     def _converge_failed(self, problems: tuple[str, ...]) -> None:

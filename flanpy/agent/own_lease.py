@@ -18,12 +18,13 @@ from flanpy.agent.events import EventQueue, LeaseOutcome
 from flanpy.agent.executor import Executor
 from flanpy.agent.logs import event
 from flanpy.agent.machine import Machine
+from flanpy.agent.peer_paths import PeerPaths
 from flanpy.agent.state import State
 from flanpy.agent.underlay import Underlay
 from flanpy.config.options import AgentOptions
 from flanpy.core import leasing
 from flanpy.core.lease_events import Pending
-from flanpy.model import NetworkConfig, NodeAttributes
+from flanpy.model import FlanpyInfo, NetworkConfig, NodeAttributes
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ class OwnLease:
         underlay: Underlay,
         machine: Machine,
         executor: Executor,
+        paths: PeerPaths,
     ) -> None:
         self._state = state
         self._identity = identity
@@ -49,13 +51,17 @@ class OwnLease:
         self._underlay = underlay
         self._machine = machine
         self._executor = executor
+        self._paths = paths
 
     def identify(self, config: NetworkConfig) -> None:
         """Let our lease say what the backend wants it to. Raises ConfigError or PlatformError when this node cannot run it."""
         backend = backends.find(config.backend.type)
         facts = self._machine.facts(self._identity.node_id, config, self._options.state_dir)
         base = replace(self._identity.attributes, public_ipv6=self._public_ipv6(config))
-        self._identity = replace(self._identity, attributes=backend.attributes(base, config, facts))
+        attributes = backend.attributes(base, config, facts)
+        known = attributes.flanpy or FlanpyInfo(self._identity.node_id)
+        said = replace(known, features=known.features | self._paths.features)
+        self._identity = replace(self._identity, attributes=replace(attributes, flanpy=said))
 
     def _public_ipv6(self, config: NetworkConfig | None) -> IPv6Address | None:
         """The IPv6 address that peers reach us by; one of the uplink's own only where the cluster has IPv6."""
@@ -93,10 +99,13 @@ class OwnLease:
         self._change(moved)
 
     def announce(self, features: frozenset[str] | None) -> None:
-        """Let the lease say what the datapath that runs now can take, if it says something else."""
+        """Let the lease say what the datapath that runs now can take, and that we answer probes, if it says something else."""
         said = self._identity.attributes.flanpy
-        if features is not None and said is not None and said.features != features:
-            self._change(replace(self._identity.attributes, flanpy=replace(said, features=features)))
+        if features is None or said is None:
+            return
+        wanted = features | self._paths.features
+        if said.features != wanted:
+            self._change(replace(self._identity.attributes, flanpy=replace(said, features=wanted)))
 
     def _change(self, attributes: NodeAttributes) -> None:
         if attributes != self._identity.attributes:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from flanpy import __version__
 from flanpy.agent.machine import Machine
 from flanpy.agent.passes import BUCKETS_S, Passes
+from flanpy.agent.peer_paths import PeerPaths, Report
 from flanpy.agent.readiness import Readiness
 from flanpy.agent.said import shortened
 from flanpy.agent.underlay import Underlay
@@ -38,15 +39,21 @@ def answer(
     machine: Machine,
     underlay: Underlay,
     readiness: Readiness,
+    paths: PeerPaths,
     started_s: float,
 ) -> dict[str, Any]:
     """The answer to one question of ``QUESTIONS``; anything else is refused by name."""
     match command:
         case "status":
             lists = {} if arguments.get("brief") else _status_lists(state)
-            return {"ok": True, **_status(state, machine, underlay, readiness, started_s), **lists}
+            return {
+                "ok": True,
+                **_status(state, machine, underlay, readiness, started_s),
+                **_paths(state, machine, paths),
+                **lists,
+            }
         case "peers":
-            return {"ok": True, **_peers(state, time.monotonic())}
+            return {"ok": True, **_peers(state, paths.report(), time.monotonic())}
         case "routes":
             return _routes(state, machine)
         case "health":
@@ -128,7 +135,6 @@ def _status(state: State, machine: Machine, underlay: Underlay, readiness: Readi
         "ready": _ready(state, readiness),
         "state": _word(state, readiness, underlay),
         "problems": problems(state, readiness, underlay),
-        "warnings": [*(machine.choice.degraded if machine.choice else ()), *_grace_warnings(state, now_s)],
         "uplink": {"name": uplink.name, "address": str(uplink.address), "mtu_bytes": uplink.mtu_bytes},
         "devices": [link.name for link in (desired.tunnel, *desired.links) if link is not None] if desired else [],
         "mtu_bytes": desired.mtu_bytes if desired else None,
@@ -147,6 +153,15 @@ def _status(state: State, machine: Machine, underlay: Underlay, readiness: Readi
         "rules": _rules(machine),
         "reconcile": _reconcile(state.passes),
     }
+
+
+def _paths(state: State, machine: Machine, paths: PeerPaths) -> dict[str, Any]:
+    """What the probes of the paths say, and warnings: what the datapath does without, peers without a lease, paths that are down."""
+    found = paths.report()
+    peers = state.plan.view.peers if state.plan else ()
+    degraded = machine.choice.degraded if machine.choice else ()
+    warnings = [*degraded, *_grace_warnings(state, time.monotonic()), *(found.warnings(peers) if found else ())]
+    return {"warnings": warnings, "paths": None if found is None else found.summary()}
 
 
 def _network(config: NetworkConfig) -> str:
@@ -230,22 +245,23 @@ def _reconcile(passes: Passes) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------ peers and routes
 
 
-def _peers(state: State, now_s: float) -> dict[str, Any]:
+def _peers(state: State, paths: Report | None, now_s: float) -> dict[str, Any]:
     view = state.plan.view if state.plan else None
     backend = state.config.backend.type if state.config else ""
     refusals: Iterable[Refusal] = view.refusals if view else ()
     return {
-        "peers": [_peer(peer, now_s) for peer in (view.peers if view else ())],
+        "peers": [_peer(peer, paths, now_s) for peer in (view.peers if view else ())],
         "foreign": [_foreign(lease, backend) for lease in (view.foreign if view else ())],
         "refused": [{"key": shortened(it.key), "reason": shortened(it.reason)} for it in islice(refusals, REFUSED_LISTED)],
         "refused_count": len(view.refusals) if view else 0,
     }
 
 
-def _peer(peer: Peer, now_s: float) -> dict[str, Any]:
-    """``grace``: None, or why the peer is kept though its lease has vanished, and for how many seconds still."""
+def _peer(peer: Peer, paths: Report | None, now_s: float) -> dict[str, Any]:
+    """``grace``: None, or why the peer is kept though its lease has vanished, and for how many seconds still; ``path``: of the probes."""
     kept = peer.kept and {"cause": peer.kept.cause, "seconds_left": _left(peer.kept, now_s)}
-    return {**_node(peer.attributes), "subnets": str(peer.subnets), "hop": str(peer.hop), "grace": kept}
+    path = None if paths is None else paths.of(peer)
+    return {**_node(peer.attributes), "subnets": str(peer.subnets), "hop": str(peer.hop), "grace": kept, "path": path}
 
 
 def _left(kept: KeptLease, now_s: float) -> float:

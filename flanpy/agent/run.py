@@ -29,6 +29,7 @@ from flanpy.agent.logs import event, set_up
 from flanpy.agent.loop import Loop
 from flanpy.agent.machine import Machine
 from flanpy.agent.notify import notify
+from flanpy.agent.peer_paths import PeerPaths
 from flanpy.agent.readiness import Readiness
 from flanpy.agent.underlay import Underlay
 from flanpy.agent.watcher import Watcher
@@ -96,7 +97,9 @@ def _run_loop(options: AgentOptions, underlay: Underlay, kernel: Kernel, events:
     stack.callback(machine.close)
     executor, watcher = Executor(store, events), Watcher(store, events)
     readiness = Readiness(options.subnet_file, options.ip_masq)
-    loop = Loop(options, underlay, _identity(options, underlay.uplink), machine, executor, readiness, events)
+    paths = PeerPaths(options.peer_probe_interval, options.peer_probe_port)
+    stack.callback(paths.close)
+    loop = Loop(options, underlay, _identity(options, underlay.uplink), machine, executor, readiness, paths, events)
     control = ControlServer(options.run_dir, events)
     stack.callback(control.close)
     monitor = Monitor(lambda what: events.put(KernelChanged(what)), kernel.ports)

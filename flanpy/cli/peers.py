@@ -46,18 +46,29 @@ def render(answer: Mapping[str, Any], colours: Paint) -> list[str]:
 
 
 def peer_table(peers: list[Mapping[str, Any]], colours: Paint) -> list[str]:
-    """Who packets are sent to; a node without an id runs flanneld, or has a reservation and is not there.
+    """Who packets are sent to, and how the path is; a node without an id runs flanneld, or has a reservation and is not there.
 
     The column GRACE is there only when a peer is kept though its lease has vanished: for how long still, and why.
     """
     with_grace = any(peer["grace"] for peer in peers)
-    headers = ("SUBNET", "ENDPOINT", "BACKEND", "NODE", "FEATURES")
+    headers = ("SUBNET", "ENDPOINT", "BACKEND", "PATH", "RTT", "LAST SEEN", "NODE", "FEATURES")
     rows = ((*_peer_row(peer), _grace(peer["grace"])) if with_grace else _peer_row(peer) for peer in peers)
-    return table((*headers, "GRACE") if with_grace else headers, rows, colours)
+    return table((*headers, "GRACE") if with_grace else headers, rows, colours, numbers=(4,))
 
 
 def _peer_row(peer: Mapping[str, Any]) -> tuple[str, ...]:
-    return (peer["subnets"], peer["hop"], peer["backend"], peer["node"] or "-", " ".join(peer["features"]) or "-")
+    features = " ".join(peer["features"]) or "-"
+    return (peer["subnets"], peer["hop"], peer["backend"], *_path(peer["path"]), peer["node"] or "-", features)
+
+
+def _path(path: Mapping[str, Any] | None) -> tuple[str, str, str]:
+    """State, round trip and last sign of life; dashes for whom nobody probes."""
+    if path is None:
+        return "-", "-", "-"
+    word = f"{path['state']} {path['loss']:.0%}" if path["state"] == "lossy" else path["state"]
+    rtt = "-" if path["rtt_ms"] is None else f"{path['rtt_ms']:.2f} ms"
+    ago = path["last_seen_s_ago"]
+    return word, rtt, "never" if ago is None else f"{duration(ago)} ago"
 
 
 def _grace(grace: Mapping[str, Any] | None) -> str:

@@ -83,6 +83,7 @@ def _rows(status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     uplink = status["uplink"]
     yield "uplink", f"{uplink['name']} {uplink['address']}, MTU {uplink['mtu_bytes']}"
     yield from _rules(status["rules"])
+    yield from _paths(status["paths"])
     yield "etcd", _etcd(status["etcd"])
     yield from _packets((status["datapath"] or {}).get("verdicts", {}))
 
@@ -112,6 +113,14 @@ def _datapath(datapath: Mapping[str, Any] | None, counts: Mapping[str, int]) -> 
 def _rules(rules: Mapping[str, str | None] | None) -> Iterator[tuple[str, str]]:
     if rules is not None:
         yield "rules", ", ".join(f"{name} by {tool}" if tool else f"{name} off" for name, tool in rules.items())
+
+
+def _paths(paths: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
+    """The probes of the paths to the peers; nothing where nobody is asked."""
+    if paths is not None and paths["probed"]:
+        words = ", ".join(f"{count} {word}" for word, count in paths["states"].items())
+        longest = "" if paths["rtt_ms_most"] is None else f", round trip at most {paths['rtt_ms_most']} ms"
+        yield "paths", f"{words}{longest}"
 
 
 def _etcd(etcd: Mapping[str, Any]) -> str:

@@ -223,6 +223,24 @@ AGENT_FLAGS = (
     ),
     Flag("healthz-ip", "address of the health server", IPv4Address("0.0.0.0"), _ipv4, "IP", "agent"),
     Flag("healthz-port", "its TCP port, 0: no health server", 0, _number(0, 65535), "PORT", "agent"),
+    Flag(
+        "peer-probe-interval",
+        "ask the agents of other nodes over the overlay this often whether the path works, seconds; 0: neither ask nor answer",
+        10,
+        _number(0, 3600, "(seconds)"),
+        "SECONDS",
+        "agent",
+        flannel=False,
+    ),
+    Flag(
+        "peer-probe-port",
+        "UDP port of these probes, on this node's tunnel address alone; each lease tells its node's",
+        8286,
+        _number(1, 65535),
+        "PORT",
+        "agent",
+        flannel=False,
+    ),
     Flag("log-format", "form of the log on standard error", "text", _choice("text", "json"), "text|json", "agent", flannel=False),
     Flag(
         "log-level",
@@ -274,6 +292,8 @@ class AgentOptions:
     spin_us: int
     healthz_ip: IPv4Address
     healthz_port: int
+    peer_probe_interval: int
+    peer_probe_port: int
     log_format: str
     log_level: str
 

@@ -40,6 +40,7 @@ STATUS: dict[str, Any] = {
         },
         "counters": {"tun_reads": 300, "polls": 12},
     },
+    "paths": {"interval_s": 10, "probed": 2, "states": {"node down": 1, "ok": 1}, "rtt_ms_most": 0.41},
     "rules": {"masquerade": None, "forward": "iptables"},
     "reconcile": {"passes": 5, "failed": 1, "seconds": 0.25, "buckets": {"0.01": 4, "1": 5}},
 }

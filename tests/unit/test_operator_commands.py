@@ -23,6 +23,7 @@ from tests.support.answers import STATUS
 
 PLAIN = Paint(False)
 ASKING = ("status", "peers", "routes", "top", "log-level")
+PATH = {"state": "lossy", "rtt_ms": 0.416, "last_seen_s_ago": 3.2, "loss": 0.05, "sent": 40, "lost": 2}
 HEAVY = {"grpc", "pyroute2", "scapy", "etcd3", "rich", "google", "cffi"}
 
 
@@ -39,6 +40,7 @@ def test_status_is_one_screen() -> None:
         "device    flannel0, MTU 1472",
         "uplink    eth0 172.31.9.1, MTU 1500",
         "rules     masquerade off, forward by iptables",
+        "paths     1 node down, 1 ok, round trip at most 0.41 ms",
         "etcd      ok, last heard of 0.5 s ago",
         "sent      1,204 packets, 1.5 MB",
         "received  1,100 packets, 1.4 MB",
@@ -62,6 +64,7 @@ def test_status_of_an_agent_that_has_just_started_says_what_is_missing() -> None
             "mtu_bytes": None,
             "warnings": [],
             "rules": None,
+            "paths": None,
         },
         "counts": {"peers": 0, "kept": 0, "foreign": 0, "refused": 0},
         "etcd": {"state": "degraded", "problem": "no answer", "last_word_s_ago": None},
@@ -86,17 +89,17 @@ def test_peers_are_listed_with_what_is_not_used_and_why() -> None:
     answer = {
         "peers": [
             {"node": "n2", "public_ip": "172.31.9.2", "backend": "udp", "features": ["ecn", "superpacket"]}
-            | {"subnets": "10.244.8.0/24", "hop": "172.31.9.2:8285", "grace": None},
+            | {"subnets": "10.244.8.0/24", "hop": "172.31.9.2:8285", "grace": None, "path": PATH},
             {"node": None, "public_ip": "172.31.9.3", "backend": "udp", "features": []}
-            | {"subnets": "10.244.200.0/24", "hop": "172.31.9.3:8285", "grace": None},
+            | {"subnets": "10.244.200.0/24", "hop": "172.31.9.3:8285", "grace": None, "path": None},
         ],
         "foreign": [{"subnets": "10.244.9.0/24", "public_ip": "172.31.9.4", "reason": "its backend is vxlan, ours is udp"}],
         "refused": [{"key": "subnets/\n\x07", "reason": "key: not of the form"}],
     }
     assert peers.render(answer, PLAIN) == [
-        "SUBNET           ENDPOINT         BACKEND  NODE  FEATURES",
-        "10.244.8.0/24    172.31.9.2:8285  udp      n2    ecn superpacket",
-        "10.244.200.0/24  172.31.9.3:8285  udp      -     -",
+        "SUBNET           ENDPOINT         BACKEND  PATH          RTT  LAST SEEN  NODE  FEATURES",
+        "10.244.8.0/24    172.31.9.2:8285  udp      lossy 5%  0.42 ms  3 s ago    n2    ecn superpacket",
+        "10.244.200.0/24  172.31.9.3:8285  udp      -               -  -          -     -",
         "",
         "FOREIGN        PUBLIC IP   NOT USED BECAUSE",
         "10.244.9.0/24  172.31.9.4  its backend is vxlan, ours is udp",
@@ -108,12 +111,12 @@ def test_peers_are_listed_with_what_is_not_used_and_why() -> None:
 
 def test_peers_that_are_kept_without_a_lease_show_for_how_long() -> None:
     node = {"node": "n2", "public_ip": "172.31.9.2", "backend": "udp", "features": []}
-    kept = {"subnets": "10.244.8.0/24", "hop": "172.31.9.2:8285", "grace": {"cause": "lost", "seconds_left": 59.2}}
-    living = {"subnets": "10.244.9.0/24", "hop": "172.31.9.3:8285", "grace": None}
+    kept = {"subnets": "10.244.8.0/24", "hop": "172.31.9.2:8285", "grace": {"cause": "lost", "seconds_left": 59.2}, "path": None}
+    living = {"subnets": "10.244.9.0/24", "hop": "172.31.9.3:8285", "grace": None, "path": None}
     assert peers.render({"peers": [node | kept, node | living], "foreign": [], "refused": []}, PLAIN) == [
-        "SUBNET         ENDPOINT         BACKEND  NODE  FEATURES  GRACE",
-        "10.244.8.0/24  172.31.9.2:8285  udp      n2    -         59 s (lost)",
-        "10.244.9.0/24  172.31.9.3:8285  udp      n2    -         -",
+        "SUBNET         ENDPOINT         BACKEND  PATH  RTT  LAST SEEN  NODE  FEATURES  GRACE",
+        "10.244.8.0/24  172.31.9.2:8285  udp      -       -  -          n2    -         59 s (lost)",
+        "10.244.9.0/24  172.31.9.3:8285  udp      -       -  -          n2    -         -",
     ]
 
 
