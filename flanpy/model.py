@@ -240,7 +240,7 @@ class Uplink:
     address: IPv4Address | None
     address6: IPv6Address | None = None
     on_link: tuple[Network, ...] = ()
-    """The networks of its addresses: whoever is in one of them is reached without a router."""
+    """The networks of its addresses and of routes without a gateway: whoever is in one of them is reached without a router."""
 
 
 @dataclass(frozen=True, slots=True)

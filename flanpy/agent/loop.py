@@ -223,6 +223,7 @@ class Loop:
                 self._manager.tell(summary(self._state, self._machine, self._underlay, self._readiness))
             case "resync":
                 self._state.timers["resync"] = now_s + RESYNC_S
+                self._state.look_at_underlay = True  # the monitor hears nothing of the routes of others
                 self._state.dirty = True
 
     def _is_disturbed(self, now_s: float) -> bool:

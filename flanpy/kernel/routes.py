@@ -37,6 +37,8 @@ from flanpy.kernel.route_codec import (
 from flanpy.model import ROUTE_PROTOCOL, Network, Route
 
 _PROTOCOLS = {2: "kernel", 3: "boot", 4: "static", 9: "ra", 12: "bird", 16: "dhcp", 186: "bgp", 188: "ospf"}
+_BY_HAND = (3, 4, 16)
+"""boot (``ip route add``), static, dhcp."""
 _GONE = frozenset((errno.ESRCH, errno.ENODEV, errno.ENOENT))
 
 Place = tuple[Network, int, int]
@@ -66,6 +68,25 @@ def default_routes(kernel: Kernel) -> tuple[Route, ...]:
         lambda: [parse(body, names) for _, body in kernel.dump(RTM_GETROUTE, request) if is_default(body)],
     )
     return tuple(route for route in found if route is not None and route.device)
+
+
+def on_link_routes(kernel: Kernel) -> tuple[Route, ...]:
+    """Routes of the main table, of both families, by which an operator or DHCP says that somebody is on a device's link: no gateway.
+
+    Default routes are none of them. The kernel's own, which come with addresses, are not listed.
+    """
+    names = device_names(kernel)
+    found = [
+        route
+        for protocol in _BY_HAND
+        for family in (AF_INET, AF_INET6)
+        for route in _read(kernel, names, family, protocol=protocol, table=MAIN_TABLE)
+    ]
+    return tuple(
+        route
+        for route in found
+        if route.gateway is None and route.kind == "unicast" and route.device and route.destination.prefixlen
+    )
 
 
 def apply(kernel: Kernel, difference: Difference[Route]) -> Applied:

@@ -25,7 +25,7 @@ from flanpy.kernel.devices import (
     list_devices,
 )
 from flanpy.kernel.netlink import Kernel, explained_errno
-from flanpy.kernel.routes import default_routes
+from flanpy.kernel.routes import default_routes, on_link_routes
 from flanpy.model import Address, Network, Route, Uplink
 
 _OVERLAYS = re.compile(r"flannel|docker\d|cni\d|cali|cilium_|podman\d|virbr\d|br-[0-9a-f]{12}$|kube-")
@@ -50,10 +50,11 @@ class UplinkSelection:
 
 @dataclass(frozen=True, slots=True)
 class _Host:
-    """Devices and addresses at one moment."""
+    """Devices and addresses at one moment; ``routes`` are those that put somebody on a device's link beside its addresses."""
 
     devices: tuple[Device, ...]
     addresses: tuple[DeviceAddress, ...]
+    routes: tuple[Route, ...]
 
     def of(self, device: Device) -> list[DeviceAddress]:
         """The IPv4 addresses of a device, in the kernel's order."""
@@ -74,7 +75,7 @@ class _Unfit(InterfaceError):
 def find_uplink(kernel: Kernel, selection: UplinkSelection) -> Uplink:
     """The underlay interface that the options choose. Raises InterfaceError, or UsageError for options that are wrong in themselves."""
     patterns = [_compiled(text) for text in selection.iface_regex]
-    host = _Host(list_devices(kernel), list_addresses(kernel))
+    host = _Host(list_devices(kernel), list_addresses(kernel), on_link_routes(kernel))
     if selection.iface or patterns:
         return _named(host, selection, patterns)
     if selection.iface_can_reach is not None:
@@ -204,9 +205,13 @@ def _uplink(host: _Host, selection: UplinkSelection, device: Device, ip: Address
 
 
 def _on_link(host: _Host, device: Device) -> tuple[Network, ...]:
-    """The networks of the device's addresses; those of one address, and link-local ones, lead to nobody that a lease can name."""
+    """The networks of the device's addresses, and of routes without a gateway.
+
+    Addresses without a network, and link-local networks, lead to nobody that a lease can name; a route may well lead to one host.
+    """
     networks = {address.interface.network for address in host.addresses if address.index == device.index}
-    wide = [each for each in networks if each.prefixlen < each.max_prefixlen and not each.is_link_local]
+    wide = {each for each in networks if each.prefixlen < each.max_prefixlen and not each.is_link_local}
+    wide |= {route.destination for route in host.routes if route.device == device.name and not route.destination.is_multicast}
     return tuple(sorted(wide, key=lambda network: (network.version, int(network.network_address), network.prefixlen)))
 
 

@@ -48,10 +48,12 @@ class HostLease:
 class Lab:
     """A lab in a living sandbox; made by ``build``, or found again with the same arguments."""
 
-    def __init__(self, spec: LabSpec, sandbox: Sandbox, logs: Path) -> None:
+    def __init__(self, spec: LabSpec, sandbox: Sandbox, logs: Path, patience: float = 1.0) -> None:
+        """``patience`` multiplies all time limits: an emulated machine is many times slower than others."""
         self.spec = spec
         self.sandbox = sandbox
         self.logs = logs
+        self._ready_s, self._stop_s = READY_TIMEOUT_S * patience, STOP_TIMEOUT_S * patience
         self.plan: Plan = plan_lab(spec.hosts, mode=spec.mode, mtu_bytes=spec.mtu_bytes)
 
     # -------------------------------------------------------------------------------------------- start
@@ -87,22 +89,22 @@ class Lab:
     def put_network_config(self, text: str) -> None:
         """Write the cluster's network config once etcd answers."""
         script = str(Path(__file__).with_name("etcd_put.py"))
-        argv = [sys.executable, "-I", "-S", script, self.etcd_url, f"{DEFAULT_PREFIX}/config", text, f"{READY_TIMEOUT_S:g}"]
+        argv = [sys.executable, "-I", "-S", script, self.etcd_url, f"{DEFAULT_PREFIX}/config", text, f"{self._ready_s:g}"]
         try:
-            self.sandbox.run(None, argv, timeout_s=READY_TIMEOUT_S + 10)
+            self.sandbox.run(None, argv, timeout_s=self._ready_s + 10)
         except LabError as error:
             raise LabError(f"{error}\n{self.log_tail('etcd')}") from error
 
     def start_agents(self, hosts: Iterable[str]) -> None:
         """Start the agents of these hosts and wait until each has written its subnet.env."""
         before = {host: self._start_agent(host) for host in hosts}
-        deadline = time.monotonic() + READY_TIMEOUT_S
+        deadline = time.monotonic() + self._ready_s
         for host, mark in before.items():
             while self._mark(host) in (mark, None):
                 if self.agent_pid(host) is None:
                     raise LabError(f"the agent of {host} has ended; {self.log_tail(host)}")
                 if time.monotonic() > deadline:
-                    raise LabError(f"the agent of {host} is not ready after {READY_TIMEOUT_S:g} s; {self.log_tail(host)}")
+                    raise LabError(f"the agent of {host} is not ready after {self._ready_s:g} s; {self.log_tail(host)}")
                 time.sleep(0.02)
 
     def _start_agent(self, host: str) -> tuple[int, int] | None:
@@ -218,10 +220,10 @@ class Lab:
 
     def _stop(self, what: str, pid: int | None, number: int) -> None:
         pid = self._signal(what, pid, number)
-        deadline = time.monotonic() + STOP_TIMEOUT_S
+        deadline = time.monotonic() + self._stop_s
         while self.sandbox.process_alive(pid):
             if time.monotonic() > deadline:
-                raise LabError(f"{what} still runs {STOP_TIMEOUT_S:g} s after signal {number}")
+                raise LabError(f"{what} still runs {self._stop_s:g} s after signal {number}")
             time.sleep(0.01)
 
     def log_path(self, name: str) -> Path:

@@ -9,7 +9,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from ipaddress import IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
 from pathlib import Path
 
 from flanpy.lab import topology
@@ -18,16 +18,18 @@ from flanpy.lab.registry import LabSpec
 from flanpy.lab.sandbox import Sandbox
 from flanpy.model import FdbEntry, Neighbour, Route
 from tests.support import kernel_state
-from tests.support.clusters import Cluster, eventually
+from tests.support.clusters import Agent, Cluster, bare, eventually
+from tests.support.link_kinds import has_wireguard
+from tests.support.pace import SLOWNESS
 
 
 @contextmanager
-def dual(logs: Path, backend: str) -> Iterator[Cluster]:
+def dual(logs: Path, backend: str, **options: object) -> Iterator[Cluster]:
     """Two hosts with both families on the underlay, an etcd, and agents."""
     families = {"Network": "10.244.0.0/16", "EnableIPv6": True, "IPv6Network": "fd05::/48"}
-    network = json.dumps({**families, "Backend": {"Type": backend}})
+    network = json.dumps({**families, "Backend": {"Type": backend, **options}})
     with Sandbox.create() as sandbox:
-        lab = Lab(LabSpec("test", 2, 1, network, datapath="userspace"), sandbox, logs)
+        lab = Lab(LabSpec("test", 2, 1, network, datapath="userspace"), sandbox, logs, SLOWNESS)
         sandbox.script(topology.underlay_script(lab.plan))
         for number in (1, 2):
             words = "net.ipv6.conf.all.disable_ipv6=0 net.ipv6.conf.default.disable_ipv6=0 net.ipv6.conf.all.forwarding=1"
@@ -86,3 +88,45 @@ def test_host_gw_routes_both_families(tmp_path: Path) -> None:
         assert len(kernel_state.routes(two, "host1")) == 2
         two.sandbox.run("host1", ["ip", "-6", "route", "del", str(expected.destination)])
         eventually(lambda: expected in kernel_state.routes(two, "host1"), 5, "it comes back")
+
+
+def test_wireguard_carries_both_families_or_the_agent_names_the_option(tmp_path: Path) -> None:
+    """Mode separate: a device for each family, each over the underlay of its own."""
+    if not has_wireguard():
+        _names_the_option(tmp_path)
+        return
+    with dual(tmp_path, "wireguard") as two:
+        other, said = subnet6(two, "host2"), value(two, "host2")
+        assert said["BackendData"]["PublicKey"] == said["BackendV6Data"]["PublicKey"]  # type: ignore[index]
+        assert (said["BackendData"]["Port"], said["BackendV6Data"]["Port"]) == (51820, 51821)  # type: ignore[index]
+        eventually(lambda: answers(two, str(other.network_address)), 10, "IPv6 arrives")
+        eventually(lambda: answers(two, two.subnet("host2").split("/")[0]), 10, "IPv4 arrives")
+        expected = {Route(IPv4Network("10.244.0.0/16"), "flannel-wg"), Route(IPv6Network("fd05::/48"), "flannel-wg-v6")}
+        assert kernel_state.routes(two, "host1") == expected
+        two.sandbox.run("host1", ["ip", "link", "del", "flannel-wg-v6"])
+        eventually(lambda: answers(two, str(other.network_address)), 20, "what was removed is made again")
+
+
+def test_one_wireguard_device_carries_both_families_where_the_kernel_has_it(tmp_path: Path) -> None:
+    """Mode ipv6: both families over the IPv6 underlay."""
+    if not has_wireguard():
+        _names_the_option(tmp_path, Mode="ipv6")
+        return
+    with dual(tmp_path, "wireguard", Mode="ipv6") as two:
+        other = subnet6(two, "host2")
+        eventually(lambda: answers(two, str(other.network_address)), 10, "IPv6 arrives")
+        eventually(lambda: answers(two, two.subnet("host2").split("/")[0]), 10, "IPv4 arrives")
+        assert {route.device for route in kernel_state.routes(two, "host1")} == {"flannel-wg"}
+
+
+def _names_the_option(logs: Path, **options: object) -> None:
+    families = {"Network": "10.244.0.0/16", "EnableIPv6": True, "IPv6Network": "fd05::/48"}
+    network = json.dumps({**families, "Backend": {"Type": "wireguard", **options}})
+    with bare(logs, network=network) as one:
+        enable = "net.ipv6.conf.all.disable_ipv6=0 net.ipv6.conf.default.disable_ipv6=0 net.ipv6.conf.eth0.disable_ipv6=0"
+        one.sandbox.run("host1", ["sh", "-euc", f"sysctl -qew {enable}; ip addr add fd31:9::1/64 dev eth0 nodad"])
+        with Agent(one, "--iface=eth0") as agent:
+            agent.says(
+                "flannel-wg: this kernel has no WireGuard (option CONFIG_WIREGUARD, module wireguard): modprobe wireguard", 60
+            )
+            assert not agent.subnet_env.exists()

@@ -4,26 +4,16 @@ Topology as in test_vxlan_cluster.
 """
 
 import json
-import subprocess
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 from flanpy.model import Route
 from tests.support import kernel_state
 from tests.support.clusters import Agent, bare, cluster, eventually
-from tests.support.namespaces import inside, namespace
+from tests.support.link_kinds import has_ipip
+from tests.support.transfers import transfer
 
 NETWORK = json.dumps({"Network": "10.244.0.0/16", "Backend": {"Type": "ipip"}})
-
-
-def has_ipip() -> bool:
-    with namespace() as made, inside(made):
-        return (
-            subprocess.run(
-                ["ip", "link", "add", "probe", "type", "ipip", "local", "192.0.2.1"], capture_output=True, check=False
-            ).returncode
-            == 0
-        )
 
 
 def test_ipip_carries_packets_or_the_agent_names_the_option(tmp_path: Path) -> None:
@@ -40,6 +30,15 @@ def _carries(logs: Path) -> None:
         eventually(lambda: kernel_state.routes(two, "host1") == expected, 20, "the route of the peer")
         eventually(lambda: two.ping("host1-pod1", "host2-pod1") == 3, 20, "the pods reach each other")
         assert two.lab.lease("host1").mtu_bytes == 1480  # type: ignore[union-attr]
+        sent, received = transfer(two, "host1-pod1", "host2-pod1")
+        assert sent == received
+        fits = [
+            two.sandbox.run(
+                "host1-pod1", ["ping", "-c1", "-W5", "-Mdo", f"-s{size}", two.pod("host2-pod1")], check=False
+            ).returncode
+            for size in (1480 - 28, 1481 - 28)
+        ]
+        assert fits == [0, 1]
         before = kernel_state.index(two, "host1", "flannel.ipip")
         two.lab.stop_agent("host1")
         two.sandbox.run("host1", ["ip", "link", "set", "flannel.ipip", "mtu", "1300"])

@@ -7,7 +7,6 @@ namespace a   eth0 192.0.2.1  ──── veth ────  eth0 192.0.2.2   n
 """
 
 import base64
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,6 +23,7 @@ from flanpy.kernel.routes import apply
 from flanpy.kernel.wireguard import WireguardDevices
 from flanpy.model import Hop, IpipLink, Route, WireguardLink, WireguardPeer
 from tests.support.clusters import eventually
+from tests.support.link_kinds import has_ipip, has_wireguard
 from tests.support.namespaces import Namespace, inside, namespace
 
 pytestmark = pytest.mark.root
@@ -46,11 +46,6 @@ def joined() -> Iterator[tuple[Namespace, Namespace]]:
         yield a, b
 
 
-def has(kind: str, *words: str) -> bool:
-    with namespace() as made, inside(made):
-        return subprocess.run(["ip", "link", "add", "p", "type", kind, *words], capture_output=True, check=False).returncode == 0
-
-
 def answers(side: Namespace, number: int) -> bool:
     return " 1 received" in side.run("ping", "-c1", "-W2", "-I", f"10.5.{3 - number}.0", f"10.5.{number}.0", check=False)
 
@@ -62,7 +57,7 @@ def wireguard(number: int, *more: WireguardPeer) -> WireguardLink:
 
 
 def test_wireguard_carries_packets_and_has_the_wanted_peers_alone() -> None:
-    if not has("wireguard"):
+    if not has_wireguard():
         with (
             namespace() as made,
             inside(made),
@@ -102,7 +97,7 @@ def ipip(number: int) -> IpipLink:
 
 
 def test_ipip_carries_packets_and_is_changed_in_place() -> None:
-    if not has("ipip", "local", "192.0.2.1"):
+    if not has_ipip():
         with (
             namespace() as made,
             inside(made),

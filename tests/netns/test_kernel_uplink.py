@@ -71,6 +71,31 @@ def test_the_uplink_is_told_whole(ns: Namespace) -> None:
     )
 
 
+def test_routes_without_a_gateway_put_others_on_the_link(ns: Namespace) -> None:
+    """Only those of the uplink, of the main table, that somebody wrote: no default, no multicast, none that refuses."""
+    ns.ip(
+        """
+route add 203.0.113.9/32 dev eth0
+route add 203.0.113.64/26 dev eth0 proto static
+route add 203.0.113.128/26 dev eth0 proto 102
+route add 198.51.100.128/25 via 192.0.2.1
+route add 100.64.0.0/24 dev eth1
+route add 100.64.1.0/24 dev eth0 table 77
+route add 239.0.0.0/8 dev eth0
+route add blackhole 100.64.2.0/24
+route add 2001:db8:7::/64 dev eth0
+route add 2001:db8:8::/64 via 2001:db8::9
+"""
+    )
+    assert [str(network) for network in find(iface=("eth0",)).on_link] == [
+        "192.0.2.0/24",
+        "203.0.113.9/32",
+        "203.0.113.64/26",
+        "2001:db8::/64",
+        "2001:db8:7::/64",
+    ]
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [

@@ -23,6 +23,7 @@ from flanpy.lab.sandbox import Sandbox
 from tests.support import kernel_state
 from tests.support.clusters import Cluster, eventually
 from tests.support.flannel_node import FlannelNode
+from tests.support.pace import SLOWNESS
 from tests.support.probes import Count, probes
 
 SUBNET = IPv4Network("10.244.42.0/24")
@@ -37,7 +38,7 @@ def flannel_s(logs: Path, backend: str, datapath: str) -> Iterator[tuple[Cluster
     network = json.dumps({"Network": "10.244.0.0/16", "Backend": {"Type": backend}})
     with Sandbox.create() as sandbox:
         spec = LabSpec("test", 2, 1, network, datapath=datapath, agent_flags=("--ip-masq", "--ip-blackhole-route"))
-        lab = Lab(spec, sandbox, logs)
+        lab = Lab(spec, sandbox, logs, SLOWNESS)
         sandbox.script(topology.underlay_script(lab.plan))
         lab.start_etcd()
         lab.put_network_config(network)

@@ -4,12 +4,12 @@ Topology as in test_vxlan_cluster.
 """
 
 import json
-import subprocess
 from pathlib import Path
 
 from tests.support import kernel_state
 from tests.support.clusters import Agent, Cluster, bare, cluster, eventually
-from tests.support.namespaces import inside, namespace
+from tests.support.link_kinds import has_wireguard
+from tests.support.transfers import transfer
 
 NETWORK = json.dumps({"Network": "10.244.0.0/16", "Backend": {"Type": "wireguard", "PersistentKeepaliveInterval": 5}})
 GONE = "subnets/10.244.251.0-24"
@@ -20,16 +20,10 @@ from pyroute2 import WireGuard
 for message in WireGuard().info("flannel-wg"):
     for peer in message.get("WGDEVICE_A_PEERS") or ():
         endpoint = peer.get_attr("WGPEER_A_ENDPOINT")
-        print(peer.get_attr("WGPEER_A_PUBLIC_KEY")["value"].decode(), endpoint["addr"], endpoint["port"],
+        key = peer.get_attr("WGPEER_A_PUBLIC_KEY")
+        print((key["value"] if isinstance(key, dict) else key).decode(), endpoint["addr"], endpoint["port"],
               *(allowed["addr"] for allowed in peer.get_attr("WGPEER_A_ALLOWEDIPS")))
 """
-
-
-def has_wireguard() -> bool:
-    with namespace() as made, inside(made):
-        return (
-            subprocess.run(["ip", "link", "add", "probe", "type", "wireguard"], capture_output=True, check=False).returncode == 0
-        )
 
 
 def test_wireguard_carries_packets_or_the_agent_names_the_option(tmp_path: Path) -> None:
@@ -54,6 +48,8 @@ def _carries(logs: Path) -> None:
         key = json.loads(record["value"])["BackendData"]["PublicKey"]
         before = [f"{key} 172.31.9.2 51820 {two.subnet('host2')}"]
         assert peers(two) == before
+        sent, received = transfer(two, "host1-pod1", "host2-pod1")
+        assert sent == received
         for other, address in ((KEYS[0], "172.31.9.77"), (KEYS[0], "172.31.9.78"), (KEYS[1], "172.31.9.78")):
             data = {"PublicKey": other, "Port": 51820}
             value = {"PublicIP": address, "PublicIPv6": None, "BackendType": "wireguard", "BackendData": data}

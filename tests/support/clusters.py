@@ -22,6 +22,7 @@ from flanpy.lab.cluster import IMPORT_PATH, Lab
 from flanpy.lab.registry import LabSpec
 from flanpy.lab.sandbox import Sandbox
 from flanpy.model import DEFAULT_PREFIX
+from tests.support.pace import SLOWNESS
 
 NETWORK = '{"Network": "10.244.0.0/16", "Backend": {"Type": "udp"}}'
 ASK = """
@@ -36,13 +37,14 @@ print(json.dumps(ask(Path(sys.argv[1]), "status")))
 def cluster(logs: Path, *, hosts: int = 2, pods: int = 1, network: str = NETWORK, **spec: Any) -> Iterator[Cluster]:
     """A running lab; it ends with the block, and by itself when this process dies."""
     with Sandbox.create() as sandbox:
-        lab = Lab(LabSpec("test", hosts, pods, network, **{"datapath": "userspace", **spec}), sandbox, logs)
+        lab = Lab(LabSpec("test", hosts, pods, network, **{"datapath": "userspace", **spec}), sandbox, logs, SLOWNESS)
         lab.build()
         yield Cluster(lab)
 
 
 def eventually(check: Callable[[], object], within_s: float, what: str) -> Any:
     """Poll until ``check`` is true and return what it returned; an assertion with the last error when time is over."""
+    within_s *= SLOWNESS
     deadline = time.monotonic() + within_s
     last: object = None
     while time.monotonic() < deadline:
@@ -152,7 +154,7 @@ def _encoded(text: str) -> str:
 def bare(logs: Path, *, network: str | None = NETWORK) -> Iterator[Cluster]:
     """One host and an etcd, no agent yet."""
     with Sandbox.create() as sandbox:
-        lab = Lab(LabSpec("test", 1, 1, network or NETWORK, datapath="userspace"), sandbox, logs)
+        lab = Lab(LabSpec("test", 1, 1, network or NETWORK, datapath="userspace"), sandbox, logs, SLOWNESS)
         sandbox.script(topology.underlay_script(lab.plan))
         lab.start_etcd()
         lab.put_network_config(network or NETWORK)
