@@ -1,21 +1,23 @@
 /*
  * coalesce.c: which packets may be one superpacket, so that cutting it again gives the same packets.
  *
- * TCP joins when addresses, ports, TOS with ECN, TTL, DF, acknowledgement, window, options and flags (ACK, PSH, ECE) are equal, the
+ * TCP joins when addresses, ports, TOS with ECN, TTL, DF (IPv6: the flow label), acknowledgement, window, options and flags (ACK, PSH, ECE) are equal, the
  * sequence goes on, and the payload is no longer than the first one's. PSH, a shorter payload, 64 packets and 65,535 bytes end a
  * write. Everything else that belongs to the flow goes as it is and ends it too. Checksums are verified before merging, for
  * merging makes new ones; a wrong one goes as it is, and the receiver's stack judges it.
  */
 #include "coalesce.h"
 
-/* A packet that could be merged: no options in its IP header, no fragment, ordinary flags, some payload. */
+/* A packet that could be merged: no options or extension headers, no fragment, ordinary flags, some payload. */
 struct candidate {
     uint8_t *packet;
     const uint8_t *transport;
     uint32_t sequence;
     uint16_t headers_bytes;
     uint16_t payload_bytes;
-    uint16_t id;
+    uint16_t id; /* IPv4 */
+    uint8_t version;
+    uint8_t network_bytes;
     uint8_t protocol;
     uint8_t push;
 };
@@ -78,19 +80,24 @@ static enum kind classify(struct candidate *candidate, uint32_t options, uint8_t
 {
     bool tcp = ip->protocol == FP_PROTOCOL_TCP;
     bool udp = ip->protocol == FP_PROTOCOL_UDP && (options & FP_OPT_USO) != 0;
-    if ((options & FP_OPT_NO_COALESCE) != 0 || (!tcp && !udp))
+    if ((options & FP_OPT_NO_COALESCE) != 0)
         return OTHER;
-    if (fp_ip_is_fragment(ip))
+    /* An IPv6 fragment does not always tell what it is a part of: more headers may be behind. */
+    if (fp_ip_is_fragment(ip) && (tcp || udp || ip->version == 6))
         return SEALS_ALL;
+    if (!tcp && !udp)
+        return OTHER;
     uint32_t transport_bytes = (uint32_t)ip->total_bytes - ip->header_bytes;
     candidate->packet = packet;
     candidate->transport = packet + ip->header_bytes;
+    candidate->version = ip->version;
+    candidate->network_bytes = ip->version == 4 ? FP_IP_BYTES : FP_IP6_BYTES;
     candidate->protocol = ip->protocol;
     enum kind kind = tcp ? tcp_kind(candidate, ip, transport_bytes) : udp_kind(candidate, ip, transport_bytes);
     if (kind != MERGEABLE)
         return kind;
-    /* IP options and the reserved bit do not survive a merge. */
-    if (ip->header_bytes != FP_IP_BYTES || (ip->fragment & ~FP_IP_DF) != 0)
+    /* IP options, extension headers and the reserved bit do not survive a merge. */
+    if (ip->header_bytes != candidate->network_bytes || (ip->fragment & ~FP_IP_DF) != 0)
         return SEALS;
     candidate->payload_bytes = (uint16_t)(ip->total_bytes - candidate->headers_bytes);
     candidate->id = fp_load16_be(packet + FP_IP_ID);
@@ -99,17 +106,25 @@ static enum kind classify(struct candidate *candidate, uint32_t options, uint8_t
 
 /* ---------------------------------------------------------------------------------------------------------------- flows */
 
-static uint16_t *flow_slot(struct fp_coalesce *coalesce, const uint8_t *packet, const uint8_t *transport)
+static uint16_t *flow_slot(struct fp_coalesce *coalesce, const struct candidate *candidate)
 {
-    uint64_t mixed = fp_load64(packet + FP_IP_SOURCE) ^ (uint64_t)fp_load32(transport) * 0x9e3779b97f4a7c15ull;
+    uint64_t mixed = fp_ip_addresses_hash(candidate->packet, candidate->version) ^
+                     (uint64_t)fp_load32(candidate->transport) * 0x9e3779b97f4a7c15ull;
     return &coalesce->flows[(mixed * 0xff51afd7ed558ccdull) >> 58];
 }
 
-static bool same_flow(const struct fp_merge *merge, const uint8_t *packet, const uint8_t *transport)
+static bool same_addresses(const struct fp_merge *merge, const uint8_t *packet, uint8_t version)
 {
-    return fp_load64(merge->packet + FP_IP_SOURCE) == fp_load64(packet + FP_IP_SOURCE) &&
-           merge->protocol == packet[FP_IP_PROTOCOL] &&
-           fp_load32(merge->packet + merge->network_bytes) == fp_load32(transport);
+    if (FP_UNLIKELY(merge->version != version))
+        return false;
+    return FP_LIKELY(version == 4) ? fp_load64(merge->packet + FP_IP_SOURCE) == fp_load64(packet + FP_IP_SOURCE)
+                                   : memcmp(merge->packet + FP_IP6_SOURCE, packet + FP_IP6_SOURCE, 32) == 0;
+}
+
+static bool same_flow(const struct fp_merge *merge, const struct candidate *candidate)
+{
+    return same_addresses(merge, candidate->packet, candidate->version) && merge->protocol == candidate->protocol &&
+           fp_load32(merge->packet + merge->network_bytes) == fp_load32(candidate->transport);
 }
 
 /* A flow that lost its slot to another is no longer found, so it is closed as well: later packets begin a new write. */
@@ -118,29 +133,28 @@ static struct fp_merge *find_merge(struct fp_coalesce *coalesce, uint16_t slot, 
     if (slot == 0)
         return NULL;
     struct fp_merge *merge = &coalesce->merges[slot - 1];
-    return same_flow(merge, candidate->packet, candidate->transport) ? merge : NULL;
+    return same_flow(merge, candidate) ? merge : NULL;
 }
 
-static void seal_all(struct fp_coalesce *coalesce, const uint8_t *packet)
+static void seal_all(struct fp_coalesce *coalesce, const uint8_t *packet, const struct fp_ip *ip)
 {
     for (uint32_t i = 0; i < FP_FLOW_SLOTS; i++) {
         if (coalesce->flows[i] == 0)
             continue;
         const struct fp_merge *merge = &coalesce->merges[coalesce->flows[i] - 1];
-        if (fp_load64(merge->packet + FP_IP_SOURCE) == fp_load64(packet + FP_IP_SOURCE) &&
-            merge->protocol == packet[FP_IP_PROTOCOL])
+        if (same_addresses(merge, packet, ip->version) && (ip->version == 6 || merge->protocol == ip->protocol))
             coalesce->flows[i] = 0;
     }
 }
 
 /* ---------------------------------------------------------------------------------------------------------------- merge */
 
-/* The first packet's checksum is looked at only when a second one wants to join. */
-static bool checksum_right(const uint8_t *packet, uint8_t protocol, uint32_t headers_bytes, uint32_t payload_bytes)
+/* Of a packet with headers like the merge's. The first packet's is looked at only when a second one wants to join. */
+static bool checksum_right(const struct fp_merge *merge, const uint8_t *packet, uint32_t payload_bytes)
 {
-    uint32_t transport_bytes = headers_bytes - FP_IP_BYTES + payload_bytes;
-    uint64_t sum = fp_ip_pseudo_sum(packet, protocol, transport_bytes);
-    return fp_fold(fp_sum(packet + FP_IP_BYTES, transport_bytes, sum)) == 0xffff;
+    uint32_t transport_bytes = (uint32_t)(merge->headers_bytes - merge->network_bytes) + payload_bytes;
+    uint64_t sum = fp_ip_any_pseudo_sum(packet, merge->version, merge->protocol, transport_bytes);
+    return fp_fold(fp_sum(packet + merge->network_bytes, transport_bytes, sum)) == 0xffff;
 }
 
 static bool tcp_headers_equal(const uint8_t *a, const uint8_t *b, uint32_t tcp_bytes)
@@ -151,18 +165,31 @@ static bool tcp_headers_equal(const uint8_t *a, const uint8_t *b, uint32_t tcp_b
            memcmp(a + FP_TCP_BYTES, b + FP_TCP_BYTES, tcp_bytes - FP_TCP_BYTES) == 0;
 }
 
-static bool headers_equal(const struct fp_merge *merge, const struct candidate *candidate)
+static bool ip4_headers_equal(const struct fp_merge *merge, const struct candidate *candidate)
 {
     const uint8_t *a = merge->packet;
     const uint8_t *b = candidate->packet;
-    if (merge->headers_bytes != candidate->headers_bytes || a[FP_IP_TOS] != b[FP_IP_TOS] ||
-        fp_load32(a + FP_IP_FRAGMENT) != (fp_load32(b + FP_IP_FRAGMENT))) /* DF, TTL and protocol */
+    if (a[FP_IP_TOS] != b[FP_IP_TOS] || fp_load32(a + FP_IP_FRAGMENT) != fp_load32(b + FP_IP_FRAGMENT)) /* DF, TTL and protocol */
         return false;
     /* Where DF is clear the id means something (RFC 6864), and a cut counts it up. */
-    if ((a[FP_IP_FRAGMENT] & (FP_IP_DF >> 8)) == 0 && (uint16_t)(merge->last_id + 1) != candidate->id)
+    return (a[FP_IP_FRAGMENT] & (FP_IP_DF >> 8)) != 0 || (uint16_t)(merge->last_id + 1) == candidate->id;
+}
+
+/* Traffic class and flow label, and the hop limit; what follows the header is TCP or UDP in both. */
+static bool ip6_headers_equal(const uint8_t *a, const uint8_t *b)
+{
+    return fp_load32(a) == fp_load32(b) && a[FP_IP6_HOPS] == b[FP_IP6_HOPS];
+}
+
+static bool headers_equal(const struct fp_merge *merge, const struct candidate *candidate)
+{
+    if (merge->headers_bytes != candidate->headers_bytes)
+        return false;
+    if (FP_LIKELY(merge->version == 4) ? !ip4_headers_equal(merge, candidate) : !ip6_headers_equal(merge->packet, candidate->packet))
         return false;
     return candidate->protocol == FP_PROTOCOL_UDP ||
-           tcp_headers_equal(a + FP_IP_BYTES, b + FP_IP_BYTES, merge->headers_bytes - (uint32_t)FP_IP_BYTES);
+           tcp_headers_equal(merge->packet + merge->network_bytes, candidate->transport,
+                             (uint32_t)(merge->headers_bytes - merge->network_bytes));
 }
 
 static bool may_join(struct fp_merge *merge, const struct fp_write *write, const struct candidate *candidate)
@@ -175,11 +202,10 @@ static bool may_join(struct fp_merge *merge, const struct fp_write *write, const
     if (!headers_equal(merge, candidate))
         return false;
     if (!merge->verified) {
-        merge->verified = checksum_right(merge->packet, merge->protocol, merge->headers_bytes, merge->payload_bytes);
+        merge->verified = checksum_right(merge, merge->packet, merge->payload_bytes);
         merge->open = merge->verified; /* a wrong first packet stays alone */
     }
-    return merge->verified &&
-           checksum_right(candidate->packet, candidate->protocol, candidate->headers_bytes, candidate->payload_bytes);
+    return merge->verified && checksum_right(merge, candidate->packet, candidate->payload_bytes);
 }
 
 static void join(struct fp_merge *merge, struct fp_write *write, const struct candidate *candidate)
@@ -223,9 +249,10 @@ static void add_mergeable(struct fp_coalesce *coalesce, const struct candidate *
         .next_sequence = candidate->protocol == FP_PROTOCOL_TCP ? candidate->sequence + candidate->payload_bytes : 0,
         .payload_bytes = candidate->payload_bytes,
         .segment_payload = candidate->payload_bytes,
-        .network_bytes = FP_IP_BYTES,
+        .network_bytes = candidate->network_bytes,
         .headers_bytes = candidate->headers_bytes,
         .last_id = candidate->id,
+        .version = candidate->version,
         .protocol = candidate->protocol,
         .pushed = candidate->push,
         .open = candidate->push == 0,
@@ -238,7 +265,7 @@ void fp_coalesce_packet(struct fp_coalesce *coalesce, uint32_t options, uint8_t 
     struct candidate candidate;
     enum kind kind = classify(&candidate, options, packet, ip);
     if (kind == MERGEABLE) {
-        uint16_t *slot = flow_slot(coalesce, packet, candidate.transport);
+        uint16_t *slot = flow_slot(coalesce, &candidate);
         struct fp_merge *merge = find_merge(coalesce, *slot, &candidate);
         if (merge != NULL && may_join(merge, &coalesce->writes[*slot - 1], &candidate))
             join(merge, &coalesce->writes[*slot - 1], &candidate);
@@ -247,38 +274,54 @@ void fp_coalesce_packet(struct fp_coalesce *coalesce, uint32_t options, uint8_t 
         return;
     }
     if (kind == SEALS)
-        *flow_slot(coalesce, packet, candidate.transport) = 0; /* of whichever flow: closing one too many costs only speed */
+        *flow_slot(coalesce, &candidate) = 0; /* of whichever flow: closing one too many costs only speed */
     if (kind == SEALS_ALL)
-        seal_all(coalesce, packet);
+        seal_all(coalesce, packet, ip);
     add_write(coalesce, packet, ip->total_bytes, 2);
 }
 
 /* ---------------------------------------------------------------------------------------------------------------- finish */
 
+static void finish_ip(const struct fp_merge *merge, uint8_t *packet, uint32_t transport_bytes)
+{
+    if (FP_UNLIKELY(merge->version == 6)) {
+        fp_store16_be(packet + FP_IP6_LENGTH, (uint16_t)transport_bytes);
+        return;
+    }
+    fp_store16_be(packet + FP_IP_LENGTH, (uint16_t)(FP_IP_BYTES + transport_bytes));
+    fp_ip_store_check(packet, FP_IP_BYTES);
+}
+
+static uint8_t gso_type(const struct fp_merge *merge)
+{
+    if (merge->protocol == FP_PROTOCOL_UDP)
+        return FP_VNET_GSO_UDP_L4;
+    return merge->version == 4 ? FP_VNET_GSO_TCPV4 : FP_VNET_GSO_TCPV6;
+}
+
 static void finish_write(const struct fp_merge *merge, struct fp_write *write, uint8_t *slot)
 {
     bool tcp = merge->protocol == FP_PROTOCOL_TCP;
     uint8_t *packet = slot + FP_VNET_HDR_BYTES;
-    uint8_t *transport = packet + FP_IP_BYTES;
-    uint32_t transport_bytes = merge->headers_bytes - (uint32_t)FP_IP_BYTES + merge->payload_bytes;
+    uint8_t *transport = packet + merge->network_bytes;
+    uint32_t transport_bytes = (uint32_t)(merge->headers_bytes - merge->network_bytes) + merge->payload_bytes;
     struct fp_vnet vnet = {
         .flags = FP_VNET_NEEDS_CSUM,
-        .gso_type = tcp ? FP_VNET_GSO_TCPV4 : FP_VNET_GSO_UDP_L4,
+        .gso_type = gso_type(merge),
         .header_bytes = merge->headers_bytes,
         .gso_size = merge->segment_payload,
-        .csum_start = FP_IP_BYTES,
+        .csum_start = merge->network_bytes,
         .csum_offset = tcp ? FP_TCP_CHECK : FP_UDP_CHECK,
     };
     memcpy(slot, &vnet, sizeof vnet);
     memcpy(packet, merge->packet, merge->headers_bytes);
-    fp_store16_be(packet + FP_IP_LENGTH, (uint16_t)(FP_IP_BYTES + transport_bytes));
-    fp_ip_store_check(packet, FP_IP_BYTES);
+    finish_ip(merge, packet, transport_bytes);
     if (tcp)
         transport[FP_TCP_FLAGS] |= merge->pushed;
     else
         fp_store16_be(transport + FP_UDP_LENGTH, (uint16_t)transport_bytes);
     /* The kernel or the receiver finishes it: pseudo-header only, folded, not complemented. */
-    fp_store16(transport + vnet.csum_offset, fp_fold(fp_ip_pseudo_sum(packet, merge->protocol, transport_bytes)));
+    fp_store16(transport + vnet.csum_offset, fp_fold(fp_ip_any_pseudo_sum(packet, merge->version, merge->protocol, transport_bytes)));
     write->iov[0] = (struct iovec){slot, FP_VNET_HDR_BYTES + (size_t)merge->headers_bytes};
 }
 

@@ -4,7 +4,7 @@
  * Every packet becomes a write, or joins the write of its flow. A write of one packet is that packet as it is behind ten zero
  * bytes; a merged one is a header made anew and the payloads where they were received:
  *
- *   | vnet_hdr, IPv4, TCP | payload 0 | payload 1 | ...      iov[0] in `headers`, the rest in the receive buffers
+ *   | vnet_hdr, IP, TCP | payload 0 | payload 1 | ...      iov[0] in `headers`, the rest in the receive buffers
  *
  * Writes leave in order, and a packet may join only the latest write of its flow while that is open, so flows keep their order.
  */
@@ -30,7 +30,8 @@ struct fp_merge {
     uint16_t segment_payload;
     uint16_t network_bytes;
     uint16_t headers_bytes;
-    uint16_t last_id;
+    uint16_t last_id; /* IPv4 */
+    uint8_t version;
     uint8_t protocol;
     uint8_t pushed; /* FP_PSH of the last packet */
     bool open;      /* takes more */

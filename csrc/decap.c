@@ -16,14 +16,13 @@ struct fp_decap {
     struct iovec expired[EXPIRED_MAX];
 };
 
-/* What is the same for all packets of a train, and the addresses that were found good last: most trains are one flow. */
+/* What is the same for all packets of a train, and the packet whose addresses were found good last: most trains are one flow. */
 struct train {
     const struct fp_context *context;
     const struct fp_address *sender;
     unsigned outer_ecn;
-    bool known; /* `source` and `destination` have been checked */
-    uint32_t source;
-    uint32_t destination;
+    uint8_t known_version; /* 4, 6; 0: none yet */
+    const uint8_t *known;  /* its addresses: both, one behind the other */
 };
 
 size_t fp_decap_bytes(void)
@@ -58,31 +57,45 @@ size_t fp_decap_expired(struct fp_decap *decap, const struct iovec **packets)
     return decap->expired_count;
 }
 
-static enum fp_verdict check_source(const struct train *train, uint32_t source)
+static uint32_t look_up(const struct fp_table *table, const uint8_t *address, uint8_t version)
+{
+    return version == 4 ? fp_table_lookup4(table, fp_load32_be(address)) : fp_table_lookup6(table, address);
+}
+
+static enum fp_verdict check_source(const struct train *train, const uint8_t *source, uint8_t version)
 {
     const struct fp_table *table = train->context->table;
-    const struct fp_hop *owner = fp_table_hop(table, fp_table_lookup4(table, source)); /* NULL: nobody, or ourselves */
+    const struct fp_hop *owner = fp_table_hop(table, look_up(table, source, version)); /* NULL: nobody, or ourselves */
     if (FP_LIKELY(owner != NULL && memcmp(&owner->address, train->sender, sizeof owner->address) == 0))
         return FP_DECAPSULATED;
     return fp_table_knows_address(table, train->sender) ? FP_DROP_SPOOFED : FP_DROP_UNKNOWN_PEER;
 }
 
-static enum fp_verdict check_addresses(struct train *train, const struct fp_ip *ip)
+/* Constant sizes, so that the comparison of an IPv4 train is one load and one compare. */
+static bool same_addresses(const struct train *train, const uint8_t *addresses, uint8_t version)
 {
-    if (FP_LIKELY(train->known && ip->source == train->source && ip->destination == train->destination))
+    if (FP_UNLIKELY(train->known_version != version))
+        return false;
+    return FP_LIKELY(version == 4) ? fp_load64(train->known) == fp_load64(addresses) : memcmp(train->known, addresses, 32) == 0;
+}
+
+static enum fp_verdict check_addresses(struct train *train, const uint8_t *packet, const struct fp_ip *ip)
+{
+    const uint8_t *source = fp_ip_addresses(packet, ip->version);
+    const uint8_t *destination = source + fp_ip_addresses_bytes(ip->version) / 2;
+    if (FP_LIKELY(same_addresses(train, source, ip->version)))
         return FP_DECAPSULATED;
     if (train->context->options & FP_OPT_SOURCE_CHECK) {
-        enum fp_verdict verdict = check_source(train, ip->source);
+        enum fp_verdict verdict = check_source(train, source, ip->version);
         if (verdict != FP_DECAPSULATED)
             return verdict;
-    } else if (fp_table_lookup4(train->context->table, ip->source) == FP_HOP_LOCAL) {
+    } else if (look_up(train->context->table, source, ip->version) == FP_HOP_LOCAL) {
         return FP_DROP_SPOOFED; /* no peer, NATed or not, has one of our own addresses */
     }
-    if (fp_table_lookup4(train->context->table, ip->destination) != FP_HOP_LOCAL)
+    if (look_up(train->context->table, destination, ip->version) != FP_HOP_LOCAL)
         return FP_DROP_NOT_LOCAL;
-    train->known = true;
-    train->source = ip->source;
-    train->destination = ip->destination;
+    train->known_version = ip->version;
+    train->known = source; /* stays where it is, and no address is ever changed there */
     return FP_DECAPSULATED;
 }
 
@@ -91,6 +104,15 @@ static void remember_expired(struct fp_decap *decap, uint8_t *packet, const stru
     /* A bounded list: a flood of dying packets costs no more than a few answers. */
     if (decap->expired_count < EXPIRED_MAX)
         decap->expired[decap->expired_count++] = (struct iovec){packet, ip->total_bytes};
+}
+
+static void set_ecn(uint8_t *packet, const struct fp_ip *ip, unsigned ecn)
+{
+    uint8_t tos = (uint8_t)((ip->tos & ~3u) | ecn);
+    if (ip->version == 4)
+        fp_ip_set_tos(packet, tos);
+    else
+        fp_ip6_set_tos(packet, tos);
 }
 
 static enum fp_verdict deliver(struct fp_decap *decap, const struct train *train, uint8_t *packet, struct fp_ip *ip)
@@ -103,8 +125,8 @@ static enum fp_verdict deliver(struct fp_decap *decap, const struct train *train
         return FP_DROP_TTL;
     }
     if (FP_UNLIKELY((unsigned)ecn != (ip->tos & 3u)))
-        fp_ip_set_tos(packet, (uint8_t)((ip->tos & ~3u) | (unsigned)ecn));
-    fp_ip_decrement_ttl(packet);
+        set_ecn(packet, ip, (unsigned)ecn);
+    fp_ip_age(packet, ip->version);
     fp_coalesce_packet(&decap->coalesce, train->context->options, packet, ip);
     return FP_DECAPSULATED;
 }
@@ -114,7 +136,7 @@ static void take_datagram(struct fp_decap *decap, struct train *train, uint8_t *
     struct fp_ip ip = {.total_bytes = 0};
     enum fp_verdict verdict = fp_ip_check(packet, bytes, &ip);
     if (FP_LIKELY(verdict == FP_ENCAPSULATED))
-        verdict = check_addresses(train, &ip);
+        verdict = check_addresses(train, packet, &ip);
     if (FP_LIKELY(verdict == FP_DECAPSULATED))
         verdict = deliver(decap, train, packet, &ip);
     if (FP_UNLIKELY(verdict != FP_DECAPSULATED))
@@ -124,7 +146,7 @@ static void take_datagram(struct fp_decap *decap, struct train *train, uint8_t *
 size_t fp_decap_train(struct fp_decap *decap, const struct fp_context *context, const struct fp_address *sender,
                       uint8_t outer_tos, uint8_t *train, size_t bytes, size_t segment_bytes)
 {
-    struct train state = {.context = context, .sender = sender, .outer_ecn = outer_tos & 3u, .known = false};
+    struct train state = {.context = context, .sender = sender, .outer_ecn = outer_tos & 3u, .known_version = 0};
     size_t taken = 0;
     if (segment_bytes == 0 || segment_bytes > bytes)
         segment_bytes = bytes;

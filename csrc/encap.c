@@ -3,7 +3,7 @@
  *
  *   frame -> header check -> offload check -> look up -> TTL -> superpacket: cut into runs
  *                                                              fits:        copied into a run, checksum finished on the way
- *                                                              too big:     fragments, or dropped when DF forbids them
+ *                                                              too big:     fragments, or dropped when DF or IPv6 forbids them
  *
  * One look-up for each frame. Nothing is written before there is known to be room, so FP_FULL leaves everything as it was.
  */
@@ -49,7 +49,7 @@ void fp_encap_reset(struct fp_encap *encap)
 /* Addresses, protocol and, where they are, ports. A fragment is in no flow of its own; see runs.h. */
 static struct fp_flow flow_of(const uint8_t *packet, const struct fp_ip *ip)
 {
-    uint64_t mixed = (uint64_t)ip->source << 32 | ip->destination;
+    uint64_t mixed = fp_ip_addresses_hash(packet, ip->version);
     bool fragment = fp_ip_is_fragment(ip);
     bool ports = !fragment && (ip->protocol == FP_PROTOCOL_TCP || ip->protocol == FP_PROTOCOL_UDP);
     /* The ports may not lie behind the packet's end. */
@@ -68,7 +68,8 @@ static uint8_t outer_tos(const struct fp_table *table, uint32_t hop, uint8_t inn
 /* Where to, and may it live on? Without side effects. */
 static enum fp_verdict route(const struct fp_context *context, struct inner *inner)
 {
-    uint32_t hop = fp_table_lookup4(context->table, inner->ip.destination);
+    uint32_t hop = FP_LIKELY(inner->ip.version == 4) ? fp_table_lookup4(context->table, inner->ip.destination)
+                                                     : fp_table_lookup6(context->table, inner->packet + FP_IP6_DESTINATION);
     /* Our own prefix is not on the other side of the tunnel: nobody else has it. */
     if (FP_UNLIKELY(hop == FP_HOP_NONE || hop == FP_HOP_LOCAL))
         return FP_DROP_NO_ROUTE;
@@ -140,7 +141,7 @@ static void copy_packet(const struct inner *inner, uint8_t *to)
         uint64_t sum = fp_copy_sum(to + start, inner->packet + start, inner->ip.total_bytes - start, 0);
         fp_store16(to + start + inner->vnet.csum_offset, finished_csum(inner, sum));
     }
-    fp_ip_decrement_ttl(to);
+    fp_ip_age(to, inner->ip.version);
 }
 
 static enum fp_verdict put_packet(struct fp_runs *runs, const struct inner *inner)
@@ -169,7 +170,8 @@ struct fragments {
 static enum fp_verdict plan_fragments(const struct inner *inner, struct fragments *plan)
 {
     const struct fp_ip *ip = &inner->ip;
-    if ((ip->fragment & FP_IP_DF) != 0 || inner->bytes_max < ip->header_bytes + 8u)
+    /* Only the sender of an IPv6 packet may fragment it (RFC 8200 4.5). */
+    if (ip->version == 6 || (ip->fragment & FP_IP_DF) != 0 || inner->bytes_max < ip->header_bytes + 8u)
         return FP_DROP_TOO_BIG;
     plan->later_header_bytes = (uint32_t)fp_ip_later_header(inner->packet, ip->header_bytes, plan->later_header);
     plan->payload_bytes = (uint32_t)ip->total_bytes - ip->header_bytes;

@@ -2,12 +2,13 @@
  * flanpy.h: public API of the C core and the list of verdicts.
  *
  * Two halves:
- *   pure      ip, checksum, icmp, table, segment, runs, coalesce, encap, decap, names: no system calls, no globals, no allocation; memory
- *             comes from the caller, so that tests and fuzzers call them directly. `nm -u` on their objects proves it.
+ *   pure      ip, ip6, checksum, icmp, icmp6, table, table6, segment, runs, coalesce, encap, decap, names: no system calls, no globals, no
+ *             allocation; memory comes from the caller, so that tests and fuzzers call them directly. `nm -u` on their objects proves it.
  *   worker.c  the only file with system calls: TUN, UDP, poll, publish.
  *
  * Conventions: lengths travel with pointers; fields are read by memcpy-style loads; `_be` is network byte order, all else is
- * host order; functions return a verdict, a size, or -errno as documented. Packets are hostile.
+ * host order; functions return a verdict, a size, or -errno as documented. Packets are hostile. Inner packets are of either family;
+ * where a comment names IPv4's words (TTL, TOS), IPv6's hop limit and traffic class are meant too.
  *
  *   TUN -> UDP   read frame -> fp_encap_frame (check, look up, TTL, cut, pack) -> fp_send[] -> sendmsg with UDP_SEGMENT
  *   UDP -> TUN   recvmsg with UDP_GRO -> fp_decap_train (split, check, verify, merge) -> fp_write[] -> writev
@@ -23,9 +24,9 @@
 /* ------------------------------------------------------------------------------------------------------------- limits */
 
 #define FP_VNET_HDR_BYTES 10u          /* struct virtio_net_hdr without num_buffers, in front of each TUN frame */
-#define FP_PACKET_BYTES_MAX 65535u     /* an IPv4 packet's total length is 16 bits */
+#define FP_PACKET_BYTES_MAX 65535u     /* an IPv4 packet's total length is 16 bits; an IPv6 packet may be 40 longer and is refused then */
 #define FP_FRAME_BYTES_MAX (FP_VNET_HDR_BYTES + FP_PACKET_BYTES_MAX)
-#define FP_DATAGRAM_BYTES_MAX 65507u   /* UDP payload over IPv4: 65535 - 20 - 8; also bounds one UDP_SEGMENT send */
+#define FP_DATAGRAM_BYTES_MAX 65507u   /* UDP payload over IPv4: 65535 - 20 - 8 (IPv6: 20 more, not used); also bounds one UDP_SEGMENT send */
 #define FP_SEGMENTS_MAX 127u           /* UDP_MAX_SEGMENTS from Linux 6.9 on; 63 is safe below */
 
 /* ----------------------------------------------------------------------------------------------------------- verdicts */
@@ -66,30 +67,48 @@ struct fp_route4 {
     uint32_t hop;       /* index into the hops, or FP_HOP_LOCAL */
 };
 
+struct fp_route6 {
+    struct fp_address prefix; /* host bits zero */
+    uint32_t prefix_len;      /* 0..128 */
+    uint32_t hop;             /* as above */
+};
+
+/* What a table is built from; each list of routes in the order of fp_routes_sort and fp_routes6_sort. */
+struct fp_routes {
+    const struct fp_route4 *v4;
+    size_t n_v4;
+    const struct fp_route6 *v6;
+    size_t n_v6;
+    const struct fp_hop *hops;
+    size_t n_hops;
+};
+
 /*
- * Immutable longest-prefix-match snapshot in one flat blob without pointers (offsets only), so that it can live in a sealed
- * memfd and be mapped by another process. Alignment 64.
+ * Immutable longest-prefix-match snapshot of both families in one flat blob without pointers (offsets only), so that it can live in a
+ * sealed memfd and be mapped by another process. Alignment 64.
  */
 struct fp_table;
 
 /* Put routes into the order that fp_table_build wants: ascending by prefix, then by prefix_len. In place. */
 void fp_routes_sort(struct fp_route4 *routes, size_t n_routes);
+void fp_routes6_sort(struct fp_route6 *routes, size_t n_routes);
 
 /* Bytes that fp_table_build will need for these routes, or 0 when they are invalid (see fp_table_build). */
-size_t fp_table_bytes(const struct fp_route4 *routes, size_t n_routes, size_t n_hops);
+size_t fp_table_bytes(const struct fp_routes *routes);
 
 /*
- * Build into `memory`. 0, or -EINVAL: prefix_len > 32, host bits set, hop index out of range, the same prefix twice, not sorted;
- * -ENOSPC: `bytes` is smaller than fp_table_bytes; -EFAULT: memory not aligned to 64.
+ * Build into `memory`. 0, or -EINVAL: prefix_len too long, host bits set, hop index out of range, the same prefix twice, not sorted, too
+ * many; -ENOSPC: `bytes` is smaller than fp_table_bytes; -EFAULT: memory not aligned to 64.
  */
-int fp_table_build(void *memory, size_t bytes, uint64_t generation, const struct fp_route4 *routes, size_t n_routes,
-                   const struct fp_hop *hops, size_t n_hops);
+int fp_table_build(void *memory, size_t bytes, uint64_t generation, const struct fp_routes *routes);
 
 /* Is this blob one of ours, of this layout, with every offset and index in bounds? 0 or -EINVAL. For mapped memory. */
 int fp_table_check(const void *memory, size_t bytes);
 
 /* Hop index, FP_HOP_LOCAL or FP_HOP_NONE. `destination` in host order. */
 uint32_t fp_table_lookup4(const struct fp_table *table, uint32_t destination);
+/* The same; `destination` is 16 bytes as they stand in a packet. */
+uint32_t fp_table_lookup6(const struct fp_table *table, const uint8_t *destination);
 const struct fp_hop *fp_table_hop(const struct fp_table *table, uint32_t hop); /* NULL when out of range */
 uint64_t fp_table_generation(const struct fp_table *table);
 size_t fp_table_size(const struct fp_table *table); /* bytes of the whole blob, as fp_table_bytes said */
@@ -108,7 +127,8 @@ struct fp_context {
     struct fp_verdict_counters *counters;
     uint32_t mtu_bytes; /* largest inner packet */
     uint32_t options;   /* FP_OPT_* */
-    uint32_t tunnel_address; /* host order; source of our ICMP errors */
+    uint32_t tunnel_address; /* host order; source of our ICMP errors; 0: none are sent */
+    struct fp_address tunnel_address6; /* the same for ICMPv6; ::, none are sent */
 };
 
 /* One sendmsg: `bytes` of payload at `data`, cut by the kernel every `segment_bytes` (the last may be shorter). */
@@ -134,8 +154,8 @@ struct fp_encap *fp_encap_init(void *memory, uint32_t max_segments);
  * Any other verdict: dropped and counted; fp_icmp_error can answer it (the IP header in the frame is still as it arrived).
  * FP_ENCAPSULATED is counted by the worker when the send went well (FP_DROP_SEND otherwise), everything else here.
  * Packets of one inner flow leave in the order in which they came.
- * A packet larger than mtu_bytes is fragmented (RFC 791) when it may be; with DF, and as a superpacket whose segments are larger,
- * it is FP_DROP_TOO_BIG. More than 2000 packets from one frame (gso_size of a few bytes) are FP_DROP_BAD_OFFLOAD.
+ * A packet larger than mtu_bytes is fragmented (RFC 791) when it may be; with DF, over IPv6, and as a superpacket whose segments are
+ * larger, it is FP_DROP_TOO_BIG. More than 2000 packets from one frame (gso_size of a few bytes) are FP_DROP_BAD_OFFLOAD.
  */
 enum fp_verdict fp_encap_frame(struct fp_encap *encap, const struct fp_context *context, uint8_t *frame, size_t bytes);
 /* What to send, in this order. The runs are finished then: they take nothing more (FP_FULL) until fp_encap_reset. */
@@ -174,11 +194,14 @@ void fp_decap_reset(struct fp_decap *decap);
 
 /* ------------------------------------------------------------------------------------------------------ icmp (icmp.c) */
 
+#define FP_ICMP_BYTES_MAX 1280u /* RFC 4443 2.4 (c); over IPv4 576 (RFC 1812 4.3.2.3) */
+
 /*
- * Build the ICMP error that answers `packet` (inner IPv4, as it arrived) for a verdict of DROP_NO_ROUTE (3/0), DROP_TTL (11/0) or
- * DROP_TOO_BIG (3/4 with next-hop MTU), from context->tunnel_address: IP header + ICMP + as much of the packet as fits in 576 bytes
- * (RFC 1812 4.3.2.3). Bytes written to `out`, or 0 when none may be sent: about an ICMP error, a later fragment, a
- * multicast, broadcast, loopback or zero address (RFC 1122 3.2.2), or another verdict.
+ * Build the ICMP error that answers `packet` (inner, as it arrived) for a verdict of DROP_NO_ROUTE, DROP_TTL or DROP_TOO_BIG (with
+ * next-hop MTU): IPv4 3/0, 11/0, 3/4; IPv6 1/0, 3/0, 2/0 (the MTU no smaller than 1280). From context's tunnel address of that family: IP
+ * header + ICMP + as much of the packet as fits in 576 bytes, IPv6 1280. Bytes written to `out`, or 0 when none may be sent: about an ICMP
+ * error, a later fragment (IPv6: of ICMP), a multicast, broadcast, loopback or zero address (RFC 1122 3.2.2, RFC 4443 2.4), without a
+ * tunnel address, or for another verdict.
  */
 size_t fp_icmp_error(const struct fp_context *context, enum fp_verdict verdict, const uint8_t *packet, size_t bytes,
                      uint32_t next_hop_mtu, uint8_t *out, size_t out_bytes);

@@ -1,9 +1,9 @@
 /*
- * icmp.c: the ICMP error that answers a packet we could not forward. Builds bytes only; the worker limits the rate and sends.
+ * icmp.c: the ICMP error that answers an IPv4 packet we could not forward; IPv6 is icmp6.c's. Builds bytes only; the worker limits the rate and sends.
  *
  *   | IPv4 20, from the tunnel address | type code checksum, rest 4 (MTU for 3/4) | the packet's first bytes | <= 576 in all
  */
-#include "ip.h"
+#include "icmp.h"
 
 enum {
     ERROR_BYTES_MAX = 576,                   /* RFC 1812 4.3.2.3 */
@@ -56,6 +56,10 @@ size_t fp_icmp_error(const struct fp_context *context, enum fp_verdict verdict, 
 {
     struct error_kind kind;
     struct fp_ip ip;
+    if (bytes > 0 && packet[0] >> 4 == 6)
+        return fp_icmp6_error(context, verdict, packet, bytes, next_hop_mtu, out, out_bytes);
+    if (context->tunnel_address == 0)
+        return 0;
     if (!error_kind(verdict, &kind) || fp_ip_check(packet, bytes, &ip) != FP_ENCAPSULATED || !may_answer(packet, &ip))
         return 0;
     size_t quoted = ip.total_bytes;

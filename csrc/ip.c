@@ -1,5 +1,5 @@
 /*
- * ip.c: reading and checking the IPv4 header. Changes no packet but where a name says so; knows no transport.
+ * ip.c: reading and checking the IPv4 header, and the choice between it and ip6.c. Changes no packet but where a name says so; knows no transport.
  */
 #include "ip.h"
 
@@ -15,6 +15,8 @@ static uint64_t header_sum(const uint8_t *packet, size_t header_bytes)
 
 enum fp_verdict fp_ip_check(const uint8_t *packet, size_t bytes, struct fp_ip *ip)
 {
+    if (bytes > 0 && FP_UNLIKELY((packet[0] >> 4) == 6))
+        return fp_ip6_check(packet, bytes, ip);
     /* Nothing is read before the fixed header is known to be there. */
     if (FP_UNLIKELY(bytes < FP_IP_BYTES))
         return FP_DROP_TRUNCATED;
@@ -38,6 +40,7 @@ enum fp_verdict fp_ip_check(const uint8_t *packet, size_t bytes, struct fp_ip *i
     ip->protocol = packet[FP_IP_PROTOCOL];
     ip->ttl = packet[FP_IP_TTL];
     ip->tos = packet[FP_IP_TOS];
+    ip->version = 4;
     if (FP_UNLIKELY(fp_ip_martian(ip->source) || fp_ip_martian(ip->destination)))
         return FP_DROP_MARTIAN;
     return FP_ENCAPSULATED;

@@ -1,5 +1,8 @@
 /*
- * ip.h: the IPv4 header: check, fields, addresses, time to live and ECN with an incremental checksum (RFC 1624).
+ * ip.h: IP headers: check, fields, addresses, time to live and ECN; in IPv4 with an incremental checksum (RFC 1624).
+ *
+ * What differs between the families is decided here by `version`; who looks at transports sees one struct fp_ip. The functions with
+ * `ip6` in their names are ip6.c's.
  */
 #ifndef FLANPY_IP_H
 #define FLANPY_IP_H
@@ -8,21 +11,30 @@
 
 /* What a checked header says, in host order. */
 struct fp_ip {
-    uint32_t source;
+    uint32_t source;       /* IPv4 alone; IPv6 addresses are read from the packet */
     uint32_t destination;
-    uint16_t header_bytes; /* 20..60, a multiple of 4 */
+    uint16_t header_bytes; /* IPv4 20..60, a multiple of 4; IPv6 40 and the extension headers before `protocol` */
     uint16_t total_bytes;  /* header_bytes..bytes given */
-    uint16_t fragment;     /* the field with DF, MF and the offset */
+    uint16_t fragment;     /* IPv4's field with DF, MF and the offset; IPv6 with a fragment header: MF and its offset */
     uint8_t protocol;
     uint8_t ttl;
     uint8_t tos;
+    uint8_t version; /* 4 or 6 */
 };
 
 /*
- * Check a header and read it. 0 (FP_ENCAPSULATED: nothing against it), FP_DROP_TRUNCATED, FP_DROP_BAD_HEADER (not version 4, impossible
- * lengths, wrong header checksum; RFC 1812 5.2.2), FP_DROP_MARTIAN. `ip` is filled only for 0 and FP_DROP_MARTIAN.
+ * Check a header of either family and read it. 0 (FP_ENCAPSULATED: nothing against it), FP_DROP_TRUNCATED, FP_DROP_BAD_HEADER (neither
+ * version 4 nor 6, impossible lengths, wrong header checksum; RFC 1812 5.2.2), FP_DROP_MARTIAN. `ip` is filled only for 0 and
+ * FP_DROP_MARTIAN.
  */
 enum fp_verdict fp_ip_check(const uint8_t *packet, size_t bytes, struct fp_ip *ip);
+/*
+ * The same for what has at least a byte, of version 6. `protocol` is what follows hop-by-hop and destination options (at most four such
+ * headers) and a fragment header; a chain that is longer or reaches past the packet ends in FP_PROTOCOL_NONE or the header that stopped
+ * it: such packets are carried as they are, and nobody looks into them. Routing headers are not walked: they change what the checksum
+ * is about. A jumbogram (RFC 2675) is FP_DROP_BAD_HEADER.
+ */
+enum fp_verdict fp_ip6_check(const uint8_t *packet, size_t bytes, struct fp_ip *ip);
 
 /* Never forwarded, as source or destination: 0/8, 127/8, multicast, limited broadcast. */
 FP_INLINE bool fp_ip_martian(uint32_t address)
@@ -66,6 +78,12 @@ FP_INLINE void fp_ip_set_tos(uint8_t *packet, uint8_t tos)
     fp_ip_replace16(packet, 0, fp_swap16((uint16_t)((word & 0xff00) | tos)));
 }
 
+FP_INLINE void fp_ip6_set_tos(uint8_t *packet, uint8_t tos)
+{
+    uint16_t word = fp_load16_be(packet);
+    fp_store16_be(packet, (uint16_t)((word & 0xf00f) | (unsigned)tos << 4));
+}
+
 /* Make the header checksum anew. */
 void fp_ip_store_check(uint8_t *packet, size_t header_bytes);
 
@@ -77,6 +95,49 @@ FP_INLINE uint64_t fp_ip_pseudo_sum(const uint8_t *packet, uint8_t protocol, uin
 {
     return (uint64_t)fp_load32(packet + FP_IP_SOURCE) + fp_load32(packet + FP_IP_DESTINATION) + fp_swap16(protocol) +
            fp_swap16((uint16_t)transport_bytes);
+}
+
+FP_INLINE uint64_t fp_ip6_pseudo_sum(const uint8_t *packet, uint8_t protocol, uint32_t transport_bytes)
+{
+    uint64_t sum = (uint64_t)fp_swap16(protocol) + fp_swap16((uint16_t)transport_bytes);
+    for (size_t at = FP_IP6_SOURCE; at < FP_IP6_BYTES; at += 4)
+        sum += fp_load32(packet + at);
+    return sum;
+}
+
+/* Where the addresses of both ends stand, and how long they are together. */
+FP_INLINE const uint8_t *fp_ip_addresses(const uint8_t *packet, uint8_t version)
+{
+    return packet + (version == 4 ? FP_IP_SOURCE : FP_IP6_SOURCE);
+}
+
+FP_INLINE size_t fp_ip_addresses_bytes(uint8_t version)
+{
+    return version == 4 ? 8 : 32;
+}
+
+/* For hash tables of flows; good enough where nothing but speed depends on it. */
+FP_INLINE uint64_t fp_ip_addresses_hash(const uint8_t *packet, uint8_t version)
+{
+    const uint8_t *addresses = fp_ip_addresses(packet, version);
+    if (FP_LIKELY(version == 4))
+        return fp_load64(addresses);
+    return fp_load64(addresses) + 3 * fp_load64(addresses + 8) + 5 * fp_load64(addresses + 16) + 7 * fp_load64(addresses + 24);
+}
+
+FP_INLINE uint64_t fp_ip_any_pseudo_sum(const uint8_t *packet, uint8_t version, uint8_t protocol, uint32_t transport_bytes)
+{
+    return FP_LIKELY(version == 4) ? fp_ip_pseudo_sum(packet, protocol, transport_bytes)
+                                   : fp_ip6_pseudo_sum(packet, protocol, transport_bytes);
+}
+
+/* One hop less; the caller has seen a TTL of at least 1. */
+FP_INLINE void fp_ip_age(uint8_t *packet, uint8_t version)
+{
+    if (FP_LIKELY(version == 4))
+        fp_ip_decrement_ttl(packet);
+    else
+        packet[FP_IP6_HOPS]--;
 }
 
 /*

@@ -1,7 +1,7 @@
 /*
  * segment.c: cutting superpackets. One pass over the payload: copied and summed at once, straight to where it is sent from.
  *
- * Per segment (as Linux' own segmentation does): IPv4 total length, id + i and header checksum; TCP sequence number, FIN and PSH
+ * Per segment (as Linux' own segmentation does): IPv4 total length, id + i and header checksum, IPv6 payload length; TCP sequence number, FIN and PSH
  * on the last only, CWR on the first only (RFC 3168 6.1.2); UDP length; transport checksum.
  */
 #include "segment.h"
@@ -20,6 +20,11 @@ static void write_ip4(const struct fp_cut *cut, const struct piece *piece, uint8
     fp_store16(packet + FP_IP_LENGTH, total);
     fp_store16(packet + FP_IP_ID, id);
     fp_store16(packet + FP_IP_CHECK, (uint16_t)~fp_fold(cut->network_sum + total + id));
+}
+
+static void write_ip6(const struct fp_cut *cut, const struct piece *piece, uint8_t *packet)
+{
+    fp_store16_be(packet + FP_IP6_LENGTH, (uint16_t)(cut->headers_bytes - FP_IP6_BYTES + piece->payload_bytes));
 }
 
 static uint8_t tcp_flags(const struct fp_cut *cut, uint32_t index)
@@ -88,14 +93,19 @@ static enum fp_verdict prepare_udp(struct fp_cut *cut, const uint8_t *udp, uint3
 static bool offload_fits(const struct fp_ip *ip, const struct fp_vnet *vnet)
 {
     unsigned type = vnet->gso_type & ~(unsigned)FP_VNET_GSO_ECN;
-    bool known = (type == FP_VNET_GSO_TCPV4 && ip->protocol == FP_PROTOCOL_TCP) ||
-                 (type == FP_VNET_GSO_UDP_L4 && ip->protocol == FP_PROTOCOL_UDP);
-    return known && vnet->gso_size != 0 && !fp_ip_is_fragment(ip);
+    unsigned tcp = ip->version == 4 ? FP_VNET_GSO_TCPV4 : FP_VNET_GSO_TCPV6;
+    bool known = (type == tcp && ip->protocol == FP_PROTOCOL_TCP) || (type == FP_VNET_GSO_UDP_L4 && ip->protocol == FP_PROTOCOL_UDP);
+    /* IPv6 extension headers have no end of their own: the headers' place does. */
+    return known && vnet->gso_size != 0 && !fp_ip_is_fragment(ip) && ip->header_bytes <= FP_IP_BYTES_MAX;
 }
 
 static void prepare_headers(struct fp_cut *cut, const uint8_t *packet, uint8_t ttl)
 {
     memcpy(cut->headers, packet, cut->headers_bytes);
+    if (cut->version == 6) {
+        cut->headers[FP_IP6_HOPS] = ttl;
+        return;
+    }
     cut->headers[FP_IP_TTL] = ttl;
     fp_store16(cut->headers + FP_IP_LENGTH, 0);
     fp_store16(cut->headers + FP_IP_ID, 0);
@@ -114,9 +124,10 @@ enum fp_verdict fp_cut_prepare(struct fp_cut *cut, const uint8_t *packet, const 
     const uint8_t *transport = packet + ip->header_bytes;
     uint32_t transport_bytes = (uint32_t)ip->total_bytes - ip->header_bytes;
     cut->network_bytes = ip->header_bytes;
+    cut->version = ip->version;
     cut->protocol = ip->protocol;
     cut->id = fp_load16_be(packet + FP_IP_ID);
-    cut->transport_sum = fp_ip_pseudo_sum(packet, ip->protocol, 0);
+    cut->transport_sum = fp_ip_any_pseudo_sum(packet, ip->version, ip->protocol, 0);
     enum fp_verdict verdict = ip->protocol == FP_PROTOCOL_TCP ? prepare_tcp(cut, transport, transport_bytes)
                                                               : prepare_udp(cut, transport, transport_bytes);
     if (verdict != FP_ENCAPSULATED)
@@ -149,7 +160,10 @@ void fp_cut_write(const struct fp_cut *cut, uint32_t first, uint32_t count, uint
             piece.payload_bytes = cut->payload_bytes - offset;
         write_headers(cut, to);
         piece.payload_sum = fp_copy_sum(to + cut->headers_bytes, cut->payload + offset, piece.payload_bytes, 0);
-        write_ip4(cut, &piece, to);
+        if (FP_LIKELY(cut->version == 4))
+            write_ip4(cut, &piece, to);
+        else
+            write_ip6(cut, &piece, to);
         if (cut->protocol == FP_PROTOCOL_TCP)
             write_tcp(cut, &piece, to + cut->network_bytes);
         else

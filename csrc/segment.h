@@ -1,7 +1,7 @@
 /*
  * segment.h: cut a TCP or UDP superpacket (TSO, USO) into the packets that it stands for.
  *
- *   | IPv4 | TCP or UDP | payload of many segments |  ->  | IPv4 | TCP | payload 0 |  | IPv4 | TCP | payload 1 |  ...
+ *   | IP | TCP or UDP | payload of many segments |  ->  | IP | TCP | payload 0 |  | IP | TCP | payload 1 |  ...
  *
  * Prepared once, then cut in as many pieces as the caller has places for. What depends on the IP version is one function
  * that writes a segment's network header and one pseudo-header sum; TCP and UDP know nothing of it.
@@ -26,10 +26,11 @@ struct fp_cut {
     uint16_t segment_payload; /* of every segment but the last */
     uint16_t headers_bytes;
     uint16_t network_bytes;
-    uint16_t id;          /* of the first segment, host order */
+    uint16_t id;          /* of the first segment, host order; IPv6 has none */
     uint32_t sequence;    /* of the first segment, host order */
-    uint64_t network_sum; /* the IP header without total length, id and checksum */
+    uint64_t network_sum; /* the IPv4 header without total length, id and checksum */
     uint64_t transport_sum; /* pseudo-header and transport header without what changes from segment to segment */
+    uint8_t version; /* 4 or 6 */
     uint8_t protocol;
     uint8_t flags;       /* TCP's, of the superpacket */
     uint8_t offset_byte; /* TCP's data offset and reserved bits */
@@ -37,8 +38,9 @@ struct fp_cut {
 };
 
 /*
- * Check a superpacket (its IP header has been checked, `ip` tells) against its offload fields. 0, or FP_DROP_BAD_OFFLOAD, FP_DROP_TRUNCATED,
- * FP_DROP_BAD_HEADER. The packets will leave with this time to live.
+ * Check a superpacket (its IP header has been checked, `ip` tells) against its offload fields. 0, or FP_DROP_BAD_OFFLOAD (also for IPv6
+ * with more extension headers than IPv4 could have options), FP_DROP_TRUNCATED, FP_DROP_BAD_HEADER. The packets will leave with this time
+ * to live.
  */
 enum fp_verdict fp_cut_prepare(struct fp_cut *cut, const uint8_t *packet, const struct fp_ip *ip, const struct fp_vnet *vnet,
                                uint8_t ttl);

@@ -1,5 +1,5 @@
 /*
- * table.c: look up in a longest-prefix-match blob, and check a blob that somebody else mapped. Builds nothing.
+ * table.c: look up in a longest-prefix-match blob, and check a blob that somebody else mapped. Builds nothing; IPv6 is table6.c's.
  *
  * A lookup is bounded by three steps and has no loop. It trusts the blob: whoever maps one calls fp_table_check once, on memory that
  * nobody can write any more.
@@ -55,11 +55,6 @@ bool fp_table_knows_address(const struct fp_table *table, const struct fp_addres
 
 /* ------------------------------------------------------------------------------------------------------------- check */
 
-static bool is_leaf(const struct fp_table *table, uint32_t value)
-{
-    return value == FP_HOP_NONE || value == FP_HOP_LOCAL || value < table->hops;
-}
-
 /* Does the area lie behind the root, in the blob, on its alignment? `count` is below 2^32 and `each` small: no overflow. */
 static bool area_fits(const struct fp_table *table, uint64_t at, uint64_t count, uint64_t each, uint64_t align)
 {
@@ -73,14 +68,16 @@ static bool header_fits(const struct fp_table *table, size_t bytes)
            nodes < FP_TABLE_TAG_NODE >> 1 && area_fits(table, table->nodes_at, nodes, sizeof(struct fp_table_node), FP_TABLE_ALIGN) &&
            area_fits(table, table->values_at, table->values, 4, 4) &&
            area_fits(table, table->hops_at, table->hops, sizeof(struct fp_hop), 8) &&
-           area_fits(table, table->by_address_at, table->hops, 4, 4);
+           area_fits(table, table->by_address_at, table->hops, 4, 4) &&
+           area_fits(table, table->ranges6_at, table->ranges6, sizeof(struct fp_range6), 8) &&
+           area_fits(table, table->slots6_at, (uint64_t)table->slots6 + 1, 4, 4);
 }
 
 /* Upper nodes may name lower nodes, lower nodes nothing but leaves: so a lookup ends, and a check is linear. */
 static bool value_fits(const struct fp_table *table, uint32_t value, bool upper)
 {
     if (!fp_table_is_node(value))
-        return is_leaf(table, value);
+        return fp_table_is_leaf(table, value);
     uint32_t node = value & ~FP_TABLE_TAG_MASK;
     return upper && node >= table->upper_nodes && node - table->upper_nodes < table->lower_nodes;
 }
@@ -113,7 +110,7 @@ static bool root_fits(const struct fp_table *table)
 {
     for (size_t i = 0; i < FP_TABLE_ROOT; i++) {
         uint32_t value = table->root[i];
-        if (fp_table_is_node(value) ? (value & ~FP_TABLE_TAG_MASK) >= table->upper_nodes : !is_leaf(table, value))
+        if (fp_table_is_node(value) ? (value & ~FP_TABLE_TAG_MASK) >= table->upper_nodes : !fp_table_is_leaf(table, value))
             return false;
     }
     return true;
@@ -143,5 +140,5 @@ int fp_table_check(const void *memory, size_t bytes)
         if (!node_fits(table, &nodes[i], i < table->upper_nodes))
             return -EINVAL;
     }
-    return root_fits(table) && addresses_fit(table) ? 0 : -EINVAL;
+    return root_fits(table) && addresses_fit(table) && fp_table6_fits(table) ? 0 : -EINVAL;
 }

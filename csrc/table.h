@@ -1,12 +1,17 @@
 /*
- * table.h: the layout of the longest-prefix-match blob, shared by table.c (look up, check) and table_build.c.
+ * table.h: the layout of the longest-prefix-match blob, shared by table.c, table6.c (look up, check) and table_build.c, table6_build.c.
  *
- *   | header | root: 65,536 values | nodes, 64 bytes each | values of big nodes | hops | hops by address |
+ *   | header | root: 65,536 values | nodes, 64 bytes each | hops | IPv6 ranges | values of big nodes | hops by address | IPv6 slots |
  *
- * The root is indexed by the upper 16 bits of the address, a node of level 1 by the next 8, a node of level 2 by the last 8.
+ * IPv4. The root is indexed by the upper 16 bits of the address, a node of level 1 by the next 8, a node of level 2 by the last 8.
  * A node stands for 256 entries, stored as runs of equal values: a bit for each entry that begins a run, so the number of
  * bits up to an entry gives the place of its value. Up to six values lie in the node itself, so that a lookup usually touches
  * one cache line below the root; more lie in the area of values.
+ *
+ * IPv6. All addresses are cut into ranges of one value each, ascending; a range is known by its first address. The addresses from the
+ * second range's to the last one's are also cut into slots of equal size, a power of two, at most 65,536; a slot has the number of the
+ * range that its first address is in, so that a lookup searches between two slots only. Where nodes have subnets of one length next to each
+ * other, as a network config makes them, that is one or two ranges; in the worst case the search is a binary one over all.
  *
  * A value is a hop, FP_HOP_NONE or FP_HOP_LOCAL (what a lookup returns), or TAG_NODE with a node's number. All places are
  * offsets from the start of the blob, in units of 4 bytes; the machine's own byte order.
@@ -22,10 +27,25 @@ enum {
     FP_TABLE_ALIGN = 64,
 };
 
-#define FP_TABLE_MAGIC 0x31656c6261746c66ull /* "fltable1"; reads differently on a machine of the other byte order */
+#define FP_TABLE_MAGIC 0x32656c6261746c66ull /* "fltable2"; reads differently on a machine of the other byte order */
 #define FP_TABLE_TAG_MASK 0xc0000000u
 #define FP_TABLE_TAG_NODE 0x80000000u
 #define FP_TABLE_HOPS_MAX 0x00ffffffu /* keeps hop numbers clear of the tags and sizes clear of overflow */
+#define FP_TABLE_ROUTES6_MAX 0x00ffffffu
+#define FP_TABLE_SLOTS_MAX 65536u
+
+/* An IPv6 address as a number. */
+struct fp_key6 {
+    uint64_t high;
+    uint64_t low;
+};
+
+struct fp_range6 {
+    struct fp_key6 first;
+    uint32_t value;
+    uint32_t reserved;
+};
+static_assert(sizeof(struct fp_range6) == 24, "ranges are part of the blob");
 
 struct fp_table {
     uint64_t magic;
@@ -39,7 +59,13 @@ struct fp_table {
     uint64_t values_at;
     uint64_t hops_at;
     uint64_t by_address_at; /* u32 for each hop: hop numbers, ascending by address */
-    uint8_t reserved[128 - 72];
+    uint64_t ranges6_at;    /* struct fp_range6 for each */
+    uint64_t slots6_at;     /* u32 for each, and one more for the last range */
+    struct fp_key6 base6;   /* first address of the first slot */
+    uint32_t ranges6;       /* 0: no IPv6 route at all */
+    uint32_t slots6;
+    uint32_t shift6; /* a slot has 2^shift6 addresses */
+    uint8_t reserved[128 - 116];
     uint32_t root[FP_TABLE_ROOT];
 };
 static_assert(offsetof(struct fp_table, root) == 128, "the root begins on a cache line");
@@ -89,5 +115,65 @@ FP_INLINE uint32_t fp_table_node_value(const struct fp_table *table, const struc
     uint32_t rank = node->before[word] + fp_table_bits(up_to) - 1;
     return ((const uint32_t *)(const void *)table)[node->values_at + rank];
 }
+
+/* ------------------------------------------------------------------------------------------------------------------ IPv6 */
+
+FP_INLINE struct fp_key6 fp_key6_load(const uint8_t *address)
+{
+    return (struct fp_key6){fp_load64_be(address), fp_load64_be(address + 8)};
+}
+
+FP_INLINE bool fp_key6_less(struct fp_key6 a, struct fp_key6 b)
+{
+    return a.high != b.high ? a.high < b.high : a.low < b.low;
+}
+
+FP_INLINE struct fp_key6 fp_key6_minus(struct fp_key6 a, struct fp_key6 b)
+{
+    return (struct fp_key6){a.high - b.high - (a.low < b.low), a.low - b.low};
+}
+
+/* distance / 2^shift, or UINT64_MAX when that has more than 64 bits; shift is below 128. */
+FP_INLINE uint64_t fp_key6_shifted(struct fp_key6 distance, uint32_t shift)
+{
+    if (shift >= 64)
+        return distance.high >> (shift - 64);
+    if (distance.high >> shift != 0)
+        return UINT64_MAX;
+    return shift == 0 ? distance.low : distance.high << (64 - shift) | distance.low >> shift;
+}
+
+FP_INLINE const struct fp_range6 *fp_table_ranges6(const struct fp_table *table)
+{
+    return (const struct fp_range6 *)(const void *)((const uint8_t *)table + table->ranges6_at);
+}
+
+FP_INLINE const uint32_t *fp_table_slots6(const struct fp_table *table)
+{
+    return (const uint32_t *)(const void *)((const uint8_t *)table + table->slots6_at);
+}
+
+/* For fp_table_check: is this what a lookup may return? */
+FP_INLINE bool fp_table_is_leaf(const struct fp_table *table, uint32_t value)
+{
+    return value == FP_HOP_NONE || value == FP_HOP_LOCAL || value < table->hops;
+}
+
+bool fp_table6_fits(const struct fp_table *table); /* the IPv6 part, whose areas have been found to lie in the blob */
+
+/* The IPv6 part of a table that is being built (table6_build.c). */
+struct fp_draft6 {
+    uint32_t ranges;
+    uint32_t slots;
+    uint32_t shift;
+    struct fp_key6 base;
+    struct fp_key6 last; /* first address of the last range */
+};
+
+bool fp_routes6_valid(const struct fp_route6 *routes, size_t n_routes, size_t n_hops);
+/* How much room the routes need. */
+void fp_draft6_count(struct fp_draft6 *draft, const struct fp_route6 *routes, size_t n_routes);
+/* Fill the IPv6 areas, whose places stand in the header; same routes as counted. */
+void fp_draft6_write(struct fp_table *table, const struct fp_draft6 *draft, const struct fp_route6 *routes, size_t n_routes);
 
 #endif

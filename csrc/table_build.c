@@ -1,5 +1,5 @@
 /*
- * table_build.c: make a longest-prefix-match blob out of a sorted list of routes. No allocation, no recursion.
+ * table_build.c: make a longest-prefix-match blob out of sorted lists of routes (IPv6: table6_build.c). No allocation, no recursion.
  *
  * Two passes of one sweep. Sorted by prefix and then length, routes nest: a stack of at most 33 open routes turns them into
  * ranges that cover all addresses, in order and without gaps. Ranges fill the root, and nodes where a /16 or a /24 is not of one piece.
@@ -155,18 +155,35 @@ static bool routes_valid(const struct fp_route4 *routes, size_t n_routes, size_t
     return true;
 }
 
+/* What the counting passes have found. */
+struct counted {
+    struct builder v4;
+    struct fp_draft6 v6;
+};
+
+static void count_all(struct counted *counted, const struct fp_routes *routes)
+{
+    memset(&counted->v4, 0, sizeof counted->v4);
+    sweep(&counted->v4, routes->v4, routes->n_v4);
+    fp_draft6_count(&counted->v6, routes->v6, routes->n_v6);
+}
+
 /* Where everything goes; 0 when it cannot be addressed in units of 4 bytes by 32 bits. */
-static size_t lay_out(struct fp_table *header, const struct builder *counted, size_t n_hops)
+static size_t lay_out(struct fp_table *header, const struct counted *counted, size_t n_hops)
 {
     uint64_t at = sizeof *header;
     header->nodes_at = at;
-    at += 64 * ((uint64_t)counted->upper_nodes + counted->lower_nodes);
+    at += 64 * ((uint64_t)counted->v4.upper_nodes + counted->v4.lower_nodes);
     header->hops_at = at;
     at += sizeof(struct fp_hop) * (uint64_t)n_hops;
+    header->ranges6_at = at;
+    at += sizeof(struct fp_range6) * (uint64_t)counted->v6.ranges;
     header->values_at = at;
-    at += 4 * (uint64_t)counted->values;
+    at += 4 * (uint64_t)counted->v4.values;
     header->by_address_at = at;
     at += 4 * (uint64_t)n_hops;
+    header->slots6_at = at;
+    at += 4 * ((uint64_t)counted->v6.slots + 1);
     at = (at + FP_TABLE_ALIGN - 1) / FP_TABLE_ALIGN * FP_TABLE_ALIGN;
     return at / 4 <= UINT32_MAX ? (size_t)at : 0;
 }
@@ -199,51 +216,54 @@ static void sort_hops(uint32_t *order, const struct fp_hop *hops, size_t count)
     }
 }
 
-size_t fp_table_bytes(const struct fp_route4 *routes, size_t n_routes, size_t n_hops)
+static bool all_valid(const struct fp_routes *routes)
 {
-    if (!routes_valid(routes, n_routes, n_hops))
-        return 0;
-    struct builder counting;
-    struct fp_table header; /* only its offsets are written */
-    memset(&counting, 0, sizeof counting);
-    sweep(&counting, routes, n_routes);
-    return lay_out(&header, &counting, n_hops);
+    return routes_valid(routes->v4, routes->n_v4, routes->n_hops) && fp_routes6_valid(routes->v6, routes->n_v6, routes->n_hops);
 }
 
-int fp_table_build(void *memory, size_t bytes, uint64_t generation, const struct fp_route4 *routes, size_t n_routes,
-                   const struct fp_hop *hops, size_t n_hops)
+size_t fp_table_bytes(const struct fp_routes *routes)
+{
+    if (!all_valid(routes))
+        return 0;
+    struct counted counted;
+    struct fp_table header; /* only its offsets are written */
+    count_all(&counted, routes);
+    return lay_out(&header, &counted, routes->n_hops);
+}
+
+int fp_table_build(void *memory, size_t bytes, uint64_t generation, const struct fp_routes *routes)
 {
     struct fp_table *table = memory;
-    struct builder builder;
+    struct counted counted;
     if ((uintptr_t)memory % FP_TABLE_ALIGN != 0)
         return -EFAULT;
-    if (!routes_valid(routes, n_routes, n_hops))
+    if (!all_valid(routes))
         return -EINVAL;
-    memset(&builder, 0, sizeof builder);
-    sweep(&builder, routes, n_routes);
+    count_all(&counted, routes);
     /* The header alone must fit before its offsets may be written into it. */
     if (bytes < sizeof *table)
         return -ENOSPC;
-    size_t needed = lay_out(table, &builder, n_hops);
+    size_t needed = lay_out(table, &counted, routes->n_hops);
     if (needed == 0 || bytes < needed)
         return needed == 0 ? -EINVAL : -ENOSPC;
 
     table->magic = FP_TABLE_MAGIC;
     table->bytes = needed;
     table->generation = generation;
-    table->upper_nodes = builder.upper_nodes;
-    table->lower_nodes = builder.lower_nodes;
-    table->values = builder.values;
-    table->hops = (uint32_t)n_hops;
+    table->upper_nodes = counted.v4.upper_nodes;
+    table->lower_nodes = counted.v4.lower_nodes;
+    table->values = counted.v4.values;
+    table->hops = (uint32_t)routes->n_hops;
     memset(table->reserved, 0, sizeof table->reserved);
     memset((uint8_t *)table + needed - FP_TABLE_ALIGN, 0, FP_TABLE_ALIGN); /* padding: equal routes give equal blobs */
-    if (n_hops > 0)
-        memcpy((uint8_t *)table + table->hops_at, hops, n_hops * sizeof *hops);
-    sort_hops((uint32_t *)(void *)((uint8_t *)table + table->by_address_at), hops, n_hops);
+    if (routes->n_hops > 0)
+        memcpy((uint8_t *)table + table->hops_at, routes->hops, routes->n_hops * sizeof *routes->hops);
+    sort_hops((uint32_t *)(void *)((uint8_t *)table + table->by_address_at), routes->hops, routes->n_hops);
 
-    memset(&builder, 0, sizeof builder);
-    builder.table = table;
-    sweep(&builder, routes, n_routes);
+    memset(&counted.v4, 0, sizeof counted.v4);
+    counted.v4.table = table;
+    sweep(&counted.v4, routes->v4, routes->n_v4);
+    fp_draft6_write(table, &counted.v6, routes->v6, routes->n_v6);
     return 0;
 }
 

@@ -3,8 +3,8 @@
  *
  * Only inline functions and constants. Nothing here checks a length: whoever calls has done it.
  *
- *   frame on TUN   | virtio_net_hdr 10 | IPv4 20..60 | TCP 20..60 or UDP 8 | payload
- *   datagram       |                     IPv4 20..60 | TCP 20..60 or UDP 8 | payload
+ *   frame on TUN   | virtio_net_hdr 10 | IPv4 20..60 or IPv6 40 and extension headers | TCP 20..60 or UDP 8 | payload
+ *   datagram       |                     IPv4 20..60 or IPv6 40 and extension headers | TCP 20..60 or UDP 8 | payload
  */
 #ifndef FLANPY_WIRE_H
 #define FLANPY_WIRE_H
@@ -35,6 +35,14 @@ enum {
     FP_IP_MF = 0x2000,
     FP_IP_OFFSET = 0x1fff, /* in units of 8 bytes */
 
+    FP_IP6_LENGTH = 4, /* of all that follows the header */
+    FP_IP6_NEXT = 6,
+    FP_IP6_HOPS = 7,
+    FP_IP6_SOURCE = 8,
+    FP_IP6_DESTINATION = 24,
+    FP_IP6_BYTES = 40,
+    FP_IP6_MTU_MIN = 1280, /* RFC 8200 5: every link carries it */
+
     FP_TCP_SEQUENCE = 4,
     FP_TCP_ACK = 8,
     FP_TCP_OFFSET = 12, /* data offset in the upper 4 bits; the flags follow in the next byte */
@@ -49,9 +57,14 @@ enum {
     FP_UDP_CHECK = 6,
     FP_UDP_BYTES = 8,
 
+    FP_PROTOCOL_HOP_BY_HOP = 0, /* IPv6 options */
     FP_PROTOCOL_ICMP = 1,
     FP_PROTOCOL_TCP = 6,
     FP_PROTOCOL_UDP = 17,
+    FP_PROTOCOL_FRAGMENT = 44, /* IPv6 */
+    FP_PROTOCOL_ICMP6 = 58,
+    FP_PROTOCOL_NONE = 59, /* IPv6: nothing follows that could be read */
+    FP_PROTOCOL_DESTINATION = 60, /* IPv6 options */
 };
 
 enum { FP_FIN = 1, FP_SYN = 2, FP_RST = 4, FP_PSH = 8, FP_ACK = 16, FP_URG = 32, FP_ECE = 64, FP_CWR = 128 };
@@ -61,6 +74,7 @@ enum {
     FP_VNET_NEEDS_CSUM = 1,
     FP_VNET_GSO_NONE = 0,
     FP_VNET_GSO_TCPV4 = 1,
+    FP_VNET_GSO_TCPV6 = 4,
     FP_VNET_GSO_UDP_L4 = 5,
     FP_VNET_GSO_ECN = 0x80, /* or-ed to the type: the superpacket has CWR, which only the first segment may have */
 };
@@ -125,6 +139,15 @@ FP_INLINE uint32_t fp_swap32(uint32_t value)
 #endif
 }
 
+FP_INLINE uint64_t fp_swap64(uint64_t value)
+{
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+    return __builtin_bswap64(value);
+#else
+    return value;
+#endif
+}
+
 FP_INLINE uint16_t fp_load16_be(const void *from)
 {
     return fp_swap16(fp_load16(from));
@@ -133,6 +156,11 @@ FP_INLINE uint16_t fp_load16_be(const void *from)
 FP_INLINE uint32_t fp_load32_be(const void *from)
 {
     return fp_swap32(fp_load32(from));
+}
+
+FP_INLINE uint64_t fp_load64_be(const void *from)
+{
+    return fp_swap64(fp_load64(from));
 }
 
 FP_INLINE void fp_store16_be(void *to, uint16_t value)

@@ -128,6 +128,15 @@ static void *run(void *argument)
 
 /* ------------------------------------------------------------------------------------------------- start and stop */
 
+static int underlay_family(int udp_fd)
+{
+    int family = AF_INET;
+    socklen_t length = sizeof(family);
+
+    getsockopt(udp_fd, SOL_SOCKET, SO_DOMAIN, &family, &length);
+    return family;
+}
+
 static int init_worker(struct fp_worker *worker)
 {
     size_t page = (sizeof(struct fp_stats) + FP_CACHE_LINE - 1) / FP_CACHE_LINE * FP_CACHE_LINE;
@@ -140,14 +149,15 @@ static int init_worker(struct fp_worker *worker)
     worker->context = (struct fp_context){.counters = &worker->stats->verdicts,
                                           .mtu_bytes = worker->settings.mtu_bytes,
                                           .options = worker->settings.options,
-                                          .tunnel_address = worker->settings.tunnel_address};
+                                          .tunnel_address = worker->settings.tunnel_address,
+                                          .tunnel_address6 = worker->settings.tunnel_address6};
     fp_bucket_fill(&worker->bucket);
     fp_bucket_fill(&worker->too_big_bucket);
     worker->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     if (worker->wake_fd < 0)
         return -errno;
     if (worker->directions & FP_OUTWARD) {
-        worker->route_fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+        worker->route_fd = socket(underlay_family(worker->queue.udp_fd), SOCK_DGRAM | SOCK_CLOEXEC, 0);
         error = fp_outward_init(worker);
     }
     if (!error && worker->directions & FP_INWARD)

@@ -16,7 +16,8 @@ struct fp_queue {
 struct fp_settings {
     uint32_t mtu_bytes;
     uint32_t options;        /* FP_OPT_* */
-    uint32_t tunnel_address; /* host order */
+    uint32_t tunnel_address; /* host order; 0: the overlay has no IPv4 */
+    struct fp_address tunnel_address6; /* ::, the overlay has no IPv6 */
     uint32_t max_segments;   /* of one UDP_SEGMENT send; 1 turns GSO off */
     uint32_t spin_us;        /* busy wait after traffic before poll */
     uint32_t icmp_per_second; /* ICMP errors that one worker may send */

@@ -8,8 +8,6 @@
 
 #include "worker_state.h"
 
-#define ICMP_BYTES_MAX 576u
-
 void fp_bucket_fill(struct fp_bucket *bucket)
 {
     *bucket = (struct fp_bucket){.filled_ns = fp_clock_ns(CLOCK_MONOTONIC_COARSE), .credit_ns = FP_NS_PER_S};
@@ -35,13 +33,13 @@ static bool take_token(struct fp_bucket *bucket, uint32_t per_second)
 
 void fp_worker_answer(struct fp_worker *worker, enum fp_verdict verdict, const uint8_t *packet, size_t bytes, uint32_t mtu_bytes)
 {
-    uint8_t reply[FP_VNET_HDR_BYTES + ICMP_BYTES_MAX] = {0}; /* an all-zero vnet_hdr: no offload, checksums are done */
+    uint8_t reply[FP_VNET_HDR_BYTES + FP_ICMP_BYTES_MAX] = {0}; /* an all-zero vnet_hdr: no offload, checksums are done */
     struct fp_bucket *bucket = verdict == FP_DROP_TOO_BIG ? &worker->too_big_bucket : &worker->bucket;
     size_t length;
 
     if (verdict != FP_DROP_NO_ROUTE && verdict != FP_DROP_TTL && verdict != FP_DROP_TOO_BIG)
         return;
-    length = fp_icmp_error(&worker->context, verdict, packet, bytes, mtu_bytes, reply + FP_VNET_HDR_BYTES, ICMP_BYTES_MAX);
+    length = fp_icmp_error(&worker->context, verdict, packet, bytes, mtu_bytes, reply + FP_VNET_HDR_BYTES, FP_ICMP_BYTES_MAX);
     if (!length || !take_token(bucket, worker->settings.icmp_per_second)) {
         fp_worker_verdict(worker, FP_ICMP_LIMITED, 1, bytes);
         return;

@@ -48,16 +48,24 @@ static void read_control(struct msghdr *header, struct train *train)
             train->segment_bytes = segment_bytes > 0 ? (size_t)segment_bytes : 0;
         } else if (control->cmsg_level == IPPROTO_IP && control->cmsg_type == IP_TOS) {
             memcpy(&train->tos, CMSG_DATA(control), sizeof(train->tos));
+        } else if (control->cmsg_level == IPPROTO_IPV6 && control->cmsg_type == IPV6_TCLASS) {
+            int traffic_class;
+
+            memcpy(&traffic_class, CMSG_DATA(control), sizeof(traffic_class));
+            train->tos = (uint8_t)traffic_class;
         }
     }
 }
 
 /* IPv4 senders are ::ffff:a.b.c.d in the table. */
-static struct fp_address mapped(const struct sockaddr_in *from)
+static struct fp_address address_of(const union fp_socket_address *from)
 {
     struct fp_address address = {.bytes = {[10] = 0xff, [11] = 0xff}};
 
-    memcpy(address.bytes + 12, &from->sin_addr, sizeof(from->sin_addr));
+    if (from->any.sa_family == AF_INET6)
+        memcpy(address.bytes, &from->v6.sin6_addr, sizeof(address.bytes));
+    else
+        memcpy(address.bytes + 12, &from->v4.sin_addr, sizeof(from->v4.sin_addr));
     return address;
 }
 
@@ -69,7 +77,7 @@ static bool descriptor_is_broken(int error)
 /* Receive one train into the arena. False: nothing there (or an error that ends this batch). */
 static bool receive(struct fp_worker *worker, struct train *train)
 {
-    struct sockaddr_in from = {0};
+    union fp_socket_address from = {.v6 = {0}};
     union control control;
     struct iovec iov = {.iov_base = worker->in.arena + worker->in.used, .iov_len = SLOT_BYTES};
     struct msghdr header = {.msg_name = &from,
@@ -85,7 +93,7 @@ static bool receive(struct fp_worker *worker, struct train *train)
             fp_worker_fail(worker, errno);
         return false;
     }
-    *train = (struct train){.data = iov.iov_base, .bytes = (size_t)bytes, .sender = mapped(&from)};
+    *train = (struct train){.data = iov.iov_base, .bytes = (size_t)bytes, .sender = address_of(&from)};
     if (header.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) {
         fp_worker_work(worker, FP_WORK_UDP_TRUNCATED, 1);
         train->data = NULL; /* not to be looked at */

@@ -31,13 +31,17 @@
 #define SENDS_PER_CALL 16u    /* messages of one sendmmsg; bounds the arrays on the stack */
 #define WAITS_PER_TURN 8u     /* of 1 ms each: a full socket holds this worker no longer, however many runs there are */
 #define FRAME_LEAD 54u        /* the vnet_hdr's 10 bytes then end on a cache line, where the packet begins */
-#define OUTER_HEADER_BYTES 28u
+#define OUTER_HEADER_BYTES4 28u /* IP and UDP */
+#define OUTER_HEADER_BYTES6 48u
 #define IPV4_HEADER_BYTES 20u
 #define IPV4_FLAG_DF 0x40u
+#define IPV4_ADDRESSES 12u      /* where they stand in a packet */
+#define IPV6_ADDRESSES 8u
+#define IPV6_MTU_MIN_BYTES 1280u
 
 /* One message of a sendmmsg with all that it points to. */
 struct message {
-    struct sockaddr_in to;
+    union fp_socket_address to;
     struct iovec iov;
     union {
         struct cmsghdr align;
@@ -45,17 +49,26 @@ struct message {
     } control;
 };
 
-static bool address_of(const struct fp_worker *worker, uint32_t hop_index, struct sockaddr_in *to)
+static bool address_of(const struct fp_worker *worker, uint32_t hop_index, union fp_socket_address *to)
 {
+    static const uint8_t mapped[12] = {[10] = 0xff, [11] = 0xff};
     const struct fp_hop *hop = fp_table_hop(worker->context.table, hop_index);
 
     if (!hop)
         return false;
-    memset(to, 0, sizeof(*to));
-    to->sin_family = AF_INET;
-    to->sin_port = htons(hop->port);
-    memcpy(&to->sin_addr, hop->address.bytes + 12, sizeof(to->sin_addr));
+    if (memcmp(hop->address.bytes, mapped, sizeof(mapped)) == 0) {
+        to->v4 = (struct sockaddr_in){.sin_family = AF_INET, .sin_port = htons(hop->port)};
+        memcpy(&to->v4.sin_addr, hop->address.bytes + 12, sizeof(to->v4.sin_addr));
+    } else {
+        to->v6 = (struct sockaddr_in6){.sin6_family = AF_INET6, .sin6_port = htons(hop->port)};
+        memcpy(&to->v6.sin6_addr, hop->address.bytes, sizeof(to->v6.sin6_addr));
+    }
     return true;
+}
+
+static socklen_t address_bytes(const union fp_socket_address *address)
+{
+    return address->any.sa_family == AF_INET ? sizeof(address->v4) : sizeof(address->v6);
 }
 
 static void add_control(struct msghdr *header, int level, int type, const void *value, size_t bytes)
@@ -77,14 +90,16 @@ static void fill(struct msghdr *header, struct message *message, uint8_t *data, 
     memset(&message->control, 0, sizeof(message->control));
     message->iov = (struct iovec){.iov_base = data, .iov_len = bytes};
     header->msg_name = &message->to;
-    header->msg_namelen = sizeof(message->to);
+    header->msg_namelen = address_bytes(&message->to);
     header->msg_iov = &message->iov;
     header->msg_iovlen = 1;
     header->msg_control = message->control.bytes;
     if (segment_bytes)
         add_control(header, IPPROTO_UDP, UDP_SEGMENT, &segment_bytes, sizeof(segment_bytes));
-    if (tos)
+    if (tos && message->to.any.sa_family == AF_INET)
         add_control(header, IPPROTO_IP, IP_TOS, &tos_value, sizeof(tos_value));
+    else if (tos)
+        add_control(header, IPPROTO_IPV6, IPV6_TCLASS, &tos_value, sizeof(tos_value));
     if (!header->msg_controllen)
         header->msg_control = NULL;
 }
@@ -151,31 +166,45 @@ static void send_singly(struct fp_worker *worker, const struct fp_send *run, str
 }
 
 /* The path MTU that the kernel has now for this peer, or 0: it tells only a connected socket, so one is kept for asking. */
-static uint32_t path_mtu(const struct fp_worker *worker, const struct sockaddr_in *to)
+static uint32_t path_mtu(const struct fp_worker *worker, const union fp_socket_address *to)
 {
+    bool v4 = to->any.sa_family == AF_INET;
     int mtu = 0;
     socklen_t length = sizeof(mtu);
 
-    if (worker->route_fd < 0 || connect(worker->route_fd, (const struct sockaddr *)(const void *)to, sizeof(*to)) != 0 ||
-        getsockopt(worker->route_fd, IPPROTO_IP, IP_MTU, &mtu, &length) != 0)
+    if (worker->route_fd < 0 || connect(worker->route_fd, &to->any, address_bytes(to)) != 0 ||
+        getsockopt(worker->route_fd, v4 ? IPPROTO_IP : IPPROTO_IPV6, v4 ? IP_MTU : IPV6_MTU, &mtu, &length) != 0)
         return 0;
     return mtu > 0 ? (uint32_t)mtu : 0;
+}
+
+/* Is this packet too large for the path, and its sender the one to mend it? Nobody need send less than 1280 bytes over IPv6. */
+static bool wants_telling(const uint8_t *packet, size_t bytes, uint32_t inner_mtu)
+{
+    if (bytes < IPV4_HEADER_BYTES || bytes <= inner_mtu)
+        return false;
+    return packet[0] >> 4 == 6 ? bytes > IPV6_MTU_MIN_BYTES : packet[6] & IPV4_FLAG_DF;
+}
+
+static bool same_addresses(const uint8_t *a, const uint8_t *b)
+{
+    if (a[0] >> 4 != b[0] >> 4)
+        return false;
+    return a[0] >> 4 == 6 ? memcmp(a + IPV6_ADDRESSES, b + IPV6_ADDRESSES, 32) == 0 : memcmp(a + IPV4_ADDRESSES, b + IPV4_ADDRESSES, 8) == 0;
 }
 
 /* Tell the inner senders of a run about the smaller path; once for neighbours of one source and destination. */
 static void tell_smaller_path(struct fp_worker *worker, const struct fp_send *run, uint32_t inner_mtu)
 {
-    uint8_t told[8] = {0};
+    const uint8_t *told = NULL;
 
     for (size_t offset = 0; offset < run->bytes; offset += run->segment_bytes) {
         const uint8_t *packet = run->data + offset;
         size_t bytes = segment_length(run, offset);
 
-        if (bytes < IPV4_HEADER_BYTES || bytes <= inner_mtu || !(packet[6] & IPV4_FLAG_DF))
+        if (!wants_telling(packet, bytes, inner_mtu) || (told && same_addresses(told, packet)))
             continue;
-        if (memcmp(told, packet + 12, sizeof(told)) == 0)
-            continue;
-        memcpy(told, packet + 12, sizeof(told));
+        told = packet;
         fp_worker_answer(worker, FP_DROP_TOO_BIG, packet, bytes, inner_mtu);
     }
 }
@@ -183,9 +212,10 @@ static void tell_smaller_path(struct fp_worker *worker, const struct fp_send *ru
 static void path_shrank(struct fp_worker *worker, const struct fp_send *run, struct message *message)
 {
     uint32_t outer_mtu = path_mtu(worker, &message->to);
+    uint32_t headers = message->to.any.sa_family == AF_INET ? OUTER_HEADER_BYTES4 : OUTER_HEADER_BYTES6;
 
-    if (outer_mtu > OUTER_HEADER_BYTES + IPV4_HEADER_BYTES)
-        tell_smaller_path(worker, run, outer_mtu - OUTER_HEADER_BYTES);
+    if (outer_mtu > headers + IPV4_HEADER_BYTES)
+        tell_smaller_path(worker, run, outer_mtu - headers);
     send_singly(worker, run, message);
 }
 

@@ -42,6 +42,13 @@ struct fp_inward {
     struct fp_decap *decap;
 };
 
+/* An address on the underlay; a worker's socket is of one family, and so are its peers. */
+union fp_socket_address {
+    struct sockaddr any;
+    struct sockaddr_in v4;
+    struct sockaddr_in6 v6;
+};
+
 /* A published table: the blob follows on the next cache line. */
 struct fp_snapshot {
     struct fp_snapshot *retired; /* older ones that a stuck worker may still hold */

@@ -60,13 +60,14 @@ static void make_routes(struct fb_stage *stage)
 
 static int make_table(struct fb_stage *stage)
 {
-    size_t bytes = fp_table_bytes(stage->routes, stage->n_routes, stage->n_hops);
+    const struct fp_routes routes = {.v4 = stage->routes, .n_v4 = stage->n_routes, .hops = stage->hops, .n_hops = stage->n_hops};
+    size_t bytes = fp_table_bytes(&routes);
     if (bytes == 0)
         return -EINVAL;
     stage->table = aligned_alloc(64, (bytes + 63u) & ~(size_t)63u);
     if (stage->table == NULL)
         return -ENOMEM;
-    return fp_table_build(stage->table, bytes, 1, stage->routes, stage->n_routes, stage->hops, stage->n_hops);
+    return fp_table_build(stage->table, bytes, 1, &routes);
 }
 
 static void *aligned(size_t bytes)

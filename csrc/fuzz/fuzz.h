@@ -104,13 +104,15 @@ FP_INLINE void fz_node_init(struct fz_node *node, uint32_t mtu_bytes, uint32_t o
 {
     const struct fp_route4 routes[] = {{0x0a050100, 24, FP_HOP_LOCAL}, {0x0a050200, 24, 0}};
     struct fp_hop hop = {.address = fz_peer, .port = 8285, .flags = FP_HOP_ECN};
+    const struct fp_routes all = {.v4 = routes, .n_v4 = 2, .hops = &hop, .n_hops = 1};
     static void *table;
     if (table == NULL) { /* sizing it anew for each input would be most of the work */
-        size_t bytes = fp_table_bytes(routes, 2, 1);
-        FZ_CHECK(fp_table_build(fz_lasting(&table, bytes), bytes, 1, routes, 2, &hop, 1) == 0);
+        size_t bytes = fp_table_bytes(&all);
+        FZ_CHECK(fp_table_build(fz_lasting(&table, bytes), bytes, 1, &all) == 0);
     }
     memset(&node->counters, 0, sizeof node->counters);
-    node->context = (struct fp_context){table, &node->counters, mtu_bytes, options, 0x0a050100};
+    node->context = (struct fp_context){.table = table, .counters = &node->counters, .mtu_bytes = mtu_bytes, .options = options,
+                                        .tunnel_address = 0x0a050100};
 }
 
 #endif

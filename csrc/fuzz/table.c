@@ -54,9 +54,10 @@ static void build(struct fz_input *input)
         routes[count++] = (struct fp_route4){prefix, len & 0x7fu, hop == 0xff ? FP_HOP_LOCAL : hop};
     }
     fp_routes_sort(routes, count);
-    size_t bytes = fp_table_bytes(routes, count, n_hops);
+    const struct fp_routes all = {.v4 = routes, .n_v4 = count, .hops = hops, .n_hops = n_hops};
+    size_t bytes = fp_table_bytes(&all);
     void *memory = fz_aligned(bytes > 0 ? bytes : 64);
-    int error = fp_table_build(memory, bytes, 7, routes, count, hops, n_hops);
+    int error = fp_table_build(memory, bytes, 7, &all);
     FZ_CHECK((error == 0) == (bytes > 0));
     if (error == 0) {
         FZ_CHECK(fp_table_check(memory, bytes) == 0 && fp_table_generation(memory) == 7);
@@ -80,9 +81,10 @@ static size_t good_blob(void **blob)
         routes[i] = (struct fp_route4){0x0a050000 + (i << 8), 24, i % 4};
     for (uint32_t i = 40; i < 80; i++)
         routes[i] = (struct fp_route4){0x0a060000 + i * 2, 32, i % 3};
-    bytes = fp_table_bytes(routes, 80, 4);
+    const struct fp_routes all = {.v4 = routes, .n_v4 = 80, .hops = hops, .n_hops = 4};
+    bytes = fp_table_bytes(&all);
     *blob = fz_lasting(&memory, bytes);
-    FZ_CHECK(fp_table_build(memory, bytes, 1, routes, 80, hops, 4) == 0);
+    FZ_CHECK(fp_table_build(memory, bytes, 1, &all) == 0);
     return bytes;
 }
 

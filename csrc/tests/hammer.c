@@ -87,6 +87,7 @@ static void publish(const struct end *own, const struct end *peer, uint64_t gene
 {
     struct fp_route4 routes[ROUTES + 2];
     struct fp_hop hop = {.address = {.bytes = {[10] = 0xff, [11] = 0xff}}, .port = ntohs(peer->address.sin_port)};
+    struct fp_routes all = {.v4 = routes, .hops = &hop, .n_hops = 1};
     size_t count = 2;
     size_t bytes;
     void *blob;
@@ -97,9 +98,10 @@ static void publish(const struct end *own, const struct end *peer, uint64_t gene
     for (uint32_t i = 0; i < generation % ROUTES; i++)
         routes[count++] = (struct fp_route4){0x0b000000u + (i << 8), 24, 0};
     fp_routes_sort(routes, count);
-    bytes = fp_table_bytes(routes, count, 1);
+    all.n_v4 = count;
+    bytes = fp_table_bytes(&all);
     blob = aligned_alloc(64, (bytes + 63) / 64 * 64);
-    if (!blob || fp_table_build(blob, bytes, generation, routes, count, &hop, 1) != 0)
+    if (!blob || fp_table_build(blob, bytes, generation, &all) != 0)
         die("table");
     errno = -fp_datapath_publish(own->datapath, blob, bytes);
     if (errno)

@@ -35,7 +35,7 @@ def open_datapath(kind: str, settings: DatapathSettings, kernel: Kernel, *, prov
     """
     if kind == "userspace":
         return _open_userspace(settings, kernel, "asked for")
-    problem = None if proven else _ebpf_problem(settings, kernel)
+    problem = None if proven else _beyond_ebpf(settings) or _ebpf_problem(settings, kernel)
     if problem is None:
         try:
             return _open_ebpf(settings, kernel, "asked for" if kind == "ebpf" else "auto: every probe passed")
@@ -53,6 +53,13 @@ def _ebpf_problem(settings: DatapathSettings, kernel: Kernel) -> str | None:
     from flanpy.kernel.bpf_host import BpfHost
 
     return first_problem(probe_all(BpfHost(kernel).device_of(settings.underlay_address)))
+
+
+def _beyond_ebpf(settings: DatapathSettings) -> str | None:
+    """Why the BPF programs cannot carry this overlay anywhere, or None."""
+    if settings.tunnel_address6 is not None:
+        return "its programs do not carry IPv6 packets yet"
+    return "its programs do not speak IPv6 on the underlay yet" if settings.underlay_address.version == 6 else None
 
 
 def _open_userspace(settings: DatapathSettings, kernel: Kernel, reason: str) -> tuple[Choice, Datapath]:

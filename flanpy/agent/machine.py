@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 from flanpy import backends
@@ -28,7 +28,7 @@ from flanpy.kernel.firewall import Firewall
 from flanpy.kernel.netlink import Kernel
 from flanpy.kernel.routes import list_routes
 from flanpy.kernel.wireguard import WireguardDevices
-from flanpy.model import DesiredState, ForwardTable, LocalFacts, NetworkConfig, Route, Uplink
+from flanpy.model import Address, DesiredState, ForwardTable, LocalFacts, NetworkConfig, Route, Uplink
 
 log = logging.getLogger(__name__)
 
@@ -241,7 +241,7 @@ class Machine:
 
 def datapath_settings(
     desired: DesiredState,
-    underlay: IPv4Address,
+    underlay: Address,
     port: int,
     *,
     queues: int,
@@ -253,12 +253,11 @@ def datapath_settings(
     tunnel = desired.tunnel
     if tunnel is None:
         raise DatapathError("this backend has no tunnel device")
-    address = tunnel.addresses[0].ip
-    if not isinstance(address, IPv4Address):
-        raise DatapathError(f"{tunnel.name}: the udp backend needs an IPv4 address first, got {address}")
+    own = [interface.ip for interface in tunnel.addresses]
     return DatapathSettings(
         device=tunnel.name,
-        tunnel_address=address,
+        tunnel_address=next((ip for ip in own if isinstance(ip, IPv4Address)), None),
+        tunnel_address6=next((ip for ip in own if isinstance(ip, IPv6Address)), None),
         underlay_address=underlay,
         port=port,
         mtu_bytes=tunnel.mtu_bytes,

@@ -7,25 +7,27 @@ which datapath runs.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from typing import Protocol
 
-from flanpy.model import ForwardTable
+from flanpy.model import Address, ForwardTable
 
 
 @dataclass(frozen=True, slots=True)
 class DatapathSettings:
     """What does not change while a datapath runs.
 
-    ``tunnel_address`` is the source of the ICMP errors that we send; ``mtu_bytes`` is the largest inner packet;
-    ``spin_us`` bounds the busy wait that follows traffic before a worker sleeps in poll.
+    ``tunnel_address`` and ``tunnel_address6`` are the sources of the ICMP errors that we send; None: the overlay does not have that
+    family. ``underlay_address`` says by which family peers are reached; ``mtu_bytes`` is the largest inner packet; ``spin_us`` bounds
+    the busy wait that follows traffic before a worker sleeps in poll.
     """
 
     device: str
-    tunnel_address: IPv4Address
-    underlay_address: IPv4Address
+    tunnel_address: IPv4Address | None
+    underlay_address: Address
     port: int
     mtu_bytes: int
+    tunnel_address6: IPv6Address | None = None
     queues: int = 1
     source_check: bool = True
     spin_us: int = 150

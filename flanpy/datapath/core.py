@@ -9,7 +9,7 @@ import os
 import struct
 from array import array
 from collections.abc import Iterable, Iterator
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 from itertools import count
 from typing import Any
 
@@ -22,6 +22,7 @@ ffi: Any = _ffi
 lib: Any = _lib
 
 _HOP = struct.Struct("=16sHHI")
+_ROUTE6 = struct.Struct("=16sII")
 _V4_IN_V6 = b"\0" * 10 + b"\xff\xff"
 
 
@@ -74,8 +75,10 @@ class TableBlob:
     def __bytes__(self) -> bytes:
         return bytes(ffi.buffer(self.memory, self.size))
 
-    def lookup(self, address: IPv4Address) -> int:
+    def lookup(self, address: Address) -> int:
         """Number of the hop, ``lib.FP_HOP_LOCAL`` or ``lib.FP_HOP_NONE``."""
+        if address.version == 6:
+            return int(lib.fp_table_lookup6(self.table, ffi.from_buffer("uint8_t[]", address.packed)))
         return int(lib.fp_table_lookup4(self.table, int(address)))
 
 
@@ -108,21 +111,35 @@ def _route_words(table: ForwardTable, hop_number: dict[int, int]) -> array[int]:
     return words
 
 
-def build_table(table: ForwardTable) -> TableBlob:
-    """The blob that the datapath forwards by; IPv6 prefixes have no place in it yet and are left out.
+def _routes6(table: ForwardTable, hop_number: dict[int, int]) -> bytearray:
+    """``struct fp_route6[]``, by the same rule."""
+    local = {prefix for prefix in table.local if isinstance(prefix, IPv6Network)}
+    packed = [_ROUTE6.pack(own.network_address.packed, own.prefixlen, lib.FP_HOP_LOCAL) for own in local]
+    packed += [
+        _ROUTE6.pack(entry.prefix.network_address.packed, entry.prefix.prefixlen, hop_number[id(entry.hop)])
+        for entry in table.entries
+        if entry.prefix.version == 6 and entry.prefix not in local
+    ]
+    return bytearray(b"".join(packed))
 
-    DatapathError when two entries claim one prefix.
-    """
+
+def build_table(table: ForwardTable) -> TableBlob:
+    """The blob that the datapath forwards by. DatapathError when two entries claim one prefix."""
     hops, hop_number = _hop_numbers(table.entries)
-    words = _route_words(table, hop_number)
-    routes, n_routes = ffi.from_buffer("struct fp_route4[]", words, require_writable=True), len(words) // 3
+    words, packed6 = _route_words(table, hop_number), _routes6(table, hop_number)
+    v4, v6 = (
+        ffi.from_buffer("struct fp_route4[]", words, require_writable=True),
+        ffi.from_buffer("struct fp_route6[]", packed6, require_writable=True),
+    )
     packed_hops = ffi.from_buffer("struct fp_hop[]", b"".join(map(hop_bytes, hops)))
-    lib.fp_routes_sort(routes, n_routes)
-    size = lib.fp_table_bytes(routes, n_routes, len(hops))
+    lib.fp_routes_sort(v4, len(v4))
+    lib.fp_routes6_sort(v6, len(v6))
+    routes = ffi.new("struct fp_routes *", (v4, len(v4), v6, len(v6), packed_hops, len(hops)))
+    size = lib.fp_table_bytes(routes)
     if size == 0:
         raise DatapathError(f"route table {table.generation}: two entries have one prefix; each prefix may have one hop")
     owner, memory = aligned(size)
-    error = lib.fp_table_build(memory, size, table.generation, routes, n_routes, packed_hops, len(hops))
+    error = lib.fp_table_build(memory, size, table.generation, routes)
     if error != 0:
         raise DatapathError(f"route table {table.generation}: cannot be built: {os.strerror(-error)}")
     return TableBlob(owner, memory, size)

@@ -16,11 +16,15 @@ PURE_SOURCES = [
     "decap.c",
     "encap.c",
     "icmp.c",
+    "icmp6.c",
     "ip.c",
+    "ip6.c",
     "names.c",
     "runs.c",
     "segment.c",
     "table.c",
+    "table6.c",
+    "table6_build.c",
     "table_build.c",
 ]
 """No system calls, no globals, no allocation; tests/packets holds their symbols against that."""

@@ -167,6 +167,8 @@ class EbpfDatapath:
         settings, options = self._settings, self._options
         subnets = tuple(prefix for prefix in table.local if isinstance(prefix, IPv4Network))
         whole, trains = self._host.offloads(options.underlay)
+        if not isinstance(settings.underlay_address, IPv4Address):
+            raise DatapathError(f"{settings.device}: these programs send over IPv4, the underlay is {settings.underlay_address}")
         return Header(
             device=_index(settings.device),
             underlay=_index(options.underlay),
@@ -186,12 +188,11 @@ class EbpfDatapath:
         wanted = [entry for entry in table.entries if entry.hop.superpacket and isinstance(entry.prefix, IPv4Network)]
         inner = {int(entry.hop.address): IPv4Address(int(entry.prefix.network_address)) for entry in reversed(wanted)}
         targets = tuple(Target(peer, address) for peer, address in inner.items())
-        if self._prober is None and targets and self._can_probe:
-            settings = self._settings
+        settings = self._settings
+        source = settings.tunnel_address
+        if self._prober is None and targets and self._can_probe and source is not None:
             maps = self._running().maps
-            start = partial(
-                Prober, settings.device, settings.tunnel_address, settings.mtu_bytes, maps["fp_thanks"], self._every_turn
-            )
+            start = partial(Prober, settings.device, source, settings.mtu_bytes, maps["fp_thanks"], self._every_turn)
             self._prober = self._explain("probes of the paths", start)
         if self._prober is not None:
             self._prober.aim(targets, whole=header.carries)

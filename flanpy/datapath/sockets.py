@@ -6,6 +6,7 @@ Path MTU: IP_PMTUDISC_WANT, said explicitly so that the sysctl ip_no_pmtu_disc c
 kernel learns from ICMP when the path is narrower; a UDP_SEGMENT send that no longer fits then fails with EMSGSIZE, which is how the
 worker learns of it and tells the inner senders; meanwhile single datagrams are fragmented instead of lost, and flannel's receivers put
 them together. DO would lose those, PROBE would never hear of a narrower path, and without DF a router would fragment in silence for ever.
+Over IPv6, IPV6_PMTUDISC_WANT is the same; there no router fragments anyway.
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ import re
 import socket
 from contextlib import suppress
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 from flanpy.errors import InterfaceError, PlatformError, ResourceBusy
+from flanpy.model import Address
 
 UDP_SEGMENT = 103
 UDP_GRO = 104
 IP_MTU_DISCOVER = 10
+IPV6_MTU_DISCOVER = 23
 IP_PMTUDISC_WANT = 1
 SO_SNDBUFFORCE = 32
 SO_RCVBUFFORCE = 33
@@ -55,15 +57,15 @@ class Underlay:
             each.close()
 
 
-def open_underlay(address: IPv4Address, port: int, queues: int = 1, *, buffer_bytes: int = BUFFER_BYTES) -> Underlay:
-    """Bind so many sockets to ``address`` and ``port``.
+def open_underlay(address: Address, port: int, queues: int = 1, *, buffer_bytes: int = BUFFER_BYTES) -> Underlay:
+    """Bind so many sockets to ``address`` and ``port``; they are of its family alone.
 
     Raises ResourceBusy (the port is taken; says by whom), InterfaceError (the address is not ours), PlatformError.
     """
     sockets: list[socket.socket] = []
     try:
         for _ in range(queues):
-            sockets.append(socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC))
+            sockets.append(_open(address))
             _bind(sockets[-1], address, port, shared=queues > 1)
         said = {line: None for each in sockets for line in _tune(each, buffer_bytes)}
         gro = all(_has_gro(each) for each in sockets)
@@ -79,14 +81,25 @@ def open_underlay(address: IPv4Address, port: int, queues: int = 1, *, buffer_by
     return Underlay(tuple(sockets), max_segments, gro, tuple(said))
 
 
-def check_port(address: IPv4Address | IPv6Address, port: int) -> None:
-    """That ``address`` and ``port`` can be bound now. Raises as ``open_underlay`` does."""
+def _open(address: Address) -> socket.socket:
+    """A socket of an address's family. Raises PlatformError where the kernel has no IPv6."""
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-    with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
+    try:
+        opened = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    except OSError as exc:
+        raise PlatformError(f"{address}: no UDP socket of IPv{address.version}: {exc.strerror}") from exc
+    if address.version == 6:
+        opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    return opened
+
+
+def check_port(address: Address, port: int) -> None:
+    """That ``address`` and ``port`` can be bound now. Raises as ``open_underlay`` does."""
+    with _open(address) as probe:
         _bind(probe, address, port, shared=False)
 
 
-def _bind(underlay: socket.socket, address: IPv4Address | IPv6Address, port: int, *, shared: bool) -> None:
+def _bind(underlay: socket.socket, address: Address, port: int, *, shared: bool) -> None:
     if shared:
         underlay.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
@@ -105,8 +118,12 @@ def _bind(underlay: socket.socket, address: IPv4Address | IPv6Address, port: int
 
 def _tune(underlay: socket.socket, buffer_bytes: int) -> list[str]:
     """Options of every socket; returns what did not work as wanted."""
-    underlay.setsockopt(socket.IPPROTO_IP, socket.IP_RECVTOS, 1)
-    underlay.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_WANT)
+    if underlay.family == socket.AF_INET6:
+        underlay.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVTCLASS, 1)
+        underlay.setsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, IP_PMTUDISC_WANT)
+    else:
+        underlay.setsockopt(socket.IPPROTO_IP, socket.IP_RECVTOS, 1)
+        underlay.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_WANT)
     said = []
     for force, plain, sysctl in (
         (SO_RCVBUFFORCE, socket.SO_RCVBUF, "net.core.rmem_max"),

@@ -19,6 +19,8 @@ from flanpy.model import ForwardTable
 
 FEATURES = frozenset({"ecn"})
 """What our receiver can take: ECN marks are combined as RFC 6040 says. No superpackets: every datagram must be a finished packet."""
+IPV6 = "ipv6"
+"""The feature of a receiver that takes IPv6 packets; flannel's do not."""
 
 
 class TunQueues(Protocol):
@@ -56,7 +58,7 @@ class UserspaceDatapath:
     kind = "userspace"
 
     def __init__(self, settings: DatapathSettings, tun: TunQueues, underlay: Underlay, tuning: Tuning | None = None) -> None:
-        self.features = FEATURES
+        self.features = FEATURES | ({IPV6} if settings.tunnel_address6 is not None else frozenset())
         self.degraded = tun.degraded + underlay.degraded
         self._settings = settings
         self._tun = tun
@@ -146,7 +148,8 @@ def _start(settings: DatapathSettings, tun: TunQueues, underlay: Underlay, tunin
         {
             "mtu_bytes": settings.mtu_bytes,
             "options": options,
-            "tunnel_address": int(settings.tunnel_address),
+            "tunnel_address": int(settings.tunnel_address or 0),
+            "tunnel_address6": {"bytes": settings.tunnel_address6.packed if settings.tunnel_address6 else bytes(16)},
             "max_segments": underlay.max_segments,
             "spin_us": settings.spin_us,
             "icmp_per_second": tuning.icmp_per_second,

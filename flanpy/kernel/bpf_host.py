@@ -23,6 +23,7 @@ from flanpy.kernel.links import remove_link
 from flanpy.kernel.messages import attributes
 from flanpy.kernel.netlink import Kernel, explained, settled
 from flanpy.kernel.tc import ClsactHooks
+from flanpy.model import Address
 
 _IFINFOMSG = struct.Struct("=BxHiII")
 _IFNAME, _LINK, _MASTER, _LINKINFO, _INFO_KIND = 3, 5, 10, 18, 1
@@ -41,7 +42,7 @@ class BpfHost:
         """Filters of a clsact qdisc."""
         return ClsactHooks(self._kernel)
 
-    def device_of(self, address: IPv4Address) -> str | None:
+    def device_of(self, address: Address) -> str | None:
         """The name of the interface that has this address."""
         index = next((found.index for found in list_addresses(self._kernel) if found.ip == address), None)
         return socket.if_indextoname(index) if index is not None else None

@@ -1,6 +1,7 @@
 """The pure C core behind a few plain values: frames and trains in, what would be sent or written out.
 
-Nothing here opens a device or a socket. One ``Core`` is one node: 10.5.1.0/24 is its own, the other subnets are its peers'.
+Nothing here opens a device or a socket. One ``Core`` is one node: 10.5.1.0/24 and fd05:0:0:1::/64 are its own, the other subnets are its
+peers'.
 """
 
 from __future__ import annotations
@@ -8,21 +9,25 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv6Address, ip_network
 from typing import Any
 
 from flanpy.datapath.core import VERDICTS, TableBlob, address_bytes, aligned, build_table, ffi, lib
 from flanpy.model import ForwardTable, Hop, TableEntry
 
 OWN = "10.5.1.0/24"
+OWN6 = "fd05:0:0:1::/64"
 PEER_A = Hop(IPv4Address("172.16.0.2"), 8285)
 PEER_B = Hop(IPv4Address("172.16.0.3"), 8285)
 PEER_ECN = Hop(IPv4Address("172.16.0.4"), 8285, ecn=True)
 PEERS = {"10.5.2.0/24": PEER_A, "10.5.3.0/24": PEER_B, "10.5.4.0/24": PEER_ECN}
+PEERS |= {"fd05:0:0:2::/64": PEER_A, "fd05:0:0:3::/64": PEER_B, "fd05:0:0:4::/64": PEER_ECN}
 TUNNEL = IPv4Address("10.5.1.0")
+TUNNEL6 = IPv6Address("fd05:0:0:1::")
 
 NEEDS_CSUM = 1
 GSO_TCPV4 = 1
+GSO_TCPV6 = 4
 GSO_UDP_L4 = 5
 GSO_ECN = 0x80
 _VNET = struct.Struct("=BBHHHH")
@@ -93,7 +98,8 @@ class Core:
         options |= 0 if coalesce else lib.FP_OPT_NO_COALESCE
         self.blob: TableBlob = build_table(table(entries))
         self._counters = ffi.new("struct fp_verdict_counters *")
-        self.context: Any = ffi.new("struct fp_context *", (self.blob.table, self._counters, mtu, options, int(TUNNEL)))
+        own6 = {"bytes": TUNNEL6.packed}
+        self.context: Any = ffi.new("struct fp_context *", (self.blob.table, self._counters, mtu, options, int(TUNNEL), own6))
         self._encap_owner, memory = aligned(lib.fp_encap_bytes())
         self._encap = lib.fp_encap_init(memory, max_segments)
         self._decap_owner, memory = aligned(lib.fp_decap_bytes())
@@ -173,7 +179,7 @@ class Core:
         count = lib.fp_decap_expired(self._decap, ffi.cast("const struct iovec **", pointer))
         return [bytes(ffi.buffer(pointer[0][i].iov_base, pointer[0][i].iov_len)) for i in range(count)]
 
-    def icmp(self, verdict: str, packet: bytes, mtu: int = 1400, room: int = 576) -> bytes:
+    def icmp(self, verdict: str, packet: bytes, mtu: int = 1400, room: int = 1280) -> bytes:
         """The ICMP error that answers a packet; empty when none may be sent."""
         out = ffi.new("uint8_t[]", max(room, 1))
         number = VERDICTS.index(verdict)
@@ -182,6 +188,6 @@ class Core:
         return bytes(ffi.buffer(out, size))
 
 
-def table(entries: Sequence[tuple[str, Hop]], own: str = OWN) -> ForwardTable:
+def table(entries: Sequence[tuple[str, Hop]], own: Sequence[str] = (OWN, OWN6)) -> ForwardTable:
     """A ForwardTable of prefixes in text."""
-    return ForwardTable(1, tuple(TableEntry(IPv4Network(prefix), hop) for prefix, hop in entries), (IPv4Network(own),))
+    return ForwardTable(1, tuple(TableEntry(ip_network(prefix), hop) for prefix, hop in entries), tuple(map(ip_network, own)))

@@ -1,0 +1,82 @@
+/*
+ * icmp6.c: the ICMPv6 error that answers an IPv6 packet we could not forward (RFC 4443). Builds bytes only.
+ *
+ *   | IPv6 40, from the tunnel address | type code checksum, rest 4 (MTU for packet too big) | the packet's first bytes | <= 1280 in all
+ */
+#include "icmp.h"
+
+enum {
+    ICMP_BYTES = 8,
+    ERROR_HOPS = 64,
+    UNREACHABLE = 1,
+    TOO_BIG = 2,
+    TIME_EXCEEDED = 3,
+    FIRST_INFORMATIONAL = 128, /* types below are errors (RFC 4443 2.1) */
+    REDIRECT = 137,
+};
+
+/* 0: no error answers this verdict. The code is 0 for each: no route to destination, hop limit exceeded in transit. */
+static uint8_t error_type(enum fp_verdict verdict)
+{
+    switch (verdict) {
+    case FP_DROP_NO_ROUTE:
+        return UNREACHABLE;
+    case FP_DROP_TTL:
+        return TIME_EXCEEDED;
+    case FP_DROP_TOO_BIG:
+        return TOO_BIG;
+    default:
+        return 0;
+    }
+}
+
+/* RFC 4443 2.4 (e); fp_ip6_check has refused multicast and what names no single host. */
+static bool may_answer(const uint8_t *packet, const struct fp_ip *ip)
+{
+    if (ip->protocol != FP_PROTOCOL_ICMP6)
+        return true;
+    /* The type byte must be there to be judged; a later fragment does not have it. */
+    if ((ip->fragment & FP_IP_OFFSET) != 0 || ip->total_bytes <= ip->header_bytes)
+        return false;
+    uint8_t type = packet[ip->header_bytes];
+    return type >= FIRST_INFORMATIONAL && type != REDIRECT;
+}
+
+static bool is_unset(const struct fp_address *address)
+{
+    return fp_load64(address->bytes) == 0 && fp_load64(address->bytes + 8) == 0;
+}
+
+size_t fp_icmp6_error(const struct fp_context *context, enum fp_verdict verdict, const uint8_t *packet, size_t bytes,
+                      uint32_t next_hop_mtu, uint8_t *out, size_t out_bytes)
+{
+    struct fp_ip ip;
+    uint8_t type = error_type(verdict);
+    if (type == 0 || is_unset(&context->tunnel_address6) || fp_ip_check(packet, bytes, &ip) != FP_ENCAPSULATED ||
+        !may_answer(packet, &ip))
+        return 0;
+    size_t quoted = ip.total_bytes;
+    if (quoted > FP_ICMP_BYTES_MAX - FP_IP6_BYTES - ICMP_BYTES)
+        quoted = FP_ICMP_BYTES_MAX - FP_IP6_BYTES - ICMP_BYTES;
+    size_t total = FP_IP6_BYTES + ICMP_BYTES + quoted;
+    if (total > out_bytes)
+        return 0;
+
+    uint8_t *icmp = out + FP_IP6_BYTES;
+    memset(out, 0, FP_IP6_BYTES + ICMP_BYTES);
+    out[0] = 0x60;
+    fp_store16_be(out + FP_IP6_LENGTH, (uint16_t)(ICMP_BYTES + quoted));
+    out[FP_IP6_NEXT] = FP_PROTOCOL_ICMP6;
+    out[FP_IP6_HOPS] = ERROR_HOPS;
+    memcpy(out + FP_IP6_SOURCE, context->tunnel_address6.bytes, 16);
+    memcpy(out + FP_IP6_DESTINATION, packet + FP_IP6_SOURCE, 16);
+
+    memcpy(icmp + ICMP_BYTES, packet, quoted);
+    icmp[0] = type;
+    /* A smaller one would be ignored (RFC 8201 4): what the path cannot carry is fragmented outside. */
+    if (type == TOO_BIG)
+        fp_store32_be(icmp + 4, next_hop_mtu < FP_IP6_MTU_MIN ? FP_IP6_MTU_MIN : next_hop_mtu);
+    uint64_t sum = fp_ip6_pseudo_sum(out, FP_PROTOCOL_ICMP6, (uint32_t)(ICMP_BYTES + quoted));
+    fp_store16(icmp + 2, (uint16_t)~fp_fold(fp_sum(icmp, ICMP_BYTES + quoted, sum)));
+    return total;
+}
