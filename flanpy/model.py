@@ -103,18 +103,29 @@ class FlanpyInfo:
 
 @dataclass(frozen=True, slots=True)
 class NodeAttributes:
-    """The value of a lease: who has it and how to reach that node (flannel's LeaseAttrs).
+    """The value of a lease: who has it and how to reach that node (flannel's LeaseAttrs). At least one address is set.
 
     ``backend_type`` "" stands for udp, whose leases carry no type. ``backend_data`` and ``backend_v6_data`` are canonical
     JSON text without the ``flanpy`` object, or None when absent.
     """
 
-    public_ip: IPv4Address
+    public_ip: IPv4Address | None
     public_ipv6: IPv6Address | None = None
     backend_type: str = ""
     backend_data: str | None = None
     backend_v6_data: str | None = None
     flanpy: FlanpyInfo | None = None
+
+    def __post_init__(self) -> None:
+        if self.public_ip is None and self.public_ipv6 is None:
+            raise ValueError("NodeAttributes: needs a public IPv4 or IPv6 address, got neither")
+
+    @property
+    def address(self) -> Address:
+        """What tells this node from others, and where a datapath of ours takes packets: its IPv4 address if it has one, else IPv6."""
+        address = self.public_ip or self.public_ipv6
+        assert address is not None
+        return address
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +252,11 @@ class Uplink:
     address6: IPv6Address | None = None
     on_link: tuple[Network, ...] = ()
     """The networks of its addresses and of routes without a gateway: whoever is in one of them is reached without a router."""
+
+    @property
+    def underlay(self) -> Address | None:
+        """What a datapath of ours is bound to: the IPv4 address if there is one, else the IPv6 address."""
+        return self.address or self.address6
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,7 +62,8 @@ class ConfigReader:
             return
         if state.config is None:
             state.config_text, state.config, state.config_problem = text, config, None
-            log.info("network config: %s", config.network, extra=event("config_read", network=str(config.network)))
+            networks = " ".join(str(network) for network in (config.network, config.ipv6_network) if network is not None)
+            log.info("network config: %s", networks, extra=event("config_read", network=networks))
             self._own.start(config)
         else:
             self._fails("the network config in etcd has changed; restart the agents, one after the other, to apply it")

@@ -35,7 +35,7 @@ def open_datapath(kind: str, settings: DatapathSettings, kernel: Kernel, *, prov
     """
     if kind == "userspace":
         return _open_userspace(settings, kernel, "asked for")
-    problem = None if proven else _beyond_ebpf(settings) or _ebpf_problem(settings, kernel)
+    problem = _beyond_ebpf(settings) or (None if proven else _ebpf_problem(settings, kernel))
     if problem is None:
         try:
             return _open_ebpf(settings, kernel, "asked for" if kind == "ebpf" else "auto: every probe passed")

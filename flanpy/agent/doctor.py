@@ -11,7 +11,7 @@ import re
 import socket
 import subprocess
 from collections.abc import Iterator, Sequence
-from ipaddress import IPv4Address
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from flanpy.agent.host_checks import Check
 from flanpy.agent.path_mtu import measure_all
 from flanpy.errors import AgentAbsent
 from flanpy.kernel import platform
+from flanpy.model import Address
 
 PEERS_PINGED = 32
 """Paths that are measured; in a larger cluster the first ones stand for the rest."""
@@ -79,7 +80,7 @@ def _networks(status: dict[str, Any]) -> list[str]:
 
 def _paths(status: dict[str, Any], answer: dict[str, Any]) -> Iterator[Check]:
     uplink = status["uplink"]
-    addresses = list(dict.fromkeys(IPv4Address(peer["public_ip"]) for peer in answer["peers"]))[:PEERS_PINGED]
+    addresses = list(dict.fromkeys(ip_address(peer["public_ip"]) for peer in answer["peers"]))[:PEERS_PINGED]
     sources = {str(address): _source_towards(address) for address in addresses}
     settings = "/proc/sys/net/ipv4/conf/{}/rp_filter"
     everywhere, own = _read(settings.format("all")), _read(settings.format(uplink["name"]))
@@ -88,9 +89,10 @@ def _paths(status: dict[str, Any], answer: dict[str, Any]) -> Iterator[Check]:
         yield judge.path_check(str(address), found, uplink["mtu_bytes"])
 
 
-def _source_towards(address: IPv4Address) -> str:
+def _source_towards(address: Address) -> str:
     """The address that the kernel would send from; sends nothing."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
         try:
             probe.connect((str(address), 9))
         except OSError as error:
@@ -107,7 +109,8 @@ def _read(path: str) -> str:
 
 def _udp_bound(port: int) -> bool:
     """Whether a UDP socket of this network namespace has the port (proc(5), /proc/net/udp: local address in hexadecimal)."""
-    return re.search(rf"^\s*\d+: [0-9A-F]{{8}}:{port:04X} ", _read("/proc/self/net/udp"), re.MULTILINE) is not None
+    tables = _read("/proc/self/net/udp") + _read("/proc/self/net/udp6")
+    return re.search(rf"^\s*\d+: [0-9A-F]{{8,32}}:{port:04X} ", tables, re.MULTILINE) is not None
 
 
 def _others(own_pid: int | None) -> dict[int, str]:

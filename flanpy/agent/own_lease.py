@@ -24,6 +24,7 @@ from flanpy.agent.underlay import Underlay
 from flanpy.config.options import AgentOptions
 from flanpy.core import leasing
 from flanpy.core.lease_events import Pending
+from flanpy.errors import InterfaceError
 from flanpy.model import FlanpyInfo, NetworkConfig, NodeAttributes
 
 log = logging.getLogger(__name__)
@@ -54,19 +55,32 @@ class OwnLease:
         self._paths = paths
 
     def identify(self, config: NetworkConfig) -> None:
-        """Let our lease say what the backend wants it to. Raises ConfigError or PlatformError when this node cannot run it."""
+        """Let our lease say what the backend wants it to. Raises ConfigError, InterfaceError or PlatformError when this node cannot."""
         backend = backends.find(config.backend.type)
         facts = self._machine.facts(self._identity.node_id, config, self._options.state_dir)
         base = replace(self._identity.attributes, public_ipv6=self._public_ipv6(config))
+        self._must_reach(backend.reached_by(config), base, config.backend.type)
         attributes = backend.attributes(base, config, facts)
         known = attributes.flanpy or FlanpyInfo(self._identity.node_id)
         said = replace(known, features=known.features | self._paths.features)
         self._identity = replace(self._identity, attributes=replace(attributes, flanpy=said))
 
     def _public_ipv6(self, config: NetworkConfig | None) -> IPv6Address | None:
-        """The IPv6 address that peers reach us by; one of the uplink's own only where the cluster has IPv6."""
-        own = self._underlay.uplink.address6 if config is not None and config.enable_ipv6 else None
-        return self._options.public_ipv6 or own
+        """The IPv6 address that peers reach us by; one of the uplink's own only where the cluster has IPv6, or we have nothing else."""
+        uplink = self._underlay.uplink
+        wanted = uplink.address is None or (config is not None and config.enable_ipv6)
+        return self._options.public_ipv6 or (uplink.address6 if wanted else None)
+
+    def _must_reach(self, versions: tuple[int, ...], attributes: NodeAttributes, backend: str) -> None:
+        """Raises InterfaceError when the underlay lacks a family that the backend sends by."""
+        addresses = {4: attributes.public_ip, 6: attributes.public_ipv6}
+        for version in versions:
+            if addresses[version] is None:
+                flag = "--public-ip" if version == 4 else "--public-ipv6"
+                raise InterfaceError(
+                    f"{self._underlay.uplink.name}: has no IPv{version} address, by which {backend} nodes of this network reach each "
+                    f"other; give it one, choose another --iface, or name the node's address by {flag}"
+                )
 
     def start(self, config: NetworkConfig) -> None:
         """Begin to look for a lease in this network."""
@@ -94,9 +108,7 @@ class OwnLease:
     def follow_underlay(self) -> None:
         """Register anew when peers have to reach us by another address."""
         address = self._options.public_ip or self._underlay.uplink.address
-        attributes = self._identity.attributes
-        moved = replace(attributes, public_ip=address or attributes.public_ip, public_ipv6=self._public_ipv6(self._state.config))
-        self._change(moved)
+        self._change(replace(self._identity.attributes, public_ip=address, public_ipv6=self._public_ipv6(self._state.config)))
 
     def announce(self, features: frozenset[str] | None) -> None:
         """Let the lease say what the datapath that runs now can take, and that we answer probes, if it says something else."""

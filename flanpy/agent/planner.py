@@ -70,13 +70,13 @@ def _with_rules(desired: DesiredState, config: NetworkConfig, own: Lease, option
 
 
 def _settings(config: NetworkConfig, desired: DesiredState, uplink: Uplink, options: AgentOptions) -> DatapathSettings:
-    if uplink.address is None:
-        raise InterfaceError(f"{uplink.name}: has no IPv4 address; the {config.backend.type} backend needs one")
+    if uplink.underlay is None:
+        raise InterfaceError(f"{uplink.name}: has no address; the {config.backend.type} backend needs one")
     port = config.backend.options["Port"]
     assert isinstance(port, int)
     return datapath_settings(
         desired,
-        uplink.address,
+        uplink.underlay,
         port,
         queues=options.queues,
         source_check=options.source_check,

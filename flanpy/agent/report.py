@@ -135,7 +135,7 @@ def _status(state: State, machine: Machine, underlay: Underlay, readiness: Readi
         "ready": _ready(state, readiness),
         "state": _word(state, readiness, underlay),
         "problems": problems(state, readiness, underlay),
-        "uplink": {"name": uplink.name, "address": str(uplink.address), "mtu_bytes": uplink.mtu_bytes},
+        "uplink": {"name": uplink.name, "address": str(uplink.underlay), "mtu_bytes": uplink.mtu_bytes},
         "devices": [link.name for link in (desired.tunnel, *desired.links) if link is not None] if desired else [],
         "mtu_bytes": desired.mtu_bytes if desired else None,
         "lease": _own_lease(state, now_s),
@@ -172,7 +172,7 @@ def _status_lists(state: State) -> dict[str, Any]:
     view = state.plan.view if state.plan else None
     return {
         "peers": [
-            {"subnets": str(peer.subnets), "hop": str(peer.hop), "public_ip": str(peer.lease.attributes.public_ip)}
+            {"subnets": str(peer.subnets), "hop": str(peer.hop), "public_ip": str(peer.lease.attributes.address)}
             for peer in (view.peers if view else ())
         ],
         "foreign": [str(lease.subnets) for lease in (view.foreign if view else ())],
@@ -190,7 +190,7 @@ def _own_lease(state: State, now_s: float) -> dict[str, Any] | None:
 def _lease(lease: Lease) -> dict[str, Any]:
     return {
         "subnets": str(lease.subnets),
-        "public_ip": str(lease.attributes.public_ip),
+        "public_ip": str(lease.attributes.address),
         "reservation": lease.is_reservation,
         "mod_revision": lease.mod_revision,
     }
@@ -287,7 +287,7 @@ def _node(attributes: NodeAttributes) -> dict[str, Any]:
     info = attributes.flanpy
     return {
         "node": info.node if info else None,
-        "public_ip": str(attributes.public_ip),
+        "public_ip": str(attributes.address),
         "backend": attributes.backend_type.lower() or "udp",
         "features": sorted(info.features) if info else [],
     }

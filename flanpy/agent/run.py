@@ -14,7 +14,6 @@ import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
-from ipaddress import IPv4Address
 from pathlib import Path
 from queue import SimpleQueue
 from types import FrameType
@@ -66,7 +65,7 @@ def run_agent(options: AgentOptions) -> int:
         _say_findings(options)
         underlay = Underlay(kernel, _selection(options))
         uplink = underlay.uplink
-        log.info("%s %s", uplink.name, uplink.address, extra=event("uplink", name=uplink.name, address=str(uplink.address)))
+        log.info("%s %s", uplink.name, uplink.underlay, extra=event("uplink", name=uplink.name, address=str(uplink.underlay)))
         if options.embedded_etcd:
             options = _start_etcd(options, stack)
         stopped_by, left = _run_loop(options, underlay, kernel, events, stack)
@@ -178,11 +177,13 @@ def _start_etcd(options: AgentOptions, stack: ExitStack) -> AgentOptions:
 
 
 def _identity(options: AgentOptions, uplink: Uplink) -> leasing.Identity:
-    public_ip = options.public_ip or uplink.address
-    if not isinstance(public_ip, IPv4Address):
-        raise InterfaceError(f"{uplink.name}: has no IPv4 address; give --public-ip or another --iface")
+    if options.public_ip is not None and uplink.address is None:
+        raise InterfaceError(f"--public-ip {options.public_ip}: {uplink.name} has no IPv4 address that it could lead to")
     node = files.node_id(options.state_dir)
-    attributes = NodeAttributes(public_ip, options.public_ipv6, flanpy=FlanpyInfo(node, FEATURES))
+    public_ip, public_ipv6 = options.public_ip or uplink.address, options.public_ipv6
+    if public_ip is None:
+        public_ipv6 = public_ipv6 or uplink.address6
+    attributes = NodeAttributes(public_ip, public_ipv6, flanpy=FlanpyInfo(node, FEATURES))
     return leasing.Identity(
         node_id=node,
         attributes=attributes,

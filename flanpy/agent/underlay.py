@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 
 from flanpy.agent.logs import event
-from flanpy.errors import FlanpyError
+from flanpy.errors import FlanpyError, InterfaceError
 from flanpy.kernel.netlink import Kernel
 from flanpy.kernel.uplink import UplinkSelection, find_uplink
 from flanpy.model import Uplink
@@ -27,9 +27,14 @@ class Underlay:
         self.problem: str | None = None
 
     def look(self) -> bool:
-        """Look again; whether anything that matters to us has changed."""
+        """Look again; whether anything that matters to us has changed.
+
+        A node that peers reach by IPv4 does not turn to IPv6 while its address is away: they would not find it there.
+        """
         try:
             found = find_uplink(self._kernel, self._selection)
+            if found.address is None and self.uplink.address is not None:
+                raise InterfaceError(f"{found.name} has lost its IPv4 address")
         except FlanpyError as error:
             self._lost(str(error))
             return False
@@ -41,12 +46,12 @@ class Underlay:
         log.warning(
             "underlay: now %s %s MTU %d (was %s %s MTU %d)",
             found.name,
-            found.address,
+            found.underlay,
             found.mtu_bytes,
             self.uplink.name,
-            self.uplink.address,
+            self.uplink.underlay,
             self.uplink.mtu_bytes,
-            extra=event("uplink_changed", name=found.name, address=str(found.address), mtu_bytes=found.mtu_bytes),
+            extra=event("uplink_changed", name=found.name, address=str(found.underlay), mtu_bytes=found.mtu_bytes),
         )
         self.uplink = found
         return True

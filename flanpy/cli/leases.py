@@ -82,7 +82,7 @@ def read(records: RecordSet, seconds_left: Callable[[int], int | None]) -> tuple
         Row(
             str(lease.subnets),
             lease.attributes.flanpy.node if lease.attributes.flanpy else None,
-            str(lease.attributes.public_ip),
+            str(lease.attributes.address),
             lease.attributes.backend_type.lower() or "udp",
             seconds,
             lease.is_reservation,

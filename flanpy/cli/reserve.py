@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 from contextlib import closing
-from ipaddress import AddressValueError, IPv4Address
+from ipaddress import ip_address
 
 from flanpy.cli.etcd_store import add_etcd_arguments, etcd_values, open_etcd
 from flanpy.cli.output import add_output_argument, show, show_json
 from flanpy.errors import ConfigError, StoreError, UsageError
-from flanpy.model import Subnets
+from flanpy.model import Address, Subnets
 from flanpy.stores import Store
 
 EPILOG = """\
@@ -26,7 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Keep SUBNET for the node that peers reach by the given address, also while that node is away."
     parser.epilog = EPILOG
     parser.add_argument("subnet", metavar="SUBNET", help="such as 10.244.7.0/24; with IPv6: 10.244.7.0/24,fd00:7::/64")
-    parser.add_argument("--public-ip", metavar="IP", required=True, help="the node's address in the underlay")
+    parser.add_argument(
+        "--public-ip", metavar="IP", required=True, help="the node's address in the underlay, IPv6 where it has no IPv4"
+    )
     add_output_argument(parser)
     add_etcd_arguments(parser)
 
@@ -44,15 +46,17 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def parse_address(text: str) -> IPv4Address:
-    """The node's address. Raises UsageError."""
+def parse_address(text: str) -> Address:
+    """The node's address; IPv6 for a node that has no public IPv4 address. Raises UsageError."""
     try:
-        return IPv4Address(text)
-    except AddressValueError as error:
-        raise UsageError(f"--public-ip: {text!r} is not an IPv4 address such as 192.0.2.7") from error
+        if "%" not in text:
+            return ip_address(text)
+    except ValueError:
+        pass
+    raise UsageError(f"--public-ip: {text!r} is not an address such as 192.0.2.7 or 2001:db8::7")
 
 
-def reserve(store: Store, prefix: str, text: str, address: IPv4Address) -> Subnets:
+def reserve(store: Store, prefix: str, text: str, address: Address) -> Subnets:
     """Reserve; what is reserved now. Raises UsageError, ConfigError, LeaseError, StoreError."""
     from flanpy.config.network import parse_network_config
     from flanpy.core.codec import SUBNETS

@@ -18,7 +18,7 @@ from typing import Any
 from flanpy.config.etcd_flags import ETCD_FLAGS
 from flanpy.config.flags import Flag, add_flags, resolve
 from flanpy.errors import UsageError
-from flanpy.model import FirewallTool
+from flanpy.model import Address, FirewallTool
 
 GROUPS = {
     "etcd": "etcd",
@@ -53,6 +53,13 @@ def _ipv4(text: str) -> IPv4Address | None:
         return ipaddress.IPv4Address(text) if text else None
     except ValueError:
         raise ValueError(f"{text!r} is not an IPv4 address such as 192.0.2.7") from None
+
+
+def _address(text: str) -> Address | None:
+    try:
+        return ipaddress.ip_address(text) if text else None
+    except ValueError:
+        raise ValueError(f"{text!r} is not an address such as 192.0.2.7") from None
 
 
 def _ipv6(text: str) -> IPv6Address | None:
@@ -105,7 +112,7 @@ AGENT_FLAGS = (
         True,
     ),
     Flag("iface-regex", "the same by a regular expression on names and addresses", (), _pattern, "REGEX", "interface", True),
-    Flag("iface-can-reach", "the interface by which this address is reached", None, _ipv4, "IP", "interface"),
+    Flag("iface-can-reach", "the interface by which this address is reached", None, _address, "IP", "interface"),
     Flag("public-ip", "address that peers reach us by, if it is not the interface's own (NAT)", None, _ipv4, "IP", "interface"),
     Flag("public-ipv6", "the same for IPv6", None, _ipv6, "IP", "interface"),
     Flag(
@@ -268,7 +275,7 @@ class AgentOptions:
     embedded_etcd: str
     iface: tuple[str, ...]
     iface_regex: tuple[str, ...]
-    iface_can_reach: IPv4Address | None
+    iface_can_reach: Address | None
     public_ip: IPv4Address | None
     public_ipv6: IPv6Address | None
     subnet_file: Path

@@ -2,7 +2,9 @@
 
     key    subnets/10.5.52.0-24            subnets/10.12.13.0-24&fd00:12:13::-56        subnets/0.0.0.0-0&fd00:12:13::-56
            IPv4                            dual stack                                   IPv6 only (flannel's empty IPv4)
+           A flanneld of an IPv4 network reads the last one as a lease of 0.0.0.0/0, which is not in its network, and passes it over.
     value  {"PublicIP":"172.31.9.1","PublicIPv6":null,"BackendType":"vxlan","BackendData":{...},"BackendV6Data":{...}}
+           A node without an IPv4 address has "PublicIP":"0.0.0.0", flannel's empty address, and "PublicIPv6":"fd31:9::1".
            BackendType, BackendData and BackendV6Data are absent when empty; what a flanpy node adds about itself is the
            member ``flanpy`` of BackendData: {"flanpy":{"node":"...","features":["ecn"]}}, which flanneld ignores; where the
            data is no object (extension: a string) it stands beside it
@@ -40,6 +42,7 @@ _PLAIN_VALUE = re.compile(
 )
 """What a udp node writes, ours and flanneld's: read without a JSON parser, which matters when 65,536 nodes are listed."""
 _NO_IPV4 = ("0.0.0.0", "0")
+_NO_ADDRESS = IPv4Address(0)
 _MAX_FEATURES = 32
 
 
@@ -90,7 +93,7 @@ def _general_subnets(key: str) -> Subnets:
 def encode_attributes(attributes: NodeAttributes) -> bytes:
     """The value of a lease; raises CodecError when the backend's data is not JSON."""
     members: list[tuple[str, object]] = [
-        ("PublicIP", str(attributes.public_ip)),
+        ("PublicIP", str(attributes.public_ip or _NO_ADDRESS)),
         ("PublicIPv6", None if attributes.public_ipv6 is None else str(attributes.public_ipv6)),
     ]
     if attributes.backend_type:
@@ -115,7 +118,7 @@ def decode_attributes(value: bytes) -> NodeAttributes:
         raise CodecError(f"value: {len(value)} bytes (at most {MAX_VALUE_BYTES})")
     plain = _PLAIN_VALUE.fullmatch(value)
     first = -1 if plain is None else _number_of(plain[1], plain[2], plain[3], plain[4])
-    if plain is None or first < 0:
+    if plain is None or first <= 0:
         return _general_attributes(value)
     info = None if plain[5] is None else FlanpyInfo(plain[5].decode(), _plain_features(plain[6]))
     return NodeAttributes(IPv4Address(first), flanpy=info)
@@ -140,9 +143,12 @@ def _general_attributes(value: bytes) -> NodeAttributes:
     if flanpy is None and (info := root.get("flanpy")) is not None:
         flanpy = _flanpy_info(info)
     data6 = root.get("BackendV6Data")
+    public_ip, public_ipv6 = _public_ip(root.get("PublicIP")), _public_ipv6(root.get("PublicIPv6"))
+    if public_ip is None and public_ipv6 is None:
+        raise CodecError("PublicIP: 0.0.0.0 is no address, and there is no PublicIPv6: no node can be reached there")
     return NodeAttributes(
-        public_ip=_public_ip(root.get("PublicIP")),
-        public_ipv6=_public_ipv6(root.get("PublicIPv6")),
+        public_ip=public_ip,
+        public_ipv6=public_ipv6,
         backend_type=_backend_type(root.get("BackendType")),
         backend_data=None if data is None else render_json(data),
         backend_v6_data=None if data6 is None else render_json(data6),
@@ -167,13 +173,15 @@ def _parsed(where: str, text: str | bytes) -> object:
         raise CodecError(f"{where}: {exc}") from exc
 
 
-def _public_ip(value: object) -> IPv4Address:
+def _public_ip(value: object) -> IPv4Address | None:
+    """None for 0.0.0.0, which flannel writes for a node without an IPv4 address."""
     if not isinstance(value, str):
         raise CodecError(f"PublicIP: {_shown(value)} is not an IPv4 address in a string")
     try:
-        return IPv4Address(value)
+        address = IPv4Address(value)
     except ValueError as exc:
         raise CodecError(f"PublicIP: {_shown(value)} is not an IPv4 address") from exc
+    return None if address == _NO_ADDRESS else address
 
 
 def _public_ipv6(value: object) -> IPv6Address | None:

@@ -132,7 +132,7 @@ def _newest_by_node(leases: Iterable[Lease]) -> dict[object, int]:
 
 def _node(lease: Lease) -> object:
     info = lease.attributes.flanpy
-    return info.node if info is not None and info.node else lease.attributes.public_ip
+    return info.node if info is not None and info.node else lease.attributes.address
 
 
 def _registered_again(kept: KeptLease, newest: Mapping[object, int]) -> bool:

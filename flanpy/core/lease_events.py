@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from ipaddress import IPv4Address
 
-from flanpy.model import LEASE_TTL_S, Lease, NetworkConfig, NodeAttributes, Record, RecordChange, RecordSet, Subnets
+from flanpy.model import LEASE_TTL_S, Address, Lease, NetworkConfig, NodeAttributes, Record, RecordChange, RecordSet, Subnets
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,8 +205,8 @@ class LeasingState:
     expires_s: float | None = None
     """Earliest expiry of the held lease on our clock: the time its last write was sent, plus the TTL. None: never."""
     preferred: Subnets | None = None
-    addresses: frozenset[IPv4Address] = frozenset()
-    """Every PublicIP that this process has had."""
+    addresses: frozenset[Address] = frozenset()
+    """Every address that this process has had."""
     attempt: int = 0
     """Failures or lost races in a row, for the back-off."""
     away: bool = False

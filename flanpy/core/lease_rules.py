@@ -89,7 +89,7 @@ def _judge_overwritten(state: LeasingState, held: Lease, record: Record, now_s: 
     same_key = record.create_revision == held.create_revision
     lease = _decoded(record)
     own = lease is not None and is_own(lease, state.identity.node_id, state.addresses)
-    ours = lease is not None and (own or is_inherited(lease, state.identity.attributes.public_ip))
+    ours = lease is not None and (own or is_inherited(lease, state.identity.attributes.address))
     if lease is not None and own and state.unsure:
         return settle(rest(replace(state, held=lease, unsure=False)), now_s)  # our own write, whose answer was lost
     if lease is not None and own and record.mod_revision < held.mod_revision:
@@ -144,7 +144,7 @@ def decide(state: LeasingState, records: RecordSet, now_s: float) -> Step:
     if state.noticed is not None and state.noticed.revision <= records.revision:
         state = replace(state, noticed=None)
     identity = state.identity
-    found = survey(records.records, identity.node_id, identity.attributes.public_ip, state.addresses, state.preferred)
+    found = survey(records.records, identity.node_id, identity.attributes.address, state.addresses, state.preferred)
     found = replace(found, taken=tuple(block for block in found.taken if is_part(state.config, block)))
     held = state.held
     if held is None:
@@ -216,7 +216,7 @@ def _acquire(state: LeasingState, found: Survey, now_s: float) -> Step:
 def wait_for_answer(state: LeasingState, marked: Lease, now_s: float) -> Step:
     """The mark is on the lease; its owner, if it lives, writes it back within CONTEST_S."""
     problem = (
-        f"the lease {marked.subnets} has our node id {state.identity.node_id} but the address {marked.attributes.public_ip}: "
+        f"the lease {marked.subnets} has our node id {state.identity.node_id} but the address {marked.attributes.address}: "
         f"waiting {CONTEST_S:.0f} s to see whether another living node has our node id"
     )
     state = replace(state, contest=marked, problem=problem, phase=Waiting(Action.CLAIM, now_s + CONTEST_S))

@@ -94,7 +94,7 @@ def initial(identity: Identity, config: NetworkConfig) -> LeasingState:
         config=config,
         phase=Waiting(Action.LIST, -math.inf),
         preferred=identity.previous,
-        addresses=frozenset({identity.attributes.public_ip}),
+        addresses=frozenset({identity.attributes.address}),
         problem="no subnet yet",
     )
 
@@ -135,7 +135,7 @@ def step(state: LeasingState, event: Event, now_s: float) -> Step:
 def _on_order(state: LeasingState, event: AttributesChanged | ConfigChanged | Release, now_s: float) -> Step:
     match event:
         case AttributesChanged(attributes):
-            addresses = state.addresses | {attributes.public_ip}
+            addresses = state.addresses | {attributes.address}
             state = replace(state, identity=_named(state.identity, attributes), addresses=addresses)
             return _when_idle(state, now_s) if state.held is not None else (state, ())
         case ConfigChanged(config):

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Network
 from types import MappingProxyType
 
 from flanpy.core.codec import decode_lease, key_of
 from flanpy.errors import CodecError
 from flanpy.model import (
+    Address,
     ForeignLease,
     Hop,
     KeptLease,
@@ -124,9 +125,10 @@ def view(
             peers.append(Peer(lease.subnets, lease.attributes, hop_of(lease, config), lease, each))
     sound: list[Peer] = []
     for peer in peers:
-        if judge.holds(peer.attributes.public_ip):
+        address = peer.attributes.address
+        if judge.holds(address):
             key = key_of(peer.subnets)
-            reason = f"PublicIP {peer.attributes.public_ip} lies in a leased subnet: packets to it would be encapsulated again"
+            reason = f"{_named(address)} lies in a leased subnet: packets to it would be encapsulated again"
             refusals[key] = Refusal(key, reason)
         else:
             sound.append(peer)
@@ -138,16 +140,28 @@ def view(
 
 
 def hop_of(lease: Lease, config: NetworkConfig) -> Hop:
-    """Where the holder of a lease takes encapsulated packets; port 0 for backends that have none."""
+    """Where the holder of a lease takes encapsulated packets: by IPv4 if it has such an address; port 0 for backends that have none."""
     options = config.backend.options
     port = options.get("Port") or options.get("ListenPort") or 0
     features = lease.attributes.flanpy.features if lease.attributes.flanpy is not None else frozenset()
     return Hop(
-        lease.attributes.public_ip,
+        lease.attributes.address,
         port if isinstance(port, int) else 0,
         ecn="ecn" in features,
         superpacket="superpacket" in features,
     )
+
+
+def _is_unicast(address: Address) -> bool:
+    """Whether it can be one node's on an underlay; compared as numbers, for 65,536 leases are judged in one go."""
+    number = int(address)
+    if address.version == 4:
+        return _FIRST_UNICAST <= number < _FIRST_MULTICAST and number >> 24 != 127
+    return number >> 48 != 0 and number >> 120 != 0xFF and number >> 118 != 0xFE80 >> 6
+
+
+def _named(address: Address) -> str:
+    return f"PublicIP{'' if address.version == 4 else 'v6'} {address}"
 
 
 def _age(item: tuple[str, Lease]) -> tuple[int, str]:
@@ -169,7 +183,7 @@ class _Judge:
     def __init__(self, membership: Membership, config: NetworkConfig, own: Subnets | None, more: Iterable[Lease]) -> None:
         self.own_key = None if own is None else key_of(own)
         own_lease = membership.leases.get(self.own_key) if self.own_key else None
-        self._own_address = None if own_lease is None else own_lease.attributes.public_ip
+        self._own_address = None if own_lease is None else own_lease.attributes.address
         self._networks = {4: ("Network", config.network), 6: ("IPv6Network", config.ipv6_network)}
         self._inside = {
             version: (network.prefixlen, int(network.network_address), int(network.broadcast_address))
@@ -192,20 +206,20 @@ class _Judge:
             reason = self._outside(block) or self._taken(block)
             if reason is not None:
                 return reason
-        address = lease.attributes.public_ip
-        number = int(address)
-        if not _FIRST_UNICAST <= number < _FIRST_MULTICAST or number >> 24 == 127:
-            return f"PublicIP {address} is no unicast address: no node can be reached there"
+        address = lease.attributes.address
+        if not _is_unicast(address):
+            return f"{_named(address)} is no unicast address: no node can be reached there"
         if address == self._own_address:
-            return f"PublicIP {address} is our own: an earlier lease of this node, or a node behind the same address"
+            return f"{_named(address)} is our own: an earlier lease of this node, or a node behind the same address"
         for block in blocks:
             self._hold(block, key)
         return None
 
-    def holds(self, address: IPv4Address) -> bool:
+    def holds(self, address: Address) -> bool:
         """Whether an address is in a range that some lease holds."""
-        bits = [(length, 32 - length) for length in self._lengths[4]]
-        return any((4, length, int(address) >> rest << rest) in self._holders for length, rest in bits)
+        version, number = address.version, int(address)
+        bits = [(length, address.max_prefixlen - length) for length in self._lengths[version]]
+        return any((version, length, number >> rest << rest) in self._holders for length, rest in bits)
 
     def _outside(self, block: Block) -> str | None:
         version, length, first = block

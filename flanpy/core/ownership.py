@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Network
 
 from flanpy.core.codec import decode_lease, subnets_of
 from flanpy.errors import CodecError
-from flanpy.model import Lease, Record, Subnets
+from flanpy.model import Address, Lease, Record, Subnets
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,25 +29,25 @@ class Survey:
     taken: tuple[IPv4Network | IPv6Network, ...]
 
 
-def is_own(lease: Lease, node_id: str, addresses: Collection[IPv4Address]) -> bool:
+def is_own(lease: Lease, node_id: str, addresses: Collection[Address]) -> bool:
     """Whether a lease names this node, by id and address."""
     info = lease.attributes.flanpy
-    return info is not None and info.node == node_id and lease.attributes.public_ip in addresses
+    return info is not None and info.node == node_id and lease.attributes.address in addresses
 
 
-def is_twin(lease: Lease, node_id: str, addresses: Collection[IPv4Address]) -> bool:
+def is_twin(lease: Lease, node_id: str, addresses: Collection[Address]) -> bool:
     """Whether a lease has our node id and an address that we never had."""
     info = lease.attributes.flanpy
-    return info is not None and info.node == node_id and lease.attributes.public_ip not in addresses
+    return info is not None and info.node == node_id and lease.attributes.address not in addresses
 
 
-def is_inherited(lease: Lease, address: IPv4Address) -> bool:
+def is_inherited(lease: Lease, address: Address) -> bool:
     """Whether a lease is that of a node without an id at our address."""
-    return lease.attributes.flanpy is None and lease.attributes.public_ip == address
+    return lease.attributes.flanpy is None and lease.attributes.address == address
 
 
 def survey(
-    records: Iterable[Record], node_id: str, address: IPv4Address, addresses: Collection[IPv4Address], preferred: Subnets | None
+    records: Iterable[Record], node_id: str, address: Address, addresses: Collection[Address], preferred: Subnets | None
 ) -> Survey:
     """Sort a listing. Only values that contain our id or address are decoded, so 65,536 foreign leases cost little."""
     words = (node_id.encode(), str(address).encode())

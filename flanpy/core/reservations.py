@@ -11,7 +11,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from flanpy.core.allocate import fits, is_free
 from flanpy.core.codec import SUBNETS, decode_lease, encode_attributes, key_of
 from flanpy.errors import CodecError, LeaseError, UsageError
-from flanpy.model import Lease, NetworkConfig, NodeAttributes, Record, RecordSet, Subnets
+from flanpy.model import Address, Lease, NetworkConfig, NodeAttributes, Record, RecordSet, Subnets
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ def _network(text: str) -> IPv4Network | IPv6Network:
         raise UsageError(f"SUBNET: {text!r} is not a subnet such as 10.244.7.0/24{hint}") from error
 
 
-def plan_reservation(config: NetworkConfig, records: RecordSet, subnets: Subnets, address: IPv4Address) -> Write:
+def plan_reservation(config: NetworkConfig, records: RecordSet, subnets: Subnets, address: Address) -> Write:
     """How to reserve these subnets for the node at this address. Raises UsageError or LeaseError with what is in the way."""
     _must_fit(config, subnets)
     leases = _leases(records)
@@ -55,14 +55,19 @@ def plan_reservation(config: NetworkConfig, records: RecordSet, subnets: Subnets
     if same is not None:
         return _turned_into(same, leases.get(key), address)
     for lease in others:
-        if lease.attributes.public_ip == address:
+        if lease.attributes.address == address:
             raise LeaseError(
                 f"{address} has {lease.subnets} already; a node has one: `flanpy release {_word(lease.subnets)}` first"
             )
         taken = [network for network in (lease.subnets.ipv4, lease.subnets.ipv6) if network is not None]
         if not is_free(subnets, taken):
-            raise LeaseError(f"{subnets} overlaps {lease.subnets}, which {lease.attributes.public_ip} has")
-    return Write(key, encode_attributes(NodeAttributes(public_ip=address)), 0)
+            raise LeaseError(f"{subnets} overlaps {lease.subnets}, which {lease.attributes.address} has")
+    return Write(key, encode_attributes(_at(address)), 0)
+
+
+def _at(address: Address) -> NodeAttributes:
+    """The value of a reservation: nothing but where its node is."""
+    return NodeAttributes(address) if isinstance(address, IPv4Address) else NodeAttributes(None, address)
 
 
 def _must_fit(config: NetworkConfig, subnets: Subnets) -> None:
@@ -74,12 +79,12 @@ def _must_fit(config: NetworkConfig, subnets: Subnets) -> None:
     raise UsageError(f"SUBNET: the network config gives no node {subnets}; right would be {' and '.join(wanted)}")
 
 
-def _turned_into(record: Record, lease: Lease | None, address: IPv4Address) -> Write:
+def _turned_into(record: Record, lease: Lease | None, address: Address) -> Write:
     """The very key exists: a lease of that node becomes a reservation, whatever its value says besides."""
     if lease is None:
         raise LeaseError(f"{record.key} holds something that is no lease; look at it, then `flanpy release` it")
-    if lease.attributes.public_ip != address:
-        raise LeaseError(f"{lease.subnets} is taken: {lease.attributes.public_ip} has it")
+    if lease.attributes.address != address:
+        raise LeaseError(f"{lease.subnets} is taken: {lease.attributes.address} has it")
     return Write(record.key, record.value, record.mod_revision)
 
 

@@ -60,9 +60,9 @@ def list_routes(kernel: Kernel, protocol: int = ROUTE_PROTOCOL) -> frozenset[Rou
     return frozenset(route for family in (AF_INET, AF_INET6) for route in _read(kernel, names, family, protocol=protocol))
 
 
-def default_routes(kernel: Kernel) -> tuple[Route, ...]:
-    """The IPv4 default routes of the main table, whoever made them; a default that refuses (unreachable) is none."""
-    request, names = dump_body(AF_INET, table=MAIN_TABLE), device_names(kernel)
+def default_routes(kernel: Kernel, family: int = AF_INET) -> tuple[Route, ...]:
+    """The default routes of a family in the main table, whoever made them; a default that refuses (unreachable) is none."""
+    request, names = dump_body(family, table=MAIN_TABLE), device_names(kernel)
     found = settled(
         "list the default routes",
         lambda: [parse(body, names) for _, body in kernel.dump(RTM_GETROUTE, request) if is_default(body)],

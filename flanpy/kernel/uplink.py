@@ -3,13 +3,17 @@
 flannel's order: ``iface`` (the first that fits), else ``iface_regex`` (likewise), else ``iface_can_reach``, else the default
 route. Where flannel takes the first of several addresses, this asks the kernel which one it would send from, and refuses to
 guess when that is open: a wrong address in the lease cuts the node off from all its peers.
+
+IPv4 comes first: a device with such an address is chosen by it, and its IPv6 address goes along. A device without one is chosen by its
+IPv6 address; so is any device that is named by its IPv6 address, and its IPv4 addresses are left aside then.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from socket import AF_INET, AF_INET6
 
 from pyroute2.netlink.exceptions import NetlinkError
 
@@ -56,16 +60,18 @@ class _Host:
     addresses: tuple[DeviceAddress, ...]
     routes: tuple[Route, ...]
 
-    def of(self, device: Device) -> list[DeviceAddress]:
-        """The IPv4 addresses of a device, in the kernel's order."""
-        return [address for address in self.addresses if address.index == device.index and address.ip.version == 4]
+    def of(self, device: Device, version: int = 4) -> list[DeviceAddress]:
+        """The addresses of a device, in the kernel's order."""
+        return [address for address in self.addresses if address.index == device.index and address.ip.version == version]
 
     def inventory(self) -> str:
         """What is there, for messages."""
-        return ", ".join(
-            f"{device.name} ({', '.join(str(address.ip) for address in self.of(device)) or 'no IPv4 address'})"
-            for device in self.devices
-        )
+        return ", ".join(f"{device.name} ({self._told(device)})" for device in self.devices)
+
+    def _told(self, device: Device) -> str:
+        told = [str(address.ip) for address in self.of(device)]
+        lasting = _address6(self, device)
+        return ", ".join([*told, *([str(lasting)] if lasting else [])]) or "no address"
 
 
 class _Unfit(InterfaceError):
@@ -116,9 +122,9 @@ def _by_name(host: _Host, selection: UplinkSelection, wanted: str) -> Uplink:
     if device is not None:
         return _uplink(host, selection, device)
     try:
-        ip = IPv4Address(wanted)
+        ip = ip_address(wanted)
     except ValueError:
-        raise _Unfit(f"--iface {wanted}: there is no interface of this name, and it is no IPv4 address") from None
+        raise _Unfit(f"--iface {wanted}: there is no interface of this name, and it is no address") from None
     owner = next((address for address in host.addresses if address.ip == ip), None)
     if owner is None:
         raise _Unfit(f"--iface {wanted}: no interface has this address")
@@ -129,7 +135,11 @@ def _by_pattern(host: _Host, selection: UplinkSelection, pattern: re.Pattern[str
     """As flannel does: an address that matches goes before a name that matches; of several the first that fits is taken."""
     unfit: list[str] = []
     matches: list[tuple[Device, Address | None]] = [
-        (device, address.ip) for device in host.devices for address in host.of(device) if pattern.search(str(address.ip))
+        (device, address.ip)
+        for version in (4, 6)
+        for device in host.devices
+        for address in host.of(device, version)
+        if (version == 4 or address.scope == SCOPE_GLOBAL) and pattern.search(str(address.ip))
     ]
     matches += [(device, None) for device in host.devices if pattern.search(device.name)]
     for device, ip in matches:
@@ -139,7 +149,7 @@ def _by_pattern(host: _Host, selection: UplinkSelection, pattern: re.Pattern[str
             return _uplink(host, selection, device, ip)
         except _Unfit as problem:
             unfit.append(str(problem))
-    reason = "; ".join(unfit) or "no name or IPv4 address of an interface matches it"
+    reason = "; ".join(unfit) or "no name or address of an interface matches it"
     raise _Unfit(f"--iface-regex {pattern.pattern}: {reason}")
 
 
@@ -148,11 +158,11 @@ def _by_pattern(host: _Host, selection: UplinkSelection, pattern: re.Pattern[str
 
 def _reaching(kernel: Kernel, host: _Host, selection: UplinkSelection, target: str) -> Uplink:
     try:
-        ip = IPv4Address(target)
+        ip = ip_address(target)
     except ValueError:
-        raise UsageError(f"--iface-can-reach: {target!r} is not an IPv4 address such as 192.0.2.7") from None
+        raise UsageError(f"--iface-can-reach: {target!r} is not an address such as 192.0.2.7") from None
     try:
-        (found, *_) = kernel.ip.route("get", dst=str(ip))
+        (found, *_) = kernel.ip.route("get", dst=str(ip), family=AF_INET if ip.version == 4 else AF_INET6)
     except NetlinkError as error:
         reason = explained_errno(error.code)
         raise InterfaceError(f"--iface-can-reach {ip}: no route leads there ({reason}). There are: {host.inventory()}") from error
@@ -161,12 +171,12 @@ def _reaching(kernel: Kernel, host: _Host, selection: UplinkSelection, target: s
             f"--iface-can-reach {ip}: this leads to this machine itself or to many; give an address of another machine"
         )
     source = found.get_attr("RTA_PREFSRC")
-    return _uplink(host, selection, _device(host, found.get_attr("RTA_OIF")), IPv4Address(source) if source else None)
+    return _uplink(host, selection, _device(host, found.get_attr("RTA_OIF")), ip_address(source) if source else None)
 
 
 def _default(kernel: Kernel, host: _Host, selection: UplinkSelection) -> Uplink:
-    """The interface of the default route of the lowest metric that does not lead into a container network."""
-    every = sorted(default_routes(kernel), key=lambda route: route.metric)
+    """The interface of the default route of the lowest metric that does not lead into a container network; IPv4's, else IPv6's."""
+    every = sorted(default_routes(kernel) or default_routes(kernel, AF_INET6), key=lambda route: route.metric)
     routes = [route for route in every if not _OVERLAYS.match(route.device)]
     if not routes:
         passed_over = f" but by {', '.join(route.device for route in every)}, which is a container network" if every else ""
@@ -179,7 +189,8 @@ def _default(kernel: Kernel, host: _Host, selection: UplinkSelection) -> Uplink:
     device = next((device for device in host.devices if device.name == names[0]), None)
     if device is None:
         raise InterfaceError(f"{names[0]}: the default route's interface has gone while it was looked at; try again")
-    return _uplink(host, selection, device, _source(host.of(device), routes[0]))
+    source = _source(host.of(device), routes[0]) if routes[0].destination.version == 4 else None
+    return _uplink(host, selection, device, source)
 
 
 def _source(addresses: list[DeviceAddress], route: Route) -> Address | None:
@@ -199,9 +210,14 @@ def _uplink(host: _Host, selection: UplinkSelection, device: Device, ip: Address
         raise _Unfit(f"{device.name} belongs to an overlay and cannot carry one")
     if not device.is_up:
         raise _Unfit(f"{device.name} is down: ip link set {device.name} up")
+    if isinstance(ip, IPv6Address):
+        return Uplink(device.name, device.index, device.mtu_bytes, None, ip, _on_link(host, device))
+    address6 = _address6(host, device)
+    if ip is None and not host.of(device) and address6 is not None:
+        return Uplink(device.name, device.index, device.mtu_bytes, None, address6, _on_link(host, device))
     address = ip or _choose(host.of(device), device, selection.public_ip)
     assert isinstance(address, IPv4Address)
-    return Uplink(device.name, device.index, device.mtu_bytes, address, _address6(host, device), _on_link(host, device))
+    return Uplink(device.name, device.index, device.mtu_bytes, address, address6, _on_link(host, device))
 
 
 def _on_link(host: _Host, device: Device) -> tuple[Network, ...]:
@@ -218,7 +234,9 @@ def _on_link(host: _Host, device: Device) -> tuple[Network, ...]:
 def _choose(addresses: list[DeviceAddress], device: Device, public_ip: IPv4Address | None) -> Address:
     """The one address that peers can mean: the public one if it is here, else the only primary global one."""
     if not addresses:
-        raise _Unfit(f"{device.name} has no IPv4 address: ip addr add ADDRESS/PREFIX dev {device.name}")
+        raise _Unfit(
+            f"{device.name} has no address (IPv6: none that is global and lasting): ip addr add ADDRESS/PREFIX dev {device.name}"
+        )
     if public_ip is not None and any(address.ip == public_ip for address in addresses):
         return public_ip
     lasting = [address for address in addresses if not address.flags & (IFA_F_SECONDARY | IFA_F_DEPRECATED)] or addresses

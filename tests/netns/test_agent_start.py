@@ -39,7 +39,7 @@ def links(host: Cluster) -> list[str]:
     [
         (["--iface=eth7"], 5, "eth7"),
         (["--iface-regex=^wlan"], 5, "wlan"),
-        (["--iface-can-reach=x"], 2, "--iface-can-reach: 'x' is not an IPv4 address"),
+        (["--iface-can-reach=x"], 2, "--iface-can-reach: 'x' is not an address"),
         (["--public-ip=x", "--queues=0"], 2, "--queues: '0' is not a whole number"),
         (["--config=/nonexistent"], 2, "--config: /nonexistent: No such file"),
         (["--state-dir=/proc/x"], 5, "--state-dir: cannot create /proc/x"),

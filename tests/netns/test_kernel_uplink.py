@@ -126,13 +126,13 @@ def test_the_order_is_flannels(ns: Namespace, options: dict[str, object], expect
     [
         (
             {"iface": ("eth7",)},
-            "--iface eth7: there is no interface of this name, and it is no IPv4 address. There are: .*eth0 .192.0.2.2.",
+            "--iface eth7: there is no interface of this name, and it is no address. There are: .*eth0 .192.0.2.2, 2001:db8::2.",
         ),
         ({"iface": ("192.0.2.77",)}, "--iface 192.0.2.77: no interface has this address"),
         ({"iface": ("eth2",)}, "eth2 is down: ip link set eth2 up"),
-        ({"iface": ("far0",)}, "far0 has no IPv4 address: ip addr add ADDRESS/PREFIX dev far0"),
+        ({"iface": ("far0",)}, "far0 has no address .*: ip addr add ADDRESS/PREFIX dev far0"),
         ({"iface": ("; rm -rf /",)}, "there is no interface of this name"),
-        ({"iface_regex": ("wlan",)}, "--iface-regex wlan: no name or IPv4 address of an interface matches it"),
+        ({"iface_regex": ("wlan",)}, "--iface-regex wlan: no name or address of an interface matches it"),
         ({"iface_regex": ("eth2",)}, "--iface-regex eth2: eth2 is down"),
         ({"iface_regex": ("^lo$",)}, "--iface-regex .*: lo is the loopback device"),
         ({"iface_regex": ("flannel",)}, "--iface-regex flannel: flannel0 belongs to an overlay"),
@@ -166,8 +166,7 @@ def test_what_does_not_fit_is_said_with_what_is_there(ns: Namespace, options: di
         ),
         ({"iface_regex": ("a{99999999999}",)}, "is not a regular expression"),
         ({"iface_regex": ("(" * 5000 + ")" * 5000,)}, "has 10000 characters, at most 256"),
-        ({"iface_can_reach": "example.org"}, "'example.org' is not an IPv4 address"),
-        ({"iface_can_reach": "2001:db8::1"}, "'2001:db8::1' is not an IPv4 address"),
+        ({"iface_can_reach": "example.org"}, "'example.org' is not an address"),
     ],
     ids=lambda value: str(value)[:40],
 )
@@ -258,8 +257,45 @@ def test_default_routes_of_one_metric_by_two_interfaces_are_not_guessed_about(ns
 
 def test_the_default_route_of_a_link_without_address_says_so(ns: Namespace) -> None:
     ns.script("ip addr flush dev eth0; ip route add default dev eth0")
-    with pytest.raises(InterfaceError, match="eth0 has no IPv4 address"):
+    with pytest.raises(InterfaceError, match="eth0 has no address"):
         find()
+
+
+# ------------------------------------------------------------------------------------------------ IPv6
+
+ONLY6 = "ip -4 addr flush dev eth0"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"iface": ("eth0",)}, {"iface": ("2001:db8::2",)}, {"iface_regex": ("^2001:",)}, {"iface_can_reach": "2001:db8::9"}],
+)
+def test_an_interface_without_ipv4_is_taken_by_its_ipv6_address(ns: Namespace, options: dict[str, object]) -> None:
+    ns.script(ONLY6)
+    found = find(**options)
+    assert (found.name, found.address, found.address6, found.underlay) == (
+        "eth0",
+        None,
+        IPv6Address("2001:db8::2"),
+        IPv6Address("2001:db8::2"),
+    )
+
+
+def test_ipv6s_default_route_counts_where_ipv4_has_none(ns: Namespace) -> None:
+    ns.script(f"{ONLY6}; ip -6 route add default via 2001:db8::1 dev eth0")
+    found = find()
+    assert (found.name, found.address, found.address6) == ("eth0", None, IPv6Address("2001:db8::2"))
+
+
+def test_an_interface_named_by_its_ipv6_address_is_used_by_that_alone(ns: Namespace) -> None:
+    found = find(iface=("2001:db8::2",))
+    assert (found.name, found.address, found.address6) == ("eth0", None, IPv6Address("2001:db8::2"))
+
+
+def test_a_link_local_address_is_no_address_for_peers(ns: Namespace) -> None:
+    ns.script("ip addr flush dev eth0; ip -6 addr add fe80::5/64 dev eth0 nodad")
+    with pytest.raises(InterfaceError, match=r"eth0 has no address \(IPv6: none that is global and lasting\)"):
+        find(iface=("eth0",))
 
 
 def test_temporary_and_deprecated_ipv6_addresses_are_not_announced(ns: Namespace) -> None:

@@ -28,15 +28,17 @@ def config(backend: str, options: str = "", *, ipv6: bool = False) -> NetworkCon
 def lease(
     backend: str, subnet: str, address: str, data: str | None = None, subnet6: str = "", address6: str = "", data6: str = ""
 ) -> Lease:
-    """A lease as it stands in etcd."""
+    """A lease as it stands in etcd; an address "" is none."""
     subnets = Subnets(IPv4Network(subnet) if subnet else None, IPv6Network(subnet6) if subnet6 else None)
     public6 = IPv6Address(address6) if address6 else None
-    return Lease(subnets, NodeAttributes(IPv4Address(address), public6, backend, data, data6 or None), 5, 5, 7)
+    return Lease(
+        subnets, NodeAttributes(IPv4Address(address) if address else None, public6, backend, data, data6 or None), 5, 5, 7
+    )
 
 
 def peer_of(item: Lease) -> Peer:
     """The peer that a lease makes."""
-    return Peer(item.subnets, item.attributes, Hop(item.attributes.public_ip, 0), item)
+    return Peer(item.subnets, item.attributes, Hop(item.attributes.address, 0), item)
 
 
 def view_of(*leases: Lease) -> View:

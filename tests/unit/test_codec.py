@@ -103,6 +103,8 @@ HOSTILE = {
     b'{"PublicIP":"172.31.9.1"} x': "value: line 1",
     b"{}": "PublicIP: None is not",
     b'{"PublicIP":3}': "PublicIP: 3 is not",
+    b'{"PublicIP":"0.0.0.0"}': "PublicIP: 0.0.0.0 is no address, and there is no PublicIPv6",
+    b'{"PublicIP":"0.0.0.0","PublicIPv6":null}': "PublicIP: 0.0.0.0 is no address, and there is no PublicIPv6",
     b'{"PublicIP":"::1"}': "PublicIP: '::1' is not",
     b'{"PublicIP":"172.31.9.1; reboot"}': "PublicIP: '172.31.9.1; reboot' is not",
     b'{"PublicIP":"172.31.09.1"}': "PublicIP: ",
@@ -169,7 +171,7 @@ def test_any_json_is_refused_or_decoded(value: object) -> None:
 
 ATTRIBUTES = st.builds(
     NodeAttributes,
-    public_ip=st.ip_addresses(v=4),
+    public_ip=st.ip_addresses(v=4).filter(int),
     public_ipv6=st.none() | st.ip_addresses(v=6),
     backend_type=st.sampled_from(["", "vxlan", "host-gw", "wireguard"]),
     backend_data=st.none() | st.sampled_from(['{"VNI":1}', '{"PublicKey":"b64=","Port":51820}']),
@@ -177,6 +179,14 @@ ATTRIBUTES = st.builds(
     flanpy=st.none()
     | st.builds(FlanpyInfo, st.from_regex(r"[a-z0-9][a-z0-9-]{0,20}", fullmatch=True), st.just(frozenset({"ecn"}))),
 )
+
+
+@given(ATTRIBUTES, st.ip_addresses(v=6))
+def test_a_node_without_ipv4_has_flannels_empty_address_in_its_lease(attributes: NodeAttributes, address: IPv6Address) -> None:
+    node = replace(attributes, public_ip=None, public_ipv6=address)
+    value = encode_attributes(node)
+    assert value.startswith(b'{"PublicIP":"0.0.0.0","PublicIPv6":"')
+    assert decode_attributes(value) == node
 
 
 @given(ATTRIBUTES)

@@ -75,7 +75,12 @@ def test_the_type_udp_spelled_out_is_udp() -> None:
         ("10.6.2.0/24", "192.0.2.2", "10.6.2.0/24 is not a part of Network 10.5.0.0/16"),
         ("10.5.0.0/16", "192.0.2.2", "10.5.0.0/16 is not a part of Network 10.5.0.0/16"),
         ("0.0.0.0/0", "192.0.2.2", "0.0.0.0/0 is not a part of Network 10.5.0.0/16"),
-        ("10.5.2.0/24", "0.0.0.0", "PublicIP 0.0.0.0 is no unicast address: no node can be reached there"),
+        (
+            "10.5.2.0/24",
+            "0.0.0.0",
+            "subnets/10.5.2.0-24: PublicIP: 0.0.0.0 is no address, and there is no PublicIPv6: no node can be reached there",
+        ),
+        ("10.5.2.0/24", "0.0.0.9", "PublicIP 0.0.0.9 is no unicast address: no node can be reached there"),
         ("10.5.2.0/24", "127.0.0.1", "PublicIP 127.0.0.1 is no unicast address: no node can be reached there"),
         ("10.5.2.0/24", "224.0.0.5", "PublicIP 224.0.0.5 is no unicast address: no node can be reached there"),
         ("10.5.2.0/24", "255.255.255.255", "PublicIP 255.255.255.255 is no unicast address: no node can be reached there"),

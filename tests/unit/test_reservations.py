@@ -136,5 +136,7 @@ def test_a_dual_stack_subnet_is_written_with_a_comma() -> None:
 
 
 def test_a_wrong_address_is_said() -> None:
-    with pytest.raises(UsageError, match="--public-ip: 'host' is not an IPv4 address"):
+    with pytest.raises(UsageError, match="--public-ip: 'host' is not an address"):
         parse_address("host")
+    with pytest.raises(UsageError, match="--public-ip: 'fe80::1%eth0' is not an address"):
+        parse_address("fe80::1%eth0")
