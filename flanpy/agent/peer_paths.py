@@ -93,7 +93,7 @@ def _target(peer: Peer, own: Address, tunnelled: bool) -> Target | None:
 def _address(lease: Lease, tunnelled: bool) -> Address:
     subnet = lease.subnets.ipv4 or lease.subnets.ipv6
     assert subnet is not None
-    return subnet.network_address if tunnelled else lease.attributes.public_ip
+    return subnet.network_address if tunnelled else lease.attributes.address
 
 
 class Report:
@@ -135,5 +135,5 @@ class Report:
     def warnings(self, peers: Iterable[Peer]) -> list[str]:
         """A line for each path that is down, ``SHOWN`` at most."""
         bad = [(peer, found) for peer in peers if (found := self._find(peer)) is not None and found.word in _BAD]
-        lines = [f"peer {peer.subnets} ({peer.attributes.public_ip}): {_MEANINGS[found.word]}" for peer, found in bad[:SHOWN]]
+        lines = [f"peer {peer.subnets} ({peer.attributes.address}): {_MEANINGS[found.word]}" for peer, found in bad[:SHOWN]]
         return lines + ([f"and {len(bad) - SHOWN} more peers whose path is down"] if len(bad) > SHOWN else [])

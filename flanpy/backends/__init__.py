@@ -24,6 +24,9 @@ class Backend(Protocol):
     def attributes(self, base: NodeAttributes, config: NetworkConfig, facts: LocalFacts) -> NodeAttributes:
         """What our lease says, from what every lease says (``base``)."""
 
+    def reached_by(self, config: NetworkConfig) -> tuple[int, ...]:
+        """The IP versions of the underlay that every node needs; empty: either will do."""
+
     def screen(self, config: NetworkConfig, own: Lease, view: View, uplink: Uplink) -> View:
         """The view without the peers that this backend cannot reach, each refused with its reason."""
 

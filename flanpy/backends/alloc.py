@@ -18,6 +18,11 @@ def attributes(base: NodeAttributes, config: NetworkConfig, facts: LocalFacts) -
     return replace(base, backend_type=TYPE, backend_data=None, backend_v6_data=None, flanpy=FlanpyInfo(facts.node_id))
 
 
+def reached_by(config: NetworkConfig) -> tuple[int, ...]:
+    """Nobody is sent to."""
+    return ()
+
+
 def screen(config: NetworkConfig, own: Lease, view: View, uplink: Uplink) -> View:
     """Nobody is sent to, so nobody has to be refused."""
     return view

@@ -14,7 +14,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import replace
 
-from flanpy.backends.families import families, missing_address, same_family, screened
+from flanpy.backends.families import enabled_versions, families, missing_address, same_family, screened
 from flanpy.core.membership import View
 from flanpy.errors import ConfigError
 from flanpy.model import (
@@ -45,6 +45,11 @@ def attributes(base: NodeAttributes, config: NetworkConfig, facts: LocalFacts) -
     """What our lease says: what PreStartupCommand has printed."""
     data = None if facts.startup_output is None else render_json(facts.startup_output)
     return replace(base, backend_type=TYPE, backend_data=data, backend_v6_data=None, flanpy=FlanpyInfo(facts.node_id))
+
+
+def reached_by(config: NetworkConfig) -> tuple[int, ...]:
+    """What the commands do is not known; they are told an address of each family."""
+    return enabled_versions(config)
 
 
 def screen(config: NetworkConfig, own: Lease, view: View, uplink: Uplink) -> View:

@@ -13,7 +13,7 @@ from ipaddress import IPv4Interface, IPv6Interface
 from flanpy.core.codec import key_of
 from flanpy.core.membership import View
 from flanpy.errors import InterfaceError
-from flanpy.model import Address, Interface, Network, NodeAttributes, Peer, Refusal, Subnets, Uplink
+from flanpy.model import Address, Interface, Network, NetworkConfig, NodeAttributes, Peer, Refusal, Subnets, Uplink
 
 MTU_MIN_BYTES = {4: 68, 6: 1280}
 """RFC 791 and RFC 8200: every link must carry this; the kernel takes the addresses of the family off a device below it."""
@@ -42,6 +42,11 @@ class Side:
     def base_interface(self) -> Interface:
         """The same as it stands on the device: /32 or /128, so that no route comes of it."""
         return IPv4Interface(self.base) if self.version == 4 else IPv6Interface(self.base)
+
+
+def enabled_versions(config: NetworkConfig) -> tuple[int, ...]:
+    """The families that the cluster has."""
+    return tuple(version for version, enabled in ((4, config.enable_ipv4), (6, config.enable_ipv6)) if enabled)
 
 
 def families(subnets: Subnets, attributes: NodeAttributes) -> tuple[Side, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from flanpy.backends.families import is_on_link, missing_address, same_family, screened
+from flanpy.backends.families import enabled_versions, is_on_link, missing_address, same_family, screened
 from flanpy.core.membership import View
 from flanpy.model import DesiredState, FlanpyInfo, Lease, LocalFacts, NetworkConfig, NodeAttributes, Peer, Route, Uplink
 
@@ -18,6 +18,11 @@ TYPE = "host-gw"
 def attributes(base: NodeAttributes, config: NetworkConfig, facts: LocalFacts) -> NodeAttributes:
     """What our lease says: the type alone."""
     return replace(base, backend_type=TYPE, backend_data=None, backend_v6_data=None, flanpy=FlanpyInfo(facts.node_id))
+
+
+def reached_by(config: NetworkConfig) -> tuple[int, ...]:
+    """A gateway is of the family of its route."""
+    return enabled_versions(config)
 
 
 def screen(config: NetworkConfig, own: Lease, view: View, uplink: Uplink) -> View:

@@ -9,7 +9,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from flanpy.backends.families import families, is_on_link, local_address, missing_address, mtu_below, same_family, screened
+from flanpy.backends.families import (
+    enabled_versions,
+    families,
+    is_on_link,
+    local_address,
+    missing_address,
+    mtu_below,
+    same_family,
+    screened,
+)
 from flanpy.core.membership import View
 from flanpy.errors import ConfigError
 from flanpy.model import (
@@ -33,6 +42,11 @@ OVERHEAD_BYTES = 20
 def attributes(base: NodeAttributes, config: NetworkConfig, facts: LocalFacts) -> NodeAttributes:
     """What our lease says: the type alone."""
     return replace(base, backend_type=TYPE, backend_data=None, backend_v6_data=None, flanpy=FlanpyInfo(facts.node_id))
+
+
+def reached_by(config: NetworkConfig) -> tuple[int, ...]:
+    """IPv4 in IPv4."""
+    return enabled_versions(config)
 
 
 def screen(config: NetworkConfig, own: Lease, view: View, uplink: Uplink) -> View:
@@ -59,6 +73,7 @@ def plan(config: NetworkConfig, own: Lease, view: View, uplink: Uplink, generati
 def _route(peer: Peer, direct: bool, uplink: Uplink) -> Route:
     subnet, address = peer.subnets.ipv4, peer.attributes.public_ip
     assert subnet is not None
+    assert address is not None, "screen has refused peers without"
     if direct and is_on_link(uplink, address):
         return Route(subnet, uplink.name, gateway=address)
     return Route(subnet, DEVICE, gateway=address, onlink=True)

@@ -21,6 +21,7 @@ from dataclasses import replace
 
 from flanpy.backends.families import (
     Side,
+    enabled_versions,
     families,
     is_on_link,
     local_address,
@@ -82,6 +83,11 @@ def made_mac(node_id: str, device: str) -> str:
     """A MAC for a device of this node: locally administered, unicast, always the same."""
     digest = hashlib.sha256(f"{node_id} {device}".encode()).digest()
     return bytes([digest[0] & 0xFC | 0x02, *digest[1:6]]).hex(":")
+
+
+def reached_by(config: NetworkConfig) -> tuple[int, ...]:
+    """Each family goes over itself."""
+    return enabled_versions(config)
 
 
 def screen(config: NetworkConfig, own: Lease, view: View, uplink: Uplink) -> View:

@@ -15,7 +15,7 @@ import binascii
 from collections.abc import Callable
 from dataclasses import replace
 
-from flanpy.backends.families import Side, families, missing_address, mtu_below, same_family, screened
+from flanpy.backends.families import Side, enabled_versions, families, missing_address, mtu_below, same_family, screened
 from flanpy.core.membership import View
 from flanpy.errors import CodecError, ConfigError
 from flanpy.model import (
@@ -65,6 +65,12 @@ def attributes(base: NodeAttributes, config: NetworkConfig, facts: LocalFacts) -
         backend_v6_data=data(6) if config.enable_ipv6 else None,
         flanpy=FlanpyInfo(facts.node_id),
     )
+
+
+def reached_by(config: NetworkConfig) -> tuple[int, ...]:
+    """Each family over itself, or both over the one that the mode names."""
+    modes: dict[object, tuple[int, ...]] = {"separate": enabled_versions(config), "ipv4": (4,), "ipv6": (6,)}
+    return modes.get(config.backend.options["Mode"], ())
 
 
 def screen(config: NetworkConfig, own: Lease, view: View, uplink: Uplink) -> View:
@@ -180,7 +186,8 @@ def _endpoint(config: NetworkConfig, peer: Peer, side: Side, uplink: Uplink | No
             wanted = ipv6
         case _:
             public6 = uplink is not None and uplink.address6 is not None and not uplink.address6.is_private
-            wanted = ipv6 if ipv4.is_private and ipv6 is not None and not ipv6.is_private and public6 else ipv4
+            better6 = ipv6 is not None and not ipv6.is_private and public6 and ipv4 is not None and ipv4.is_private
+            wanted = ipv6 if better6 or ipv4 is None else ipv4
     version = side.version if wanted is None else wanted.version
     if config.backend.options["Mode"] == "ipv6":
         version = 6

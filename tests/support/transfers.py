@@ -5,8 +5,9 @@ from __future__ import annotations
 from tests.support.clusters import Cluster
 
 SERVE = """
-import hashlib, socket
-with socket.create_server(("", 5001)) as server:
+import hashlib, socket, sys
+family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
+with socket.create_server((sys.argv[1], 5001), family=family) as server:
     print("listening", flush=True)
     client, _ = server.accept()
     digest = hashlib.sha256()
@@ -27,10 +28,11 @@ print(digest.hexdigest())
 """
 
 
-def transfer(cluster: Cluster, source: str, target: str) -> tuple[str, str]:
-    """The digests of what was sent and of what arrived."""
-    server = cluster.sandbox.popen(target, ["python3", "-c", SERVE])
+def transfer(cluster: Cluster, source: str, target: str, address: str | None = None) -> tuple[str, str]:
+    """The digests of what was sent and of what arrived; ``address`` is the target's where it is not the lab's own."""
+    address = address or cluster.pod(target)
+    server = cluster.sandbox.popen(target, ["python3", "-c", SERVE, address])
     assert server.stdout is not None
     assert server.stdout.readline() == "listening\n"
-    sent = cluster.sandbox.run(source, ["python3", "-c", SEND, cluster.pod(target)]).stdout
+    sent = cluster.sandbox.run(source, ["python3", "-c", SEND, address]).stdout
     return sent.strip(), server.communicate(timeout=30)[0].strip()
