@@ -161,7 +161,8 @@ class Relay:
 
     The first lets the request through, waits until ``was_applied`` says that it took effect, and cuts the connection instead of passing
     the answer on; the second cuts it before the request has gone through. ``hold`` is called before a request with ``hold_at`` in it
-    passes (once). HTTP/2 data frames carry keys and values in the clear, so they work as marks.
+    passes (once).
+    ``delay_s`` holds up everything that etcd says. HTTP/2 data frames carry keys and values in the clear, so they work as marks.
     """
 
     def __init__(self, port: int) -> None:
@@ -171,6 +172,8 @@ class Relay:
         self.lose_request = b""
         self.hold_at = b""
         self.hold: Callable[[], object] = lambda: None
+        self.delay_s = 0.0
+        self._over = threading.Event()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._open: list[socket.socket] = [self._listener]
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
@@ -180,6 +183,7 @@ class Relay:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._over.set()
         for end in self._open:
             _cut(end)
 
@@ -215,6 +219,7 @@ class Relay:
     def _answers(self, client: socket.socket, server: socket.socket, losing: threading.Event) -> None:
         with suppress(OSError):
             for chunk in _chunks(server):
+                self._over.wait(self.delay_s)
                 if not losing.is_set():
                     client.sendall(chunk)
         _cut(client)
