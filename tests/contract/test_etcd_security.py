@@ -87,7 +87,7 @@ def test_a_login_where_etcd_asks_for_none_does_no_harm(etcd: PrivateEtcd) -> Non
         assert store.put(KEY, b"v") == store.read(KEY)
 
 
-def test_an_expired_token_is_renewed_for_calls_and_watches(directory: Path) -> None:
+def test_an_expired_token_is_renewed_for_calls_and_watches(directory: Path, measured: Callable[[str], None]) -> None:
     """Row 26: the auth token expires.
 
     etcd refuses the old token; the store logs in again within the same call, and the next watch has a token of its own.
@@ -102,9 +102,10 @@ def test_an_expired_token_is_renewed_for_calls_and_watches(directory: Path) -> N
             assert reader.read(KEY) == record
             batches = iter(watcher.watch("subnets/", record.mod_revision))
             assert next(batch for batch in batches if batch)[0].record == record
+    measured("calls and watches go on after the token's time is over, without an error")
 
 
-def test_a_token_that_a_restarted_etcd_has_forgotten_is_renewed(directory: Path) -> None:
+def test_a_token_that_a_restarted_etcd_has_forgotten_is_renewed(directory: Path, measured: Callable[[str], None]) -> None:
     """Row 26: the auth token is gone with a restarted etcd.
 
     As with one that has expired.
@@ -117,6 +118,7 @@ def test_a_token_that_a_restarted_etcd_has_forgotten_is_renewed(directory: Path)
             etcd.kill()
             etcd.start_again()
             assert store.read(KEY) == record
+    measured("the first call after the restart is answered")
 
 
 # ---------------------------------------------------------------------------------------------------- TLS
@@ -218,7 +220,7 @@ def test_a_certificate_for_another_host_is_refused(directory: Path, certificates
 
 
 def test_a_certificate_that_was_exchanged_is_read_again(
-    directory: Path, tls_etcd: PrivateEtcd, certificates: Certificates
+    directory: Path, tls_etcd: PrivateEtcd, certificates: Certificates, measured: Callable[[str], None]
 ) -> None:
     """Row 26: the certificate is rotated.
 
@@ -233,6 +235,7 @@ def test_a_certificate_that_was_exchanged_is_read_again(
             store.read(KEY)
         cafile.write_bytes(certificates.path("ca.pem").read_bytes())
         store.read(KEY)
+    measured("the first call after the exchange of the files is answered")
 
 
 def test_plain_http_to_a_tls_port_is_an_error_not_a_hang(tls_etcd: PrivateEtcd) -> None:
