@@ -197,25 +197,6 @@ def python() -> dict[str, str]:
     return {**IMPORT_PATH, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
 
-def test_a_stranger_s_packets_are_dropped_and_counted(two: Cluster) -> None:
-    """From a host that is no peer, and from a peer with an inner source that is not its own."""
-    spoof = (
-        "import sys; from scapy.all import IP, UDP, Raw, send, conf; conf.verb = 0; "
-        "inner = IP(src=sys.argv[1], dst=sys.argv[2]) / UDP(sport=1, dport=9) / Raw(b'x'); "
-        "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.sendto(bytes(inner), ('172.31.9.1', 8285))"
-    )
-    before = two.verdicts("host1")
-    target = two.pod("host1-pod1")
-    two.sandbox.run(None, ["python3", "-c", spoof, two.pod("host2-pod1"), target], env=python())
-    two.sandbox.run("host2", ["python3", "-c", spoof, "198.51.100.7", target], env=python())
-
-    def grown() -> bool:
-        now = two.verdicts("host1")
-        return all(now.get(name, 0) == before.get(name, 0) + 1 for name in ("drop_unknown_peer", "drop_spoofed"))
-
-    eventually(grown, 5, "both are counted under their reasons")
-
-
 def test_a_smaller_mtu_of_the_uplink_reaches_device_and_subnet_env(two: Cluster) -> None:
     two.sandbox.run("host1", ["ip", "link", "set", "eth0", "mtu", "1400"])
     eventually(
