@@ -85,6 +85,21 @@ def _open_ebpf(settings: DatapathSettings, kernel: Kernel, reason: str) -> tuple
     return Choice("ebpf", f"{reason}; attached by {datapath.hooks}", datapath.degraded), datapath
 
 
+def features_left() -> frozenset[str]:
+    """What the programs of an earlier run, which receive until ours do, can take; empty when there are none.
+
+    A lease that said less would make the peers' workers send trains of datagrams, which such programs leave to a socket that nobody
+    has open yet.
+    """
+    from flanpy.datapath.ebpf import FEATURES
+    from flanpy.datapath.ebpf_pins import Pins
+
+    try:
+        return FEATURES if "prog_fp_decap" in Pins.of(udp.DEVICE).names() else frozenset()
+    except (PlatformError, OSError):
+        return frozenset()
+
+
 def remove_leftovers(kernel: Kernel) -> None:
     """Remove what an agent with the ebpf datapath has left to carry on, on a node whose backend needs none any more."""
     from flanpy.datapath.ebpf import cleanup

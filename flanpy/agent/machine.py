@@ -16,7 +16,7 @@ from pathlib import Path
 
 from flanpy import backends
 from flanpy.agent import files, obstacles, overlay
-from flanpy.agent.datapaths import Choice, open_datapath, remove_leftovers
+from flanpy.agent.datapaths import Choice, features_left, open_datapath, remove_leftovers
 from flanpy.agent.hooks import Hooks, run_command
 from flanpy.agent.logs import event
 from flanpy.backends import wireguard
@@ -81,6 +81,10 @@ class Machine:
             self._wireguard = WireguardDevices(base64.b64encode(private).decode())
             public = base64.b64encode(public_key(private)).decode()
         return LocalFacts(node_id, overlay.vxlan_macs(self._kernel), said, public)
+
+    def features_left(self, config: NetworkConfig) -> frozenset[str]:
+        """What a datapath that an earlier run has left can take, if this run goes on with it."""
+        return features_left() if config.backend.type == "udp" and self._kind != "userspace" else frozenset()
 
     def check_free(self, config: NetworkConfig, uplink: Uplink) -> None:
         """That nobody else has what the backend needs. Raises ResourceBusy, InterfaceError or PlatformError."""

@@ -62,7 +62,7 @@ class OwnLease:
         self._must_reach(backend.reached_by(config), base, config.backend.type)
         attributes = backend.attributes(base, config, facts)
         known = attributes.flanpy or FlanpyInfo(self._identity.node_id)
-        said = replace(known, features=known.features | self._paths.features)
+        said = replace(known, features=known.features | self._paths.features | self._machine.features_left(config))
         self._identity = replace(self._identity, attributes=replace(attributes, flanpy=said))
 
     def _public_ipv6(self, config: NetworkConfig | None) -> IPv6Address | None:

@@ -6,13 +6,13 @@ host1-pod1 ── cni0 ── host1 eth0 ──────── underlay ─�
 """
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
 
+from flanpy.datapath.ebpf_pins import Pins
 from tests.support.clusters import Cluster, eventually
 from tests.support.probes import probes
 from tests.support.processes import agent_use, idle_share
@@ -82,8 +82,9 @@ def filters(two: Cluster) -> list[str]:
     """The programs that are pinned for host1's datapath; none with userspace."""
     if two.status("host1")["datapath"]["kind"] != "ebpf":
         return []
-    number = os.stat(two.sandbox.path("/run/netns/host1")).st_ino  # noqa: PTH116 - a namespace, not a file
-    directory = two.sandbox.path(f"/sys/fs/bpf/flanpy/flannel0@{number}")
+    with two.sandbox.enter("host1"):
+        name = Pins.of("flannel0").directory.name
+    directory = two.sandbox.path(f"/sys/fs/bpf/flanpy/{name}")
     return sorted(f"{directory.name}/{path.name}" for path in directory.iterdir() if path.name.startswith("link_"))
 
 
