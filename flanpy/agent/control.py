@@ -17,6 +17,7 @@ import queue
 import socket
 import struct
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ __all__ = ["CLIENTS_MAX", "SOCKET_NAME", "ControlServer", "ask"]
 
 REQUEST_BYTES_MAX = 16 * 1024
 CLIENT_TIMEOUT_S = 2.0
+FAREWELL_S = 0.5
+"""How long a client that has its answer may stay."""
 CLIENTS_MAX = 16
 ACCEPT_PAUSE_S = 0.1
 
@@ -93,6 +96,7 @@ class ControlServer:
                 client.settimeout(CLIENT_TIMEOUT_S)
                 answer = self._answer(client) if _may_ask(client) else _refused("only root and the agent's user may ask")
                 client.sendall(json.dumps(answer, default=str).encode() + b"\n")
+                _let_it_read(client)
         finally:
             self._slots.release()
 
@@ -124,13 +128,26 @@ def _may_ask(client: socket.socket) -> bool:
     return struct.unpack("3i", credentials)[1] in (0, os.geteuid())
 
 
+def _let_it_read(client: socket.socket) -> None:
+    """Wait, for a bounded time, until the client has hung up: closing with a request unread would take the answer away from it."""
+    deadline_s = time.monotonic() + FAREWELL_S
+    client.shutdown(socket.SHUT_WR)
+    while (left_s := deadline_s - time.monotonic()) > 0:
+        client.settimeout(left_s)
+        if not client.recv(65536):
+            return
+
+
 def _read_line(client: socket.socket) -> bytes:
-    data = b""
+    """One line, within CLIENT_TIMEOUT_S however it drips, and within the bound on its size."""
+    data, deadline_s = b"", time.monotonic() + CLIENT_TIMEOUT_S
     while b"\n" not in data and len(data) <= REQUEST_BYTES_MAX:
+        client.settimeout(max(0.001, deadline_s - time.monotonic()))
         chunk = client.recv(4096)
         if not chunk:
             break
         data += chunk
     if len(data) > REQUEST_BYTES_MAX:
         raise ValueError("too long")
+    client.settimeout(CLIENT_TIMEOUT_S)
     return data

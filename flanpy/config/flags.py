@@ -144,7 +144,12 @@ def _text(raw: Any) -> str:
 
 def _unknown_keys(flags: Sequence[Flag], file_values: Mapping[str, Any], file_name: str) -> list[str]:
     known = [flag.name for flag in flags]
-    return [f"{file_name}: {key}: unknown option{did_you_mean(key, known)}" for key in file_values if key not in known]
+    return [f"{file_name}: {_shown(key)}: unknown option{did_you_mean(key, known)}" for key in file_values if key not in known]
+
+
+def _shown(key: str) -> str:
+    """A key as it was written, where that stays on one line."""
+    return key if key and key.isprintable() else repr(key)
 
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:

@@ -1,12 +1,16 @@
 """The loop's edges, each with a real socket or file: control socket, health server, log forms, lock, node id, sd_notify."""
 
+import contextlib
 import io
 import json
 import logging
 import os
 import resource
+import select
 import socket
 import struct
+import subprocess
+import tempfile
 import threading
 import time
 import urllib.error
@@ -17,6 +21,8 @@ from queue import SimpleQueue
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from flanpy.agent import control, files, health
 from flanpy.agent.events import Ask, EventQueue
@@ -97,6 +103,57 @@ def test_silent_clients_do_not_keep_others_out(server: Path) -> None:
     finally:
         for client in silent:
             client.close()
+
+
+def test_a_request_that_drips_is_given_up_in_time_and_its_place_is_free_again(
+    server: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "CLIENT_TIMEOUT_S", 0.3)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(server / control.SOCKET_NAME))
+        started = time.monotonic()
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            while time.monotonic() - started < 5:
+                client.sendall(b" ")
+                if client in select.select([client], [], [], 0.05)[0]:
+                    break  # the server has ended it
+        assert time.monotonic() - started < 2
+    assert control.ask(server, "status")["ok"]
+
+
+@pytest.mark.root
+def test_another_user_is_refused_though_the_file_lets_it_in(loop: EventQueue) -> None:
+    """SO_PEERCRED: somebody has opened the permissions of directory and socket."""
+    ask = "import socket,sys; s=socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); s.sendall(b'{}\\n'); print(s.makefile().read())"
+    with tempfile.TemporaryDirectory() as directory:
+        running = control.ControlServer(Path(directory), loop)
+        running.start()
+        try:
+            Path(directory).chmod(0o711)
+            path = Path(directory) / control.SOCKET_NAME
+            path.chmod(0o666)
+            argv = ["/usr/bin/python3", "-I", "-S", "-c", ask, str(path)]
+            as_nobody = {"user": 65534, "group": 65534, "extra_groups": []}
+            done = subprocess.run(argv, **as_nobody, capture_output=True, text=True, timeout=20, check=False)
+        finally:
+            running.close()
+    assert json.loads(done.stdout or "{}") == {"ok": False, "error": "only root and the agent's user may ask"}, done.stderr
+
+
+REQUESTS = st.binary(max_size=200) | st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["command", "arguments", "level"]) | st.text(max_size=5), inner, max_size=3)
+    ),
+    max_leaves=8,
+).map(lambda value: json.dumps(value).encode() + b"\n")
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(REQUESTS)
+def test_whatever_is_asked_is_answered_by_one_object(server: Path, data: bytes) -> None:
+    assert isinstance(raw(server, data)["ok"], bool)
 
 
 def test_the_socket_is_for_its_owner_only_and_goes_with_the_server(loop: EventQueue, tmp_path: Path) -> None:

@@ -1,11 +1,15 @@
 """The agent's options: precedence, flannel's spellings, and every problem said at once."""
 
 import argparse
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from flanpy.config.options import AGENT_FLAGS, AgentOptions, add_agent_flags, load_agent_options
+from flanpy.config.flags import resolve
+from flanpy.config.options import AGENT_FLAGS, AgentOptions, add_agent_flags, load_agent_options, read_toml
 from flanpy.errors import UsageError
 from tests.support.flannel import FLANNELD_FLAGS
 
@@ -106,3 +110,35 @@ def test_the_password_is_never_shown() -> None:
     options = load("--etcd-username", "root", "--etcd-password", "hush")
     assert options.etcd_password == "hush"
     assert "hush" not in repr(options)
+
+
+NAMES = st.sampled_from([flag.name for flag in AGENT_FLAGS]) | st.text(max_size=12)
+TOML = st.recursive(
+    st.booleans() | st.integers(-(2**40), 2**40) | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.dictionaries(NAMES, TOML, max_size=5))
+def test_any_table_is_taken_or_refused_with_every_problem_on_a_line(values: dict[str, object]) -> None:
+    try:
+        resolved = resolve(AGENT_FLAGS, {}, {}, values, "file.toml")
+    except UsageError as error:
+        assert all(line.startswith("file.toml: ") for line in str(error).splitlines())
+    else:
+        assert set(values) <= {flag.name for flag in AGENT_FLAGS}
+        assert set(resolved) == {flag.key for flag in AGENT_FLAGS}
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.binary(max_size=200))
+def test_a_file_of_any_bytes_is_toml_or_refused_by_its_name(content: bytes) -> None:
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(content)
+        file.flush()
+        try:
+            read_toml(Path(file.name))
+        except UsageError as error:
+            assert str(error).startswith(f"--config: {file.name}: not TOML: ")
