@@ -58,7 +58,7 @@ def flags() -> str:
     """The agent's flags, group by group."""
     parts = [
         "## Flags of the agent\n\nLooked for in this order: flag, `FLANPY_…`, `FLANNELD_…` (where given), options file (`--config`), "
-        "default.\n"
+        "default. `flanpy reload` and SIGHUP apply changes of those that are marked *live*; the others wait for a restart.\n"
     ]
     for group, title in GROUPS.items():
         rows = [_flag_row(flag) for flag in AGENT_FLAGS if flag.group == group]
@@ -69,7 +69,7 @@ def flags() -> str:
 def _flag_row(flag: Flag) -> tuple[str, ...]:
     metavar = "true|false" if flag.boolean else flag.metavar
     environment = ", ".join(f"`{name}`" for name in flag.environment())
-    return f"`--{flag.name} {metavar}`", environment, _default(flag.default), flag.help
+    return f"`--{flag.name} {metavar}`", environment, _default(flag.default), flag.help + (" *live*" if flag.live else "")
 
 
 def _default(value: object) -> str:

@@ -17,10 +17,18 @@ log = logging.getLogger(__name__)
 
 
 def carry_out(
-    command: str, arguments: Mapping[str, Any], question: Callable[[str, Mapping[str, Any]], dict[str, Any]]
+    command: str,
+    arguments: Mapping[str, Any],
+    question: Callable[[str, Mapping[str, Any]], dict[str, Any]],
+    reload: Callable[[], dict[str, Any]],
 ) -> dict[str, Any]:
     """The answer to one command; what is no order is a question."""
-    return _set_log_level(arguments.get("level")) if command == "log-level" else question(command, arguments)
+    match command:
+        case "log-level":
+            return _set_log_level(arguments.get("level"))
+        case "reload":
+            return reload()
+    return question(command, arguments)
 
 
 def _set_log_level(level: object) -> dict[str, Any]:

@@ -74,6 +74,11 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True)
+class ReloadAsked:
+    """SIGHUP: options file and environment are to be read again."""
+
+
+@dataclass(frozen=True, slots=True)
 class Ask:
     """A request of the control socket or the health server; the loop puts the answer (plain JSON values) on ``reply``."""
 
@@ -92,6 +97,7 @@ Event = (
     | KernelChanged
     | RulesChanged
     | Stop
+    | ReloadAsked
     | Ask
 )
 EventQueue = SimpleQueue[Event]

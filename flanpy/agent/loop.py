@@ -27,6 +27,7 @@ from flanpy.agent.events import (
     EventQueue,
     KernelChanged,
     LeaseOutcome,
+    ReloadAsked,
     RulesChanged,
     Stop,
     StoreFailed,
@@ -42,6 +43,7 @@ from flanpy.agent.own_lease import OwnLease
 from flanpy.agent.peer_paths import PeerPaths
 from flanpy.agent.planner import Plan, make_plan
 from flanpy.agent.readiness import Readiness
+from flanpy.agent.reload import Reload
 from flanpy.agent.report import answer, counted, summary
 from flanpy.agent.said import Said, shortened
 from flanpy.agent.state import READING, WRITING, State
@@ -63,6 +65,9 @@ HASTE_S = 1.0
 """While passes fail, word from the kernel or of the rules brings the next one forward to this long after the last: what a failing pass
 does (a device that it makes and gives up again) is such word itself, and must not feed the next."""
 
+PLANNED = ("ip_masq", "ip_masq_fully_random_disable", "iptables_forward_rules", "firewall", "ip_blackhole_route")
+"""Options that every plan is made by: a change of them takes the next pass."""
+
 
 class Loop:
     """Runs until a Stop event; ``run`` returns the name of the signal that ended it."""
@@ -76,6 +81,7 @@ class Loop:
         executor: Executor,
         readiness: Readiness,
         paths: PeerPaths,
+        reload: Reload,
         events: EventQueue,
     ) -> None:
         self._options = options
@@ -84,10 +90,13 @@ class Loop:
         self._executor = executor
         self._readiness = readiness
         self._paths = paths
+        self._reload = reload
+        reload.add(PLANNED, self._use)
         self._events = events
         self._state = State()
         self._own = OwnLease(self._state, identity, options, underlay, machine, executor, paths)
         self._members = Members(self._state, options)
+        reload.add(("peer_grace", "etcd_loss_grace"), self._members.use)
         self._config = ConfigReader(self._state, options, underlay, machine, self._own)
         self._started_s = time.monotonic()
         self._state.timers = {"check": self._started_s + CHECK_S, "resync": self._started_s + RESYNC_S}
@@ -147,7 +156,9 @@ class Loop:
                 self._machine.firewall.touched()
                 self._soon()
             case Ask():
-                item.reply.put(carry_out(item.command, item.arguments, self._answer))
+                item.reply.put(carry_out(item.command, item.arguments, self._answer, self._reload_options))
+            case ReloadAsked():
+                self._reload_options()
             case Stop(signal):
                 self._stopped_by = signal
 
@@ -159,6 +170,15 @@ class Loop:
             state.dirty = True
         else:
             state.timers["converge"] = min(retry_s, state.passed_s + HASTE_S)
+
+    def _use(self, options: AgentOptions) -> None:
+        self._options, self._state.dirty = options, True
+
+    def _reload_options(self) -> dict[str, Any]:
+        answer = self._reload.reload(self._readiness.ready)
+        self._own.announce(self._machine.features)
+        self._manager.forget()
+        return answer
 
     def _answer(self, command: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         return answer(

@@ -20,6 +20,7 @@ from flanpy.agent.datapaths import Choice, features_left, open_datapath, remove_
 from flanpy.agent.hooks import Hooks, run_command
 from flanpy.agent.logs import event
 from flanpy.backends import wireguard
+from flanpy.config.options import AgentOptions
 from flanpy.core.x25519 import public_key
 from flanpy.datapath import Datapath, DatapathSettings, DatapathStats
 from flanpy.errors import DatapathError, FlanpyError, PlatformError
@@ -70,6 +71,11 @@ class Machine:
         self._routed = False
         self._hooks = Hooks()
         self._wireguard = WireguardDevices("")
+
+    def use(self, options: AgentOptions) -> None:
+        """What becomes of the datapath when we end, and how often rules are looked at where nobody tells of changes."""
+        self._teardown = options.teardown
+        self.firewall.resync_s = options.iptables_resync
 
     def facts(self, node_id: str, config: NetworkConfig, state_dir: Path) -> LocalFacts:
         """What a backend has to know of this machine before there is a lease. Raises ConfigError or PlatformError."""

@@ -28,6 +28,10 @@ class Members:
         self._state = state
         self._grace = grace.Grace(options.peer_grace, options.etcd_loss_grace)
 
+    def use(self, options: AgentOptions) -> None:
+        """Keep leases that vanish from now on for these times; those that are kept already keep theirs."""
+        self._grace = grace.Grace(options.peer_grace, options.etcd_loss_grace)
+
     def listed(self, records: RecordSet) -> None:
         """All leases, read anew."""
         state, now_s = self._state, time.monotonic()

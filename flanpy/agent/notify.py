@@ -36,6 +36,10 @@ class ServiceManager:
         self._watched = watchdog is not None
         self._said = ""
 
+    def forget(self) -> None:
+        """Say the status again though it is no news: somebody has told the service manager something else meanwhile."""
+        self._said = ""
+
     def tell(self, status: str) -> None:
         """Send STATUS if it is news, and WATCHDOG if somebody waits for it."""
         fields = {"STATUS": status} if status != self._said else {}

@@ -24,6 +24,7 @@ from flanpy.agent.underlay import Underlay
 from flanpy.config.options import AgentOptions
 from flanpy.core import leasing
 from flanpy.core.lease_events import Pending
+from flanpy.core.peer_probes import FEATURE
 from flanpy.errors import InterfaceError
 from flanpy.model import FlanpyInfo, NetworkConfig, NodeAttributes
 
@@ -113,8 +114,10 @@ class OwnLease:
     def announce(self, features: frozenset[str] | None) -> None:
         """Let the lease say what the datapath that runs now can take, and that we answer probes, if it says something else."""
         said = self._identity.attributes.flanpy
-        if features is None or said is None:
+        if said is None:
             return
+        if features is None:  # no datapath of ours says anything
+            features = frozenset(name for name in said.features if not name.startswith(FEATURE))
         wanted = features | self._paths.features
         if said.features != wanted:
             self._change(replace(self._identity.attributes, flanpy=replace(said, features=wanted)))

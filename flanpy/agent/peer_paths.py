@@ -13,6 +13,7 @@ from typing import Any
 
 from flanpy.agent.peer_prober import PeerProber
 from flanpy.agent.planner import Plan
+from flanpy.config.options import AgentOptions
 from flanpy.core.peer_probes import FEATURE, PeerHealth, Target, probe_port
 from flanpy.model import Address, Lease, Peer
 
@@ -32,19 +33,20 @@ class PeerPaths:
 
     def __init__(self, interval_s: float, port: int) -> None:
         self._port = port
-        self._interval_s = 0.0
+        self._interval_s = interval_s
         self._prober: PeerProber | None = None
         self._aim: Alike = (None, {})
-        self.set_interval(interval_s)
+        self._start()
 
-    def set_interval(self, interval_s: float) -> None:
-        """Ask this often from now on; 0: not at all."""
-        if interval_s == self._interval_s:
-            return
-        self._interval_s = interval_s
+    def use(self, options: AgentOptions) -> None:
+        """Ask by these options from now on."""
         self.close()
-        if interval_s:
-            self._prober = PeerProber(interval_s, self._port)
+        self._interval_s, self._port = options.peer_probe_interval, options.peer_probe_port
+        self._start()
+
+    def _start(self) -> None:
+        if self._interval_s:
+            self._prober = PeerProber(self._interval_s, self._port)
             self._prober.start()
             self._prober.aim(*self._aim)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from flanpy.agent.files import write_atomically
 from flanpy.agent.logs import event
 from flanpy.agent.notify import notify
+from flanpy.config.options import AgentOptions
 from flanpy.core.subnet_env import render_subnet_env
 from flanpy.model import NetworkConfig, Subnets
 
@@ -37,6 +38,10 @@ class Readiness:
         self._wait_s = WAIT_S[0]
         self._tried_s = 0.0
         self.problem: str | None = "not in sync yet"
+
+    def use(self, options: AgentOptions) -> None:
+        """Say by these options from the next pass on whether the agent masquerades."""
+        self._ip_masq = options.ip_masq
 
     @property
     def ready(self) -> bool:

@@ -63,7 +63,7 @@ def answer(
                 "ready": _ready(state, readiness),
                 "problems": problems(state, readiness, underlay),
             }
-    return {"ok": False, "error": f"unknown command {command[:40]!r}; there are: {', '.join(QUESTIONS)}, log-level"}
+    return {"ok": False, "error": f"unknown command {command[:40]!r}; there are: {', '.join(QUESTIONS)}, log-level, reload"}
 
 
 def summary(state: State, machine: Machine, underlay: Underlay, readiness: Readiness) -> str:

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import random
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -21,15 +21,16 @@ from types import FrameType
 from flanpy import __version__
 from flanpy.agent import files
 from flanpy.agent.control import ControlServer
-from flanpy.agent.events import EventQueue, KernelChanged, RulesChanged, Stop
+from flanpy.agent.events import EventQueue, KernelChanged, ReloadAsked, RulesChanged, Stop
 from flanpy.agent.executor import Executor
-from flanpy.agent.health import HealthServer
+from flanpy.agent.health import HealthPlace
 from flanpy.agent.logs import event, set_up
 from flanpy.agent.loop import Loop
 from flanpy.agent.machine import Machine
 from flanpy.agent.notify import notify
 from flanpy.agent.peer_paths import PeerPaths
 from flanpy.agent.readiness import Readiness
+from flanpy.agent.reload import Reload
 from flanpy.agent.underlay import Underlay
 from flanpy.agent.watcher import Watcher
 from flanpy.config.options import AgentOptions
@@ -51,9 +52,15 @@ FEATURES = frozenset({"ecn"})
 """What every flanpy receiver can take, whichever datapath runs."""
 
 
-def run_agent(options: AgentOptions) -> int:
-    """Run until SIGTERM or SIGINT; returns 0. Raises FlanpyError with its exit code for what no retry can mend."""
+def run_agent(options: AgentOptions, load: Callable[[], AgentOptions]) -> int:
+    """Run until SIGTERM or SIGINT; returns 0. ``load`` reads the options again, at SIGHUP.
+
+    Raises FlanpyError with its exit code for what no retry can mend.
+    """
     set_up(options.log_format, options.log_level)
+    reload = Reload(options, load)
+    reload.add(("log_format", "log_level"), lambda new: set_up(new.log_format, new.log_level))
+    reload.add(("release_on_exit",), lambda new: None)  # looked at when the agent ends
     events: EventQueue = SimpleQueue()
     with ExitStack() as stack:
         stack.enter_context(_signals(events))
@@ -68,7 +75,8 @@ def run_agent(options: AgentOptions) -> int:
         log.info("%s %s", uplink.name, uplink.underlay, extra=event("uplink", name=uplink.name, address=str(uplink.underlay)))
         if options.embedded_etcd:
             options = _start_etcd(options, stack)
-        stopped_by, left = _run_loop(options, underlay, kernel, events, stack)
+            reload.begin_with(options)
+        stopped_by, left = _run_loop(options, reload, underlay, kernel, events, stack)
         stays = (
             f"; {left} stay{'' if ' and ' in left or left.endswith('s') else 's'} (flanpy cleanup removes them)" if left else ""
         )
@@ -76,7 +84,9 @@ def run_agent(options: AgentOptions) -> int:
     return 0
 
 
-def _run_loop(options: AgentOptions, underlay: Underlay, kernel: Kernel, events: EventQueue, stack: ExitStack) -> tuple[str, str]:
+def _run_loop(
+    options: AgentOptions, reload: Reload, underlay: Underlay, kernel: Kernel, events: EventQueue, stack: ExitStack
+) -> tuple[str, str]:
     """Returns the signal that ended it and what it leaves on this machine."""
     from flanpy.stores.etcd import EtcdOptions, open_store
 
@@ -98,22 +108,25 @@ def _run_loop(options: AgentOptions, underlay: Underlay, kernel: Kernel, events:
     readiness = Readiness(options.subnet_file, options.ip_masq)
     paths = PeerPaths(options.peer_probe_interval, options.peer_probe_port)
     stack.callback(paths.close)
-    loop = Loop(options, underlay, _identity(options, underlay.uplink), machine, executor, readiness, paths, events)
+    health = HealthPlace(events)
+    stack.callback(health.close)
+    reload.add(("teardown", "iptables_resync"), machine.use)
+    reload.add(("ip_masq",), readiness.use)
+    reload.add(("peer_probe_interval", "peer_probe_port"), paths.use)
+    reload.add(("healthz_ip", "healthz_port"), health.use)
+    loop = Loop(options, underlay, _identity(options, underlay.uplink), machine, executor, readiness, paths, reload, events)
     control = ControlServer(options.run_dir, events)
     stack.callback(control.close)
     monitor = Monitor(lambda what: events.put(KernelChanged(what)), kernel.ports)
     stack.callback(monitor.close)
-    if options.healthz_port:
-        health = HealthServer(str(options.healthz_ip), options.healthz_port, events)
-        stack.callback(health.close)
-        health.start()
+    health.use(options)
     for part in (executor, watcher):
         stack.callback(part.close)
         part.start()
     control.start()
     stopped_by = loop.run()
     notify(STOPPING="1")
-    if options.release_on_exit:
+    if reload.options.release_on_exit:
         loop.release()
     return stopped_by, machine.left()
 
@@ -137,12 +150,12 @@ def _file(name: str) -> Path | None:
 
 @contextlib.contextmanager
 def _signals(events: EventQueue) -> Iterator[None]:
-    """SIGTERM and SIGINT become Stop events; SimpleQueue.put is safe in a signal handler."""
+    """SIGTERM and SIGINT become Stop events, SIGHUP one to reload; SimpleQueue.put is safe in a signal handler."""
 
     def handle(number: int, frame: FrameType | None) -> None:
-        events.put(Stop(signal.Signals(number).name))
+        events.put(ReloadAsked() if number == signal.SIGHUP else Stop(signal.Signals(number).name))
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     try:
         yield
     finally:

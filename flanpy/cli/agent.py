@@ -9,7 +9,8 @@ from flanpy.config.options import add_agent_flags, load_agent_options
 
 DESCRIPTION = """\
 Lease a subnet from etcd, learn the other nodes' subnets, and carry packets between the pods of this node and theirs.
-Runs in the foreground until SIGTERM or SIGINT. Flags, etcd keys, packets and subnet.env are flanneld's, so nodes of both work in
+Runs in the foreground until SIGTERM or SIGINT; SIGHUP, as `flanpy reload`, reads the options file again.
+Flags, etcd keys, packets and subnet.env are flanneld's, so nodes of both work in
 one cluster. Each flag can also be set by an environment variable (FLANPY_ETCD_ENDPOINTS; flanneld's FLANNELD_ETCD_ENDPOINTS is
 accepted too) or in a TOML file given by --config. The order is: flag, FLANPY_, FLANNELD_, file, default.
 """
@@ -43,4 +44,4 @@ def run(arguments: argparse.Namespace) -> int:
     options = load_agent_options(arguments, os.environ)
     from flanpy.agent.run import run_agent
 
-    return run_agent(options)
+    return run_agent(options, lambda: load_agent_options(arguments, os.environ))

@@ -30,6 +30,7 @@ COMMANDS = {
     "leases": "who has which subnet, from etcd",
     "reserve": "keep a subnet for one node",
     "release": "give a subnet back",
+    "reload": "let the running agent read its options again",
     "log-level": "what the running agent logs",
     "docker-opts": "write dockerd's options for this node's subnet",
     "cleanup": "remove from this host what flanpy has left there",

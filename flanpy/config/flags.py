@@ -25,7 +25,7 @@ class Flag:
 
     ``repeatable`` collects values (comma-separated in environment variables, a list in the file); ``boolean`` makes
     ``--flag`` mean true and takes ``--flag=false`` as Go's flag package does; ``const`` is what the flag means without a value, where it
-    may stand without one; ``flannel`` says that flanneld has it too.
+    may stand without one; ``flannel`` says that flanneld has it too; ``live`` that a running agent applies a change (``flanpy reload``).
     """
 
     name: str
@@ -39,6 +39,7 @@ class Flag:
     const: str | None = None
     flannel: bool = True
     secret: bool = False
+    live: bool = False
 
     @property
     def key(self) -> str:

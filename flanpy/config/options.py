@@ -140,6 +140,7 @@ AGENT_FLAGS = (
         "SECONDS",
         "lease",
         flannel=False,
+        live=True,
     ),
     Flag(
         "etcd-loss-grace",
@@ -149,8 +150,17 @@ AGENT_FLAGS = (
         "SECONDS",
         "lease",
         flannel=False,
+        live=True,
     ),
-    Flag("release-on-exit", "give the subnet back when the agent stops", False, boolean=True, group="lease", flannel=False),
+    Flag(
+        "release-on-exit",
+        "give the subnet back when the agent stops",
+        False,
+        boolean=True,
+        group="lease",
+        flannel=False,
+        live=True,
+    ),
     Flag(
         "state-dir",
         "what outlives a reboot: node id, embedded etcd",
@@ -161,9 +171,18 @@ AGENT_FLAGS = (
         flannel=False,
     ),
     Flag("run-dir", "what does not: lock, control socket", Path("/run/flanpy"), _path, "DIR", "lease", flannel=False),
-    Flag("ip-masq", "masquerade traffic that leaves the overlay network", False, boolean=True, group="rules"),
-    Flag("ip-masq-fully-random-disable", "no random source ports for masquerading", False, boolean=True, group="rules"),
-    Flag("iptables-forward-rules", "accept forwarding from and to the overlay network", True, boolean=True, group="rules"),
+    Flag("ip-masq", "masquerade traffic that leaves the overlay network", False, boolean=True, group="rules", live=True),
+    Flag(
+        "ip-masq-fully-random-disable", "no random source ports for masquerading", False, boolean=True, group="rules", live=True
+    ),
+    Flag(
+        "iptables-forward-rules",
+        "accept forwarding from and to the overlay network",
+        True,
+        boolean=True,
+        group="rules",
+        live=True,
+    ),
     Flag(
         "firewall",
         "what keeps these rules; auto: nft if EnableNFTables is set, else nft for masquerading and iptables for forwarding, as far as "
@@ -173,6 +192,7 @@ AGENT_FLAGS = (
         "auto|nft|iptables",
         "rules",
         flannel=False,
+        live=True,
     ),
     Flag(
         "iptables-resync",
@@ -181,8 +201,9 @@ AGENT_FLAGS = (
         _number(1, 86400, "(seconds)"),
         "SECONDS",
         "rules",
+        live=True,
     ),
-    Flag("ip-blackhole-route", "blackhole our subnet's addresses that no pod has", False, boolean=True, group="rules"),
+    Flag("ip-blackhole-route", "blackhole our subnet's addresses that no pod has", False, boolean=True, group="rules", live=True),
     Flag(
         "datapath",
         "auto takes the best that works on this machine",
@@ -217,6 +238,7 @@ AGENT_FLAGS = (
         boolean=True,
         group="datapath",
         flannel=False,
+        live=True,
     ),
     Flag("queues", "TUN queues, each with a thread for either direction", 1, _number(1, 64), "N", "datapath", flannel=False),
     Flag(
@@ -228,8 +250,8 @@ AGENT_FLAGS = (
         "datapath",
         flannel=False,
     ),
-    Flag("healthz-ip", "address of the health server", IPv4Address("0.0.0.0"), _ipv4, "IP", "agent"),
-    Flag("healthz-port", "its TCP port, 0: no health server", 0, _number(0, 65535), "PORT", "agent"),
+    Flag("healthz-ip", "address of the health server", IPv4Address("0.0.0.0"), _ipv4, "IP", "agent", live=True),
+    Flag("healthz-port", "its TCP port, 0: no health server", 0, _number(0, 65535), "PORT", "agent", live=True),
     Flag(
         "peer-probe-interval",
         "ask the agents of other nodes over the overlay this often whether the path works, seconds; 0: neither ask nor answer",
@@ -238,6 +260,7 @@ AGENT_FLAGS = (
         "SECONDS",
         "agent",
         flannel=False,
+        live=True,
     ),
     Flag(
         "peer-probe-port",
@@ -247,8 +270,18 @@ AGENT_FLAGS = (
         "PORT",
         "agent",
         flannel=False,
+        live=True,
     ),
-    Flag("log-format", "form of the log on standard error", "text", _choice("text", "json"), "text|json", "agent", flannel=False),
+    Flag(
+        "log-format",
+        "form of the log on standard error",
+        "text",
+        _choice("text", "json"),
+        "text|json",
+        "agent",
+        flannel=False,
+        live=True,
+    ),
     Flag(
         "log-level",
         "least level that is logged",
@@ -257,6 +290,7 @@ AGENT_FLAGS = (
         "debug|info|warning|error",
         "agent",
         flannel=False,
+        live=True,
     ),
 )
 

@@ -30,7 +30,7 @@ class Firewall:
         self._nft = NftFirewall(nft) if nft is not None else None
         self._iptables = IptablesFirewall(variant)
         self._there = (self._nft is not None, self._iptables.is_there())
-        self._resync_s = resync_s
+        self.resync_s = resync_s
         self._clock = clock
         self._good: FirewallRules | None = None
         self._placement: Placement | None = None
@@ -73,7 +73,7 @@ class Firewall:
         self._good = None
         changed = self._apply(rules, placement, sweep)
         self._good, self._placement = rules, _used(rules, placement)
-        self._due_s = self._clock() + (QUIET_S if self.is_watched and self._is_told(placement) else self._resync_s)
+        self._due_s = self._clock() + (QUIET_S if self.is_watched and self._is_told(placement) else self.resync_s)
         return changed
 
     def _usable(self, rules: FirewallRules) -> tuple[bool, bool]:

@@ -204,6 +204,12 @@ class Agent:
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.log}") from None
 
+    def status(self) -> dict[str, Any]:
+        """What it says of itself."""
+        done = self.owner.sandbox.run("host1", [sys.executable, "-c", ASK, f"{self.files}/run"], env=IMPORT_PATH)
+        answer: dict[str, Any] = json.loads(done.stdout)
+        return answer
+
     @property
     def subnet_env(self) -> Path:
         """Its subnet.env, as it can be opened from here."""

@@ -313,7 +313,7 @@ def complete(*words: str) -> list[str]:
     ("words", "offered"),
     [
         (("sta",), ["status"]),
-        (("re",), ["reserve", "release"]),
+        (("re",), ["reserve", "release", "reload"]),
         (("status", "--w"), ["--wait"]),
         (("lab", "st"), ["status"]),
         (("lab", "up", "--ho"), ["--hosts"]),
