@@ -56,6 +56,13 @@ class Store(Protocol):
         The etcd lease that the key had before is revoked if it is ours alone, so that renewals do not pile up.
         """
 
+    def attach(self, key: str, value: bytes, etcd_lease_id: int, expected_mod_revision: int) -> Record | None:
+        """Write a key (only at that revision; 0: must not exist) and attach it to an etcd lease that is there already.
+
+        None when the race was lost. StoreUnavailable when the etcd lease is gone. The etcd lease that the key had before is
+        revoked if nothing else hangs on it.
+        """
+
     def delete(self, key: str, expected_mod_revision: int | None = None) -> bool:
         """Delete a key (only at that revision, if given); whether something was deleted."""
 

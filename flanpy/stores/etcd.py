@@ -116,6 +116,11 @@ class EtcdStore:
         self._sweep_orphans()
         return self._written(key, value, lease_id, answer)
 
+    def attach(self, key: str, value: bytes, etcd_lease_id: int, expected_mod_revision: int) -> Record | None:
+        """Write a key only at that revision, on an etcd lease that is there already; None when the race was lost."""
+        answer = self._write(key, value, etcd_lease_id, expected_mod_revision)
+        return self._written(key, value, etcd_lease_id, answer)
+
     def delete(self, key: str, expected_mod_revision: int | None = None) -> bool:
         """Delete a key (only at that revision, if given); whether something was deleted."""
         full_key = self._keys.full(key)

@@ -21,12 +21,13 @@ from flanpy.model import Record, RecordChange, RecordSet
 
 @dataclass(frozen=True, slots=True)
 class _Write:
-    """A write as the server takes it: only at ``expected_mod_revision`` (None: in any case), on a new lease of ``ttl_s``."""
+    """A write as the server takes it: only at ``expected_mod_revision`` (None: in any case), on a new or on a given lease."""
 
     key: str
     value: bytes
     expected_mod_revision: int | None
     ttl_s: int = 0
+    etcd_lease_id: int = 0
 
 
 class MemoryServer:
@@ -121,7 +122,9 @@ class MemoryServer:
             old = self._records.get(write.key)
             if not _holds(old, write.expected_mod_revision):
                 return None
-            lease_id = self._grant(write.ttl_s) if write.ttl_s else 0
+            if write.etcd_lease_id and write.etcd_lease_id not in self._expiries:
+                raise StoreUnavailable(f"memory store: writing {write.key}: there is no etcd lease {write.etcd_lease_id}")
+            lease_id = self._grant(write.ttl_s) if write.ttl_s else write.etcd_lease_id
             self._revision += 1
             created = old.create_revision if old else self._revision
             record = Record(write.key, write.value, created, self._revision, lease_id)
@@ -232,6 +235,10 @@ class MemoryStore:
     def replace(self, key: str, value: bytes, expected_mod_revision: int, ttl_s: int) -> Record | None:
         """Write a key only if nobody has since ``expected_mod_revision``, on a fresh lease (``ttl_s`` 0: on none)."""
         return self._open_server().write(_Write(key, value, expected_mod_revision, ttl_s))
+
+    def attach(self, key: str, value: bytes, etcd_lease_id: int, expected_mod_revision: int) -> Record | None:
+        """Write a key only at that revision, on a lease that is there already; None when the race was lost."""
+        return self._open_server().write(_Write(key, value, expected_mod_revision, etcd_lease_id=etcd_lease_id))
 
     def delete(self, key: str, expected_mod_revision: int | None = None) -> bool:
         """Delete a key (only at that revision, if given); whether something was deleted."""

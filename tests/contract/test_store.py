@@ -22,6 +22,7 @@ CALLS: dict[str, Callable[[Store], object]] = {
     "create": lambda store: store.create(KEY, b"v", 60),
     "replace": lambda store: store.replace(KEY, b"v", 1, 60),
     "replace a reservation": lambda store: store.replace(KEY, b"v", 1, 0),
+    "attach": lambda store: store.attach(KEY, b"v", 1, 0),
     "delete": lambda store: store.delete(KEY),
     "watch": lambda store: next(iter(store.watch("subnets/", 2))),
 }
@@ -270,3 +271,48 @@ def test_a_closed_store_takes_no_calls(store: Store, call: str) -> None:
 
     with pytest.raises(StoreUnavailable, match="closed"):
         CALLS[call](store)
+
+
+# ------------------------------------------------------------------------------------------------ one lease for several keys
+
+
+def test_attach_hangs_a_key_on_a_lease_that_is_there(world: World, store: Store) -> None:
+    lease = store.create(KEY, b"v", 60)
+    assert lease is not None
+    pod = store.attach("pods/10.5.52.7", b"p", lease.etcd_lease_id, 0)
+
+    assert pod is not None
+    assert pod == Record("pods/10.5.52.7", b"p", pod.mod_revision, pod.mod_revision, lease.etcd_lease_id)
+    assert store.read("pods/10.5.52.7") == pod
+    assert world.leases() == {lease.etcd_lease_id}
+
+
+def test_attach_loses_a_race_and_leaves_the_key_alone(store: Store) -> None:
+    lease = store.create(KEY, b"v", 60)
+    assert lease is not None
+    first = store.attach("pods/10.5.52.7", b"1", lease.etcd_lease_id, 0)
+
+    assert store.attach("pods/10.5.52.7", b"2", lease.etcd_lease_id, 0) is None
+    assert store.read("pods/10.5.52.7") == first
+
+
+def test_attach_to_a_lease_that_is_gone_fails_and_writes_nothing(store: Store) -> None:
+    with pytest.raises(StoreUnavailable):
+        store.attach("pods/10.5.52.7", b"1", 12345, 0)
+    assert store.read("pods/10.5.52.7") is None
+
+
+def test_a_lease_that_others_hang_on_outlives_a_renewal_until_they_have_moved(world: World, store: Store) -> None:
+    lease = store.create(KEY, b"v", 60)
+    assert lease is not None
+    pod = store.attach("pods/10.5.52.7", b"p", lease.etcd_lease_id, 0)
+    renewed = store.replace(KEY, b"v", lease.mod_revision, 60)
+    assert pod is not None
+    assert renewed is not None
+    assert store.read("pods/10.5.52.7") == pod
+    assert world.leases() == {lease.etcd_lease_id, renewed.etcd_lease_id}
+
+    moved = store.attach("pods/10.5.52.7", b"p", renewed.etcd_lease_id, pod.mod_revision)
+    assert moved is not None
+    assert moved.create_revision == pod.create_revision
+    assert world.leases() == {renewed.etcd_lease_id}
