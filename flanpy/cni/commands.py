@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from ipaddress import ip_address, ip_interface
 from pathlib import Path
 
 from flanpy.cni import delegate, saved
+from flanpy.cni.kept_address import MARK, kept_addresses, with_kept_addresses
 from flanpy.cni.network import NetConf, parse_netconf, read_node, render_delegate
 from flanpy.cni.protocol import (
     FIRST_VERSION,
@@ -67,11 +69,11 @@ def add(request: Request, conf: NetConf, attachment: Attachment) -> JsonDict:
             return {**earlier.result, "cniVersion": request.version}
         _undo(request, conf, earlier, request.netns if earlier.netns == request.netns else "")
     delegate.find_plugin(conf.delegate_type, request.path)  # nothing is kept of an ADD that could not begin
-    kept = Saved(attachment, _render(request, conf, read_node(conf.subnet_file)), request.netns)
+    kept = Saved(attachment, _render(request, conf, read_node(conf.subnet_file)), request.netns, pod=_pod(request))
     saved.store(conf.data_dir, kept)
     try:
         result = delegate.call("ADD", kept.config, request.path, attachment, request.netns)
-        saved.store(conf.data_dir, Saved(attachment, kept.config, request.netns, result))
+        saved.store(conf.data_dir, replace(kept, result=result))
     except CniError:
         with suppress(CniError):  # the runtime's DEL comes back to it: the file stays
             _undo(request, conf, kept, request.netns)
@@ -97,7 +99,8 @@ def check(request: Request, conf: NetConf, attachment: Attachment) -> None:
     result = request.config.get("prevResult") or kept.result
     if not isinstance(result, dict):
         raise CniError(INVALID_CONFIG, "prevResult: is missing; CHECK compares what is there with the result of ADD")
-    _compare_with_node(conf, result)
+    if not kept.config.get(MARK):
+        _compare_with_node(conf, result)
     delegate.call("CHECK", _with_result(kept.config, result), request.path, attachment, request.netns)
 
 
@@ -137,7 +140,15 @@ def status(request: Request, conf: NetConf) -> None:
 
 def _render(request: Request, conf: NetConf, node: SubnetEnv) -> JsonDict:
     version = delegate.spoken_version(request.version, (conf.delegate_type, conf.ipam_type), request.path)
-    return render_delegate(conf, node, version)
+    rendered = render_delegate(conf, node, version)
+    kept = kept_addresses(request.config, request.arguments, node) if conf.ipam_type == "host-local" else ()
+    return with_kept_addresses(rendered, kept, node) if kept else rendered
+
+
+def _pod(request: Request) -> JsonDict:
+    """How the runtime calls the pod; Kubernetes' runtimes say it in CNI_ARGS."""
+    names = {"namespace": "K8S_POD_NAMESPACE", "name": "K8S_POD_NAME"}
+    return {key: request.arguments[name] for key, name in names.items() if name in request.arguments}
 
 
 def _delegate_if_known(command: str, request: Request, conf: NetConf, extra: JsonDict) -> None:

@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
+from flanpy.cni.kept_address import MARK, plain_arguments
 from flanpy.cni.protocol import (
     DELEGATE_FAILURE,
     INVALID_CONFIG,
@@ -66,6 +67,8 @@ def _call(
 ) -> JsonDict:
     path = find_plugin(plugin, search_path)
     environment = {**os.environ, "CNI_COMMAND": command, "CNI_NETNS": netns, "CNI_PATH": search_path}
+    if config.get(MARK):
+        environment["CNI_ARGS"] = plain_arguments(os.environ.get("CNI_ARGS", ""))
     if attachment is not None:
         environment |= {"CNI_CONTAINERID": attachment.container_id, "CNI_IFNAME": attachment.ifname}
     try:

@@ -14,7 +14,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 from flanpy.errors import CniError
@@ -34,6 +35,7 @@ DELEGATE_FAILURE, OUTSIDE_SUBNET, DEFECT = 100, 101, 999
 
 MAX_CONFIG_BYTES = 1 << 20
 """Largest stdin that is read; real configs have a few hundred bytes."""
+MAX_ARGS = 16384
 MAX_ID_LENGTH = 200
 """Longest container id: with the interface's name it must fit into one file name (255 bytes)."""
 
@@ -59,6 +61,8 @@ class Request:
     netns: str
     path: str
     config: JsonDict
+    arguments: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """CNI_ARGS."""
 
 
 def parse_request(environment: Mapping[str, str], stdin: bytes) -> Request:
@@ -79,7 +83,13 @@ def parse_request(environment: Mapping[str, str], stdin: bytes) -> Request:
     netns = environment.get("CNI_NETNS", "")
     if command != "DEL" and not netns:
         raise CniError(INVALID_ENVIRONMENT, f"CNI_NETNS is not set: {command} needs the path of the pod's network namespace")
-    return Request(command, version, attachment, netns, environment["CNI_PATH"], config)
+    return Request(command, version, attachment, netns, environment["CNI_PATH"], config, _arguments(environment))
+
+
+def _arguments(environment: Mapping[str, str]) -> Mapping[str, str]:
+    """``A=1;B=2``; what has no = is passed over, as the delegates do with what they do not know."""
+    items = (item.partition("=") for item in environment.get("CNI_ARGS", "")[:MAX_ARGS].split(";"))
+    return MappingProxyType({name: value for name, mark, value in items if mark})
 
 
 def _container_id(environment: Mapping[str, str]) -> str:

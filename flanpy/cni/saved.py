@@ -5,9 +5,10 @@ Files are named as flannel's plugin names them, so that a node can be switched w
     <dataDir>/<container id>              eth0, the interface that every runtime gives a pod
     <dataDir>/<container id>@<ifname>     any other interface ("@" cannot be in a container id)
 
-The note stands under the key ``flanpy``: {"ifname": …, "netns": …, "result": the delegate's result, once there is one}. A file of
-flannel's has none. Writes are whole or not at all, against kill -9; not flushed to disk, for pods do not outlive a power cut
-and a file that cannot be read is met as if it were not there.
+The note stands under the key ``flanpy``: {"ifname": …, "netns": …, "boot": …, "pod": {"namespace": …, "name": …}, "result": the
+delegate's result, once there is one}. A file of flannel's has none. The agent reads these files too (``core.attached``). Writes are whole
+or not at all, against kill -9; not flushed to disk, for pods do not outlive a power cut and a file that cannot be read is met as if
+it were not there.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import os
 import time
 from collections.abc import Collection, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from flanpy.cni.protocol import IO_FAILURE, Attachment, JsonDict, is_plugin_name, parse_object
@@ -37,6 +38,8 @@ class Saved:
     config: JsonDict
     netns: str = ""
     result: JsonDict | None = None
+    pod: JsonDict = field(default_factory=dict)
+    """Namespace and name, as far as the runtime has told them."""
 
     @property
     def by_flannel(self) -> bool:
@@ -52,7 +55,8 @@ class Saved:
 
 def store(directory: Path, saved: Saved) -> None:
     """Write or replace the file of an attachment. Raises CniError (5)."""
-    note: JsonDict = {"ifname": saved.attachment.ifname, "netns": saved.netns, "result": saved.result}
+    note: JsonDict = {"ifname": saved.attachment.ifname, "netns": saved.netns, "boot": _boot(), "pod": saved.pod}
+    note |= {"result": saved.result}
     path = _path(directory, saved.attachment)
     beside = directory / f".{path.name}.{os.getpid()}"
     try:
@@ -135,4 +139,13 @@ def _read(path: Path, attachment: Attachment) -> Saved | None:
         return Saved(attachment, config)
     ifname, result = note.get("ifname"), note.get("result")
     known = Attachment(attachment.container_id, ifname) if isinstance(ifname, str) and ifname else attachment
-    return Saved(known, config, str(note.get("netns") or ""), result if isinstance(result, dict) else None)
+    pod = note.get("pod")
+    netns = str(note.get("netns") or "")
+    return Saved(known, config, netns, result if isinstance(result, dict) else None, pod if isinstance(pod, dict) else {})
+
+
+def _boot() -> str:
+    """Which boot of the machine this is: what is attached does not outlive it."""
+    with suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return ""
