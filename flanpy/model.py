@@ -449,6 +449,22 @@ class FirewallRules:
 
 
 @dataclass(frozen=True, slots=True)
+class StandIns:
+    """What the pod bridges answer for in ARP and neighbour discovery, though it is elsewhere.
+
+    ``away``: addresses of our subnets whose pods are on other nodes now. ``gateways``: (bridge, gateway of the subnet that a pod has
+    brought its address from). ``residents``: the pods that are here as neighbours, told to everybody once, for an earlier owner of the
+    address may be in their caches. ``subnets`` are our own, by which bridges are found, ``networks`` the cluster's: the rest is not ours.
+    """
+
+    away: frozenset[Address]
+    gateways: frozenset[tuple[str, Address]]
+    residents: frozenset[Neighbour]
+    subnets: tuple[Network, ...]
+    networks: tuple[Network, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class DesiredState:
     """All that should be true on this machine; the reconciler makes it so."""
 
@@ -466,3 +482,5 @@ class DesiredState:
     """None: nothing is known about rules, so none is touched."""
     superseded: frozenset[Route] = frozenset()
     """Routes of a flanneld of this node that have no place beside ours: they go where they are found, exactly so."""
+    stand_ins: StandIns | None = None
+    """None: single pods are not looked after, so no bridge is touched."""

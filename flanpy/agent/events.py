@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any
 
-from flanpy.model import RecordChange, RecordSet
+from flanpy.core.attached import AttachedPod
+from flanpy.core.pod_claims import PodEffect
+from flanpy.model import Record, RecordChange, RecordSet
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,37 @@ class SubnetsChanged:
     """Changes of leases in revision order; an empty batch says that the watch lives."""
 
     changes: tuple[RecordChange, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PodsListed:
+    """The watcher has read the pod registry anew."""
+
+    records: RecordSet
+
+
+@dataclass(frozen=True, slots=True)
+class PodsChanged:
+    """Changes of the pod registry in revision order."""
+
+    changes: tuple[RecordChange, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PodsAttached:
+    """All pods that are attached on this node."""
+
+    pods: tuple[AttachedPod, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PodOutcome:
+    """What became of a write of the pod registry: ``record`` as it stands now; ``problem`` set when the store has failed."""
+
+    effect: PodEffect
+    record: Record | None = None
+    done: bool = False
+    problem: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +125,10 @@ Event = (
     | ConfigTouched
     | SubnetsListed
     | SubnetsChanged
+    | PodsListed
+    | PodsChanged
+    | PodsAttached
+    | PodOutcome
     | StoreFailed
     | LeaseOutcome
     | KernelChanged

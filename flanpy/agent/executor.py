@@ -9,10 +9,12 @@ import threading
 from dataclasses import dataclass
 from queue import SimpleQueue
 
-from flanpy.agent.events import ConfigRead, EventQueue, LeaseOutcome, StoreFailed
+from flanpy.agent.events import ConfigRead, EventQueue, LeaseOutcome, PodOutcome, StoreFailed
 from flanpy.core import leasing
 from flanpy.core.lease_events import StoreEffect
+from flanpy.core.pod_claims import DeletePod, PodEffect, WritePod
 from flanpy.errors import StoreDenied, StoreError
+from flanpy.model import LEASE_TTL_S, Record
 from flanpy.stores import Store
 
 CONFIG = "config"
@@ -24,7 +26,7 @@ class ReadConfig:
     """Read the network config anew."""
 
 
-Job = ReadConfig | StoreEffect
+Job = ReadConfig | StoreEffect | PodEffect
 
 
 class Executor:
@@ -56,7 +58,7 @@ class Executor:
             except (StoreError, RuntimeError, OSError) as error:  # the latter: out of threads or descriptors
                 self._failed(job, error)
 
-    def _do(self, job: Job) -> ConfigRead | LeaseOutcome:
+    def _do(self, job: Job) -> ConfigRead | LeaseOutcome | PodOutcome:
         store = self._store
         match job:
             case ReadConfig():
@@ -70,10 +72,30 @@ class Executor:
                 return LeaseOutcome(leasing.Replaced(store.replace(key, value, expected, ttl_s)))
             case leasing.Delete(key, expected):
                 return LeaseOutcome(leasing.Deleted(store.delete(key, expected)))
+            case WritePod() | DeletePod():
+                return _pod_outcome(store, job)
 
     def _failed(self, job: Job, error: Exception) -> None:
         denied = isinstance(error, StoreDenied)
         if isinstance(job, ReadConfig):
             self._events.put(StoreFailed(str(error), denied))
+        elif isinstance(job, WritePod | DeletePod):
+            self._events.put(PodOutcome(job, problem=str(error)))
         else:
             self._events.put(LeaseOutcome(leasing.Failed(str(error), denied)))
+
+
+def _pod_outcome(store: Store, job: PodEffect) -> PodOutcome:
+    if isinstance(job, DeletePod):
+        return PodOutcome(job, None, store.delete(job.key, job.expected_mod_revision))
+    record = _write_pod(store, job)
+    return PodOutcome(job, record, record is not None)
+
+
+def _write_pod(store: Store, job: WritePod) -> Record | None:
+    """Bound to the etcd lease of our subnet; to one of its own where the subnet is a reservation, which has none."""
+    if job.etcd_lease_id:
+        return store.attach(job.key, job.value, job.etcd_lease_id, job.expected_mod_revision)
+    if job.expected_mod_revision:
+        return store.replace(job.key, job.value, job.expected_mod_revision, LEASE_TTL_S)
+    return store.create(job.key, job.value, LEASE_TTL_S)

@@ -27,6 +27,10 @@ from flanpy.agent.events import (
     EventQueue,
     KernelChanged,
     LeaseOutcome,
+    PodOutcome,
+    PodsAttached,
+    PodsChanged,
+    PodsListed,
     ReloadAsked,
     RulesChanged,
     Stop,
@@ -42,14 +46,17 @@ from flanpy.agent.notify import ServiceManager
 from flanpy.agent.own_lease import OwnLease
 from flanpy.agent.peer_paths import PeerPaths
 from flanpy.agent.planner import Plan, make_plan
+from flanpy.agent.pods import PodKeeper
 from flanpy.agent.readiness import Readiness
 from flanpy.agent.reload import Reload
 from flanpy.agent.report import answer, counted, summary
 from flanpy.agent.said import Said, shortened
 from flanpy.agent.state import READING, WRITING, State
 from flanpy.agent.underlay import Underlay
+from flanpy.backends.moved import Moved
 from flanpy.config.options import AgentOptions
 from flanpy.core import leasing
+from flanpy.core.membership import View
 from flanpy.errors import FlanpyError
 from flanpy.model import NetworkConfig
 
@@ -94,6 +101,7 @@ class Loop:
         reload.add(PLANNED, self._use)
         self._events = events
         self._state = State()
+        self._pods = self._state.pods = PodKeeper(executor, options.state_dir, on=options.pod_registry)
         self._own = OwnLease(self._state, identity, options, underlay, machine, executor, paths)
         self._members = Members(self._state, options)
         reload.add(("peer_grace", "etcd_loss_grace"), self._members.use)
@@ -143,6 +151,9 @@ class Loop:
                 self._store_answers(READING)
                 self._members.changed(changes)
                 self._own.feed(leasing.Changed(changes))
+            case PodsListed() | PodsChanged() | PodsAttached() | PodOutcome():
+                news = self._pods.take(item)
+                self._state.dirty = self._state.dirty or news
             case LeaseOutcome(outcome):
                 self._on_lease_outcome(outcome)
             case StoreFailed():
@@ -211,6 +222,7 @@ class Loop:
 
     def release(self) -> None:
         """Give the lease back; waits a bounded time for etcd, for the process is about to end."""
+        self._pods.release()
         self._own.release(self._events)
 
     # ------------------------------------------------------------------------------------------------ timers
@@ -264,7 +276,15 @@ class Loop:
             return
         try:
             known = state.members, state.kept
-            plan = make_plan(state.config, state.lease.held, *known, self._underlay.uplink, self._options, state.generation + 1)
+            plan = make_plan(
+                state.config,
+                state.lease.held,
+                *known,
+                self._underlay.uplink,
+                self._options,
+                state.generation + 1,
+                self._single_pods,
+            )
         except FlanpyError as error:
             self._converge_failed((str(error),))
             return
@@ -278,6 +298,17 @@ class Loop:
             state.failures, state.said = 0, Said()
         if state.outcome.usable:
             self._converged(state.config, state.plan)
+        if (again_s := self._pods.settle()) is not None:
+            state.timers["converge"] = min(again_s, state.timers.get("converge", again_s))
+
+    def _single_pods(self, view: View) -> Moved:
+        """The pods of this pass; only called with a lease."""
+        state, uplink = self._state, self._underlay.uplink
+        if state.config is None or state.lease is None or state.lease.held is None:
+            return Moved()
+        addresses = [address for address in (uplink.address, uplink.address6) if address is not None]
+        kept = [each.lease for each in state.kept.values()]
+        return self._pods.make_plan(state.config, state.lease.held, state.lease.identity.node_id, view, addresses, kept)
 
     def _numbered(self, plan: Plan) -> Plan:
         """The plan with a new table's number, or with the table that stands if it says the same."""

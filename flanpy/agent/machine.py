@@ -24,12 +24,22 @@ from flanpy.config.options import AgentOptions
 from flanpy.core.x25519 import public_key
 from flanpy.datapath import Datapath, DatapathSettings, DatapathStats
 from flanpy.errors import DatapathError, FlanpyError, PlatformError
-from flanpy.kernel import links
+from flanpy.kernel import links, stand_ins
 from flanpy.kernel.firewall import Firewall
 from flanpy.kernel.netlink import Kernel
 from flanpy.kernel.routes import list_routes
 from flanpy.kernel.wireguard import WireguardDevices
-from flanpy.model import Address, DesiredState, ForwardTable, LocalFacts, NetworkConfig, Route, Uplink
+from flanpy.model import (
+    Address,
+    DesiredState,
+    ForwardTable,
+    LocalFacts,
+    Neighbour,
+    NetworkConfig,
+    Route,
+    StandIns,
+    Uplink,
+)
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +81,8 @@ class Machine:
         self._routed = False
         self._hooks = Hooks()
         self._wireguard = WireguardDevices("")
+        self._stood_in = True  # an earlier run may have left some
+        self._announced: frozenset[Neighbour] = frozenset()
 
     def use(self, options: AgentOptions) -> None:
         """What becomes of the datapath when we end, and how often rules are looked at where nobody tells of changes."""
@@ -122,6 +134,7 @@ class Machine:
             lambda: self._converge_datapath(desired, settings),
             lambda: overlay.ensure_links(self._kernel, desired, self._wireguard, problems),
             lambda: overlay.converge_routes(self._kernel, desired, problems, peer_problems),
+            lambda: self._converge_stand_ins(desired),
             lambda: self._converge_rules(desired),
         )
         for step in steps:
@@ -148,6 +161,22 @@ class Machine:
                     self._close_datapath()
                 raise
         return changed + self._publish(desired.table)
+
+    def _converge_stand_ins(self, desired: DesiredState) -> int:
+        """After the routes: who comes here because of an answer must be led on."""
+        wanted = desired.stand_ins
+        if wanted is None:
+            return 0
+        changed = self._stand_in(desired, wanted) if wanted.away or wanted.gateways or self._stood_in else 0
+        fresh, self._announced = wanted.residents - self._announced, wanted.residents
+        stand_ins.introduce(self._kernel, fresh)
+        return changed
+
+    def _stand_in(self, desired: DesiredState, wanted: StandIns) -> int:
+        ours = [link.name for link in (desired.tunnel, *desired.links) if link is not None]
+        changed = stand_ins.ensure_stand_ins(self._kernel, wanted, ours)
+        self._stood_in = bool(wanted.away or wanted.gateways)
+        return changed
 
     def _converge_rules(self, desired: DesiredState) -> int:
         """Masquerade and forward rules; they stay when the agent ends, so that its next start leaves no gap."""

@@ -122,6 +122,11 @@ def _durations(status: Status, _: ProcessFigures) -> list[Sample]:
     return [*buckets, *ends, ("_count", {}, passes["passes"])]
 
 
+def _pods(status: Status, process: ProcessFigures) -> list[Sample]:
+    counts = status.get("pods") or {}
+    return [("", {"kind": kind}, counts[kind]) for kind in ("known", "here", "own_entries") if kind in counts]
+
+
 METRICS: tuple[Metric, ...] = (
     Metric("flanpy_build_info", "gauge", "Always 1; the version is in the label.", _build, ("version",)),
     _gauge("flanpy_ready", "1 when lease, datapath and first sync are there (/readyz).", lambda s: s["ready"]),
@@ -154,6 +159,10 @@ METRICS: tuple[Metric, ...] = (
         "flanpy_foreign_leases", "Leases of nodes with another backend, which are left alone.", lambda s: s["counts"]["foreign"]
     ),
     _gauge("flanpy_refused_leases", "Keys in etcd that were refused.", lambda s: s["counts"]["refused"]),
+    Metric(
+        "flanpy_pods", "gauge", "Pods of the registry: here, and with an entry of their own beside the subnets.", _pods, ("kind",)
+    ),
+    _gauge("flanpy_refused_pods", "Pods and registry entries that are not used.", lambda s: (s.get("pods") or {}).get("refused")),
     _gauge("flanpy_lease_held", "1 while this node has a subnet.", lambda s: s["lease"] is not None),
     _gauge("flanpy_lease_remaining_seconds", "Time until the own lease ends unless renewed; +Inf: a reservation.", _lease_left),
     _gauge("flanpy_mtu_bytes", "Largest packet of a pod.", lambda s: s["mtu_bytes"]),

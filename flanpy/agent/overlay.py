@@ -72,12 +72,13 @@ def converge_routes(kernel: Kernel, desired: DesiredState, problems: list[str], 
     What fails for a single peer (a route by a gateway, an entry) is told apart from what concerns them all.
     """
     entries = _entry_difference(kernel, desired)
+    own_devices = {"", *(link.name for link in (desired.tunnel, *desired.links) if link is not None)}
     failed = neighbours.write_entries(kernel, entries.add)
     routing = diff(desired.routes, routes.list_routes(kernel) | _adoptable(kernel, desired))
     applied = routes.apply(kernel, routing)
     failed += neighbours.remove_entries(kernel, _removable(entries))
     for route, reason in applied.failed:
-        concerned = problems if route.gateway is None else peer_problems
+        concerned = problems if route.gateway is None and route.device in own_devices else peer_problems
         concerned.append(f"route {route.destination} dev {route.device}: {reason}")
     peer_problems += [_told(failure) for failure in failed]
     return len(applied.added) + len(applied.removed) + len(entries.add) + len(entries.remove) - len(failed)

@@ -5,11 +5,12 @@ Pure: it calls ``core`` and the backend's planner and puts their results togethe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from flanpy import backends
 from flanpy.agent.machine import datapath_settings
+from flanpy.backends.moved import Moved, with_moved
 from flanpy.config.options import AgentOptions
 from flanpy.core.membership import UDP, Membership, View, view
 from flanpy.core.rules import RuleOptions, blackholes, flannel_blackholes, plan_rules
@@ -41,14 +42,18 @@ def make_plan(
     uplink: Uplink,
     options: AgentOptions,
     generation: int,
+    pods: Callable[[View], Moved] = lambda view: Moved(),
 ) -> Plan:
     """Plan for this lease, these members, and leases that are kept though they have vanished.
+
+    ``pods`` says which single pods are outside of their nodes' subnets, for a screened view.
 
     Raises ConfigError for a backend that this version cannot run, InterfaceError.
     """
     backend = backends.find(config.backend.type)
     seen = backend.screen(config, own, view(members, config, own.subnets, backend.TYPE or UDP, kept), uplink)
-    desired = _with_rules(backend.plan(config, own, seen, uplink, generation), config, own, options)
+    desired = with_moved(backend.plan(config, own, seen, uplink, generation), pods(seen), own.subnets, config)
+    desired = _with_rules(desired, config, own, options)
     return Plan(seen, desired, None if desired.tunnel is None else _settings(config, desired, uplink, options))
 
 

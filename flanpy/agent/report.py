@@ -2,6 +2,7 @@
 
     health   for probes            status   one screen; {"brief": true} leaves out the lists, which grow with the cluster
     peers    who is who            routes   the datapath's table and the kernel's routes of ours, wanted and there
+    pods     the pod route table
 
 Names and units in these answers are what scripts and metrics are built on: add, never rename.
 """
@@ -18,6 +19,7 @@ from flanpy import __version__
 from flanpy.agent.machine import Machine
 from flanpy.agent.passes import BUCKETS_S, Passes
 from flanpy.agent.peer_paths import PeerPaths, Report
+from flanpy.agent.pods_report import pods_answer, pods_counts
 from flanpy.agent.readiness import Readiness
 from flanpy.agent.said import shortened
 from flanpy.agent.underlay import Underlay
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
 OWN_TOLD, REFUSED_TOLD, REFUSED_LISTED = 30, 30, 1000
 """An answer is for people and probes: of a flood of problems the first ones, and how many more there are."""
-QUESTIONS = ("status", "peers", "routes", "health")
+QUESTIONS = ("status", "peers", "routes", "pods", "health")
 
 
 def answer(
@@ -56,6 +58,8 @@ def answer(
             return {"ok": True, **_peers(state, paths.report(), time.monotonic())}
         case "routes":
             return _routes(state, machine)
+        case "pods":
+            return {"ok": True, **pods_answer(state)}
         case "health":
             return {
                 "ok": True,
@@ -113,6 +117,7 @@ def _own_problems(state: State, readiness: Readiness, underlay: Underlay) -> lis
         *(state.outcome.problems if state.outcome else ()),
         readiness.problem if state.plan else None,
         state.store_fault.message if state.store_fault else None,
+        state.pods.problem if state.pods else None,
     ]
     told = [shortened(item) for item in dict.fromkeys(item for item in found if item)]
     more = len(told) - OWN_TOLD
@@ -149,6 +154,7 @@ def _status(state: State, machine: Machine, underlay: Underlay, readiness: Readi
             "foreign": len(view.foreign) if view else 0,
             "refused": len(view.refusals) if view else 0,
         },
+        "pods": pods_counts(state),
         "datapath": _datapath(machine) or _kernel_datapath(state),
         "rules": _rules(machine),
         "reconcile": _reconcile(state.passes),

@@ -20,6 +20,7 @@ from types import FrameType
 
 from flanpy import __version__
 from flanpy.agent import files
+from flanpy.agent.attached_watch import AttachedWatch
 from flanpy.agent.control import ControlServer
 from flanpy.agent.events import EventQueue, KernelChanged, ReloadAsked, RulesChanged, Stop
 from flanpy.agent.executor import Executor
@@ -104,7 +105,7 @@ def _run_loop(
     stack.callback(store.close)
     machine = Machine(kernel, options.datapath, _firewall(options, events, stack), teardown=options.teardown)
     stack.callback(machine.close)
-    executor, watcher = Executor(store, events), Watcher(store, events)
+    executor, watcher = Executor(store, events), Watcher(store, events, pods=options.pod_registry)
     readiness = Readiness(options.subnet_file, options.ip_masq)
     paths = PeerPaths(options.peer_probe_interval, options.peer_probe_port)
     stack.callback(paths.close)
@@ -123,6 +124,10 @@ def _run_loop(
     for part in (executor, watcher):
         stack.callback(part.close)
         part.start()
+    if options.pod_registry:
+        attached = AttachedWatch(options.cni_data_dir, events.put)
+        stack.callback(attached.close)
+        attached.start()
     control.start()
     stopped_by = loop.run()
     notify(STOPPING="1")

@@ -12,6 +12,7 @@ from flanpy.agent.events import StoreFailed
 from flanpy.agent.machine import Outcome
 from flanpy.agent.passes import Passes
 from flanpy.agent.planner import Plan
+from flanpy.agent.pods import PodKeeper
 from flanpy.agent.said import Allowance, Said
 from flanpy.core import membership
 from flanpy.core.lease_events import LeasingState
@@ -49,6 +50,7 @@ class State:
     said: Said = field(default_factory=Said)
     allowance: Allowance = field(default_factory=Allowance)
     refused: dict[str, str] = field(default_factory=dict)
+    pods: PodKeeper | None = None
     timers: dict[str, float] = field(default_factory=dict)
     """When the loop does what next, by name, on the monotonic clock."""
 

@@ -13,7 +13,8 @@ import threading
 import time
 from dataclasses import dataclass
 
-from flanpy.agent.events import ConfigTouched, EventQueue, StoreFailed, SubnetsChanged, SubnetsListed
+from flanpy.agent.events import ConfigTouched, EventQueue, PodsChanged, PodsListed, StoreFailed, SubnetsChanged, SubnetsListed
+from flanpy.core.pods import PODS
 from flanpy.errors import Compacted, StoreDenied, StoreError
 from flanpy.model import RecordChange
 from flanpy.stores import Store, Watch
@@ -33,12 +34,13 @@ class Pace:
 
 
 class Watcher:
-    """Runs from ``start`` to ``close``; feeds SubnetsListed, SubnetsChanged, ConfigTouched and StoreFailed to the queue."""
+    """Runs from ``start`` to ``close``; feeds what it reads and StoreFailed to the queue. ``pods``: the pod registry too."""
 
-    def __init__(self, store: Store, queue: EventQueue, pace: Pace | None = None) -> None:
+    def __init__(self, store: Store, queue: EventQueue, pace: Pace | None = None, *, pods: bool = False) -> None:
         self._store = store
         self._queue = queue
         self._pace = pace or Pace()
+        self._pods = pods
         self._stopping = threading.Event()
         self._watch: Watch | None = None
         self._thread = threading.Thread(target=self._run, name="watcher", daemon=True)
@@ -77,6 +79,8 @@ class Watcher:
         records = self._store.list(SUBNETS)
         self._queue.put(SubnetsListed(records))
         self._queue.put(ConfigTouched())
+        if self._pods:  # later than the leases: changes in between come by the watch again, and are passed over
+            self._queue.put(PodsListed(self._store.list(PODS)))
         relist_at = time.monotonic() + self._pace.relist_s * random.uniform(0.8, 1.2)
         self._watch = watch = self._store.watch(EVERYTHING, records.revision + 1)
         try:
@@ -92,5 +96,7 @@ class Watcher:
     def _tell(self, changes: tuple[RecordChange, ...]) -> None:
         """Leases as they come, an empty batch as a sign of life; of the config only that it is another."""
         self._queue.put(SubnetsChanged(tuple(change for change in changes if change.key.startswith(SUBNETS))))
+        if self._pods and (pods := tuple(change for change in changes if change.key.startswith(PODS))):
+            self._queue.put(PodsChanged(pods))
         if any(change.key == CONFIG for change in changes):
             self._queue.put(ConfigTouched())

@@ -23,6 +23,7 @@ COMMANDS = {
     "status": "how the agent of this host is, on one screen",
     "peers": "the other nodes, and leases that are not used, with the reason",
     "routes": "the datapath's table and the kernel's routes",
+    "pods": "which pod is on which node, and the way there",
     "top": "packets and work per second, live",
     "ping": "round trips to a node or pod through the overlay, with the way and the largest packet",
     "trace": "the way from one pod to another, step by step",

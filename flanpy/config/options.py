@@ -25,6 +25,7 @@ GROUPS = {
     "interface": "underlay interface (looked for in this order; default: the default route's interface)",
     "lease": "lease and files",
     "rules": "masquerade and forward rules",
+    "pods": "pods",
     "datapath": "datapath",
     "agent": "agent",
 }
@@ -205,6 +206,24 @@ AGENT_FLAGS = (
     ),
     Flag("ip-blackhole-route", "blackhole our subnet's addresses that no pod has", False, boolean=True, group="rules", live=True),
     Flag(
+        "pod-registry",
+        "register this node's pods in etcd and know those of the others (flanpy pods); a pod may then keep its address on another node "
+        "(docs/pods.md)",
+        False,
+        boolean=True,
+        group="pods",
+        flannel=False,
+    ),
+    Flag(
+        "cni-data-dir",
+        "where the CNI plugin keeps what is attached (its dataDir)",
+        Path("/var/lib/cni/flannel"),
+        _path,
+        "DIR",
+        "pods",
+        flannel=False,
+    ),
+    Flag(
         "datapath",
         "auto takes the best that works on this machine",
         "auto",
@@ -325,6 +344,8 @@ class AgentOptions:
     firewall: FirewallTool
     iptables_resync: int
     ip_blackhole_route: bool
+    pod_registry: bool
+    cni_data_dir: Path
     datapath: str
     source_check: bool
     ebpf_bypass: bool

@@ -129,6 +129,7 @@ class Lab:
             "FLANPY_SUBNET_FILE": f"{inside}/subnet.env",
             "FLANPY_STATE_DIR": f"{inside}/state",
             "FLANPY_RUN_DIR": f"{inside}/run",
+            "FLANPY_CNI_DATA_DIR": f"{inside}/cni",
         }
 
     def _mark(self, host: str) -> tuple[int, int] | None:

@@ -127,12 +127,14 @@ class Call:
 
 
 @contextmanager
-def cni_cluster(logs: Path, *, hosts: int = 2, network: str = NETWORK) -> Iterator[tuple[Cluster, list[Runtime]]]:
+def cni_cluster(
+    logs: Path, *, hosts: int = 2, network: str = NETWORK, datapath: str = "userspace", flags: tuple[str, ...] = ()
+) -> Iterator[tuple[Cluster, list[Runtime]]]:
     """Hosts with real agents and no pods yet, and a runtime on each."""
     bin_dir = logs / "bin"
     install(bin_dir)
     with Sandbox.create() as sandbox:
-        lab = Lab(LabSpec("test", hosts, 1, network, datapath="userspace", agent_flags=("--ip-masq",)), sandbox, logs)
+        lab = Lab(LabSpec("test", hosts, 1, network, datapath=datapath, agent_flags=("--ip-masq", *flags)), sandbox, logs)
         sandbox.script(topology.underlay_script(lab.plan))
         lab.start_etcd()
         lab.put_network_config(network)
