@@ -180,6 +180,12 @@ def _start_flanneld(bed: Bed, here: Side, there: Side) -> None:
     start_flanneld(bed, here, there)
 
 
+def _start_agent(bed: Bed, here: Side, there: Side) -> None:
+    from flanpy.bench.backend_agents import start_agent
+
+    start_agent(bed, here, there)
+
+
 _EBPF = ("--kind=ebpf", "--pins=/sys/fs/bpf/{host}")
 
 STARTERS: Mapping[str, Callable[[Bed, Side, Side], None]] = MappingProxyType(
@@ -190,6 +196,7 @@ STARTERS: Mapping[str, Callable[[Bed, Side, Side], None]] = MappingProxyType(
         "userspace": _start_carrier("flanpy.bench.datapath_process", reports=True),
         "ebpf": _start_carrier("flanpy.bench.datapath_process", *_EBPF, reports=True),
         "ebpf-bypass": _start_carrier("flanpy.bench.datapath_process", *_EBPF, "--bypass", reports=True),
+        **dict.fromkeys(("vxlan-agent", "host-gw", "ipip", "wireguard"), _start_agent),
         "flanneld": _start_flanneld,
     }
 )

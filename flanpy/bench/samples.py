@@ -22,6 +22,10 @@ SETUPS = MappingProxyType(
         "userspace": "flanpy's userspace datapath",
         "ebpf": "flanpy's eBPF datapath",
         "ebpf-bypass": "the same with --ebpf-bypass, past the host's forwarding",
+        "vxlan-agent": "kernel VXLAN, set up by flanpy's agents and its vxlan backend",
+        "host-gw": "plain routes, set up by flanpy's agents and its host-gw backend",
+        "ipip": "the kernel's IP-in-IP tunnel, set up by flanpy's agents (CONFIG_NET_IPIP)",
+        "wireguard": "the kernel's WireGuard, set up by flanpy's agents (CONFIG_WIREGUARD)",
         "flanneld": "a real flanneld with its udp backend (--flanneld PATH)",
     }
 )

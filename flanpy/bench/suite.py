@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 
 from flanpy.bench import agents, core
+from flanpy.bench.backend_agents import BACKENDS, lack
 from flanpy.bench.content import content_task
 from flanpy.bench.latency import latency_tasks
 from flanpy.bench.progress import show_progress
@@ -28,6 +29,8 @@ def _lack(setup: str) -> str | None:
     """What a setup lacks here; the probes of ebpf load its programs, so they are made only when they are asked for."""
     if setup == "flanneld":
         return "needs a flanneld binary: --flanneld PATH"
+    if setup in BACKENDS:
+        return lack(setup)
     if setup in ("ebpf", "ebpf-bypass"):
         if os.geteuid() != 0:
             return "needs root"

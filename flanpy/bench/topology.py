@@ -18,7 +18,7 @@ UPLINK = "uplink"
 TUNNEL = "flannel0"
 PORT = 8285
 OVERLAY = IPv4Network("10.244.0.0/16")
-OVERHEAD_BYTES = {"routed": 0, "vxlan": 50}
+OVERHEAD_BYTES = {"routed": 0, "vxlan": 50, "vxlan-agent": 50, "host-gw": 0, "ipip": 20, "wireguard": 80}
 """What a setup's headers take from the underlay's MTU; all others are IP in UDP, 28 bytes."""
 
 

@@ -21,11 +21,13 @@ from scapy.layers.inet import IP, UDP
 from scapy.packet import Raw
 
 from flanpy.bench import health
+from flanpy.bench.backend_agents import BACKENDS
 from flanpy.bench.beds import Bed, make_bed
 from flanpy.bench.content import content_task
 from flanpy.bench.runner import Recorder, run_beds
 from flanpy.bench.samples import Figure, Settings, from_json
 from flanpy.bench.stations import ask, send_and_count
+from flanpy.bench.suite import missing
 from flanpy.bench.tasks import Task, Value
 from flanpy.bench.tcp import run_tcp
 from flanpy.cli.bench import QUICK_SETUPS
@@ -232,3 +234,17 @@ def test_random_content_crosses_the_userspace_datapath_unchanged(mode: str) -> N
         (value,) = content_task(0.05).measure(living)
 
     assert (value.detail["bytes"], value.detail["differs_at"]) == (50_000_000, None)
+
+
+@pytest.mark.parametrize("setup", BACKENDS)
+def test_a_backend_s_bed_is_set_up_by_agents_or_what_the_kernel_lacks_is_named(setup: str) -> None:
+    reason = missing([setup]).get(setup)
+    if reason is not None:
+        assert re.fullmatch(r"this kernel has no (IP-in-IP tunnels|WireGuard) \(option CONFIG_\w+, module \w+\)", reason)
+        return
+    with bed(setup) as living:
+        (route,) = living.sandbox.run(living.a.host, ["ip", "route", "show", "proto", "102"]).stdout.splitlines()
+        devices = {"vxlan-agent": "flannel.1", "host-gw": "uplink", "ipip": "flannel.ipip", "wireguard": "flannel-wg"}
+        assert f"dev {devices[setup]}" in route
+        whole = ["ping", "-c1", "-W2", "-Mdo", f"-s{living.mtu_bytes - 28}", str(living.b.pod_address)]
+        assert living.sandbox.run(living.a.pod, whole, check=False).returncode == 0
