@@ -6,6 +6,7 @@ bed's pods have already (flannel: a lease with my PublicIP is reused).
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
 
@@ -14,7 +15,6 @@ from flanpy.bench.beds import READY_TIMEOUT_S, Bed
 from flanpy.core.codec import encode_attributes, key_of
 from flanpy.lab import etcd_put
 from flanpy.model import DEFAULT_PREFIX, NodeAttributes, Subnets
-from flanpy.strict_json import JsonObject, render_json
 
 ETCD_PORT = 2379
 
@@ -29,8 +29,7 @@ def start_etcd(bed: Bed, backend: Mapping[str, object]) -> None:
     argv = ["etcd", f"--data-dir=/run/{bed.setup}-etcd", f"--listen-client-urls={etcd_url(bed)}"]
     argv += [f"--advertise-client-urls={etcd_url(bed)}", "--listen-peer-urls=http://127.0.0.1:2380"]
     bed.sandbox.start(bed.a.host, argv, f"/run/{bed.setup}-etcd.log")
-    config = JsonObject((("Network", str(topology.OVERLAY)), ("Backend", JsonObject(tuple(backend.items())))))
-    values = {"config": render_json(config)}
+    values = {"config": json.dumps({"Network": str(topology.OVERLAY), "Backend": dict(backend)})}
     kind = str(backend["Type"])
     for side in (bed.a, bed.b):
         attributes = NodeAttributes(side.underlay, backend_type="" if kind == "udp" else kind)
