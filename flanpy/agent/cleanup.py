@@ -60,10 +60,13 @@ def alone(run_dir: Path) -> Iterator[None]:
         yield
 
 
-def find(kernel: Kernel, run_dir: Path, state_dir: Path | None, *, for_flanneld: bool = False) -> list[Item]:
+def find(
+    kernel: Kernel, run_dir: Path, state_dir: Path | None, subnet_file: Path | None = None, *, for_flanneld: bool = False
+) -> list[Item]:
     """All that is there, in the order in which it goes: what carries packets last.
 
     Raises ResourceBusy when somebody has the tunnel open, PlatformError.
+    ``state_dir``, ``subnet_file``: what the node knows itself by goes too.
     ``for_flanneld``: not the devices and routes that a flanneld on this host takes over as they are, so that packets go on.
     """
     if not for_flanneld or Pins.of(udp.DEVICE).directory.is_dir():
@@ -71,6 +74,7 @@ def find(kernel: Kernel, run_dir: Path, state_dir: Path | None, *, for_flanneld:
     found = [*_rules(), *_routes(kernel, for_flanneld), *_bpf(kernel), *(() if for_flanneld else _links(kernel))]
     paths = [run_dir / SOCKET_NAME, run_dir / files.LOCK_FILE]
     paths += [state_dir / name for name in STATE_FILES] if state_dir is not None else []
+    paths += [subnet_file] if subnet_file is not None else []
     return found + [Item("file", str(path), path.unlink) for path in paths if path.exists()]
 
 

@@ -3,12 +3,14 @@
 udp         the port can be bound; nobody has flannel0 open          (the ebpf datapath that outlived its agent holds neither)
 vxlan       its device's name is not another kind's; the port can be bound, or a VXLAN device has it (they share one)
 wireguard   its device's name is not another kind's; the port can be bound, or our device is there and has it
-others      have no port
+ipip        its device's name is not another kind's
+others      have neither port nor device
 """
 
 from __future__ import annotations
 
-from flanpy.backends import udp, vxlan, wireguard
+from flanpy.backends import ipip, udp, vxlan, wireguard
+from flanpy.kernel.ipip import KIND as IPIP_KIND
 from flanpy.kernel.links import own_device, refuse_open
 from flanpy.kernel.netlink import Kernel
 from flanpy.kernel.vxlan import list_vxlan
@@ -25,6 +27,8 @@ def check_free(kernel: Kernel, config: NetworkConfig, uplink: Uplink) -> None:
             refuse_open(kernel, udp.DEVICE)
         case vxlan.TYPE:
             _check_vxlan(kernel, config, uplink)
+        case ipip.TYPE:
+            own_device(kernel, ipip.DEVICE, IPIP_KIND)
         case wireguard.TYPE:
             names = (wireguard.DEVICE, wireguard.DEVICE6)
             there = [own_device(kernel, name, KIND) for name in names]

@@ -26,6 +26,8 @@ exit status: 0 nothing of ours is left (or --dry-run), 5 something could not be 
 """
 DEFAULT_STATE_DIR = "/var/lib/flanpy"
 """The agent's default of --state-dir."""
+DEFAULT_SUBNET_FILE = "/run/flannel/subnet.env"
+"""The agent's default of --subnet-file."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="list what would be removed; change nothing")
     parser.add_argument("--for-flanneld", action="store_true", help="leave what a flanneld on this host takes over")
     parser.add_argument(
-        "--state", action="store_true", help="also remove the node id and the WireGuard key: a new node after that"
+        "--state", action="store_true", help="also remove node id, WireGuard key and subnet.env: a new node after that"
     )
     parser.add_argument(
         "--state-dir", metavar="DIR", help=f"the agent's state directory (FLANPY_STATE_DIR; default: {DEFAULT_STATE_DIR})"
@@ -48,9 +50,10 @@ def run(arguments: argparse.Namespace) -> int:
     from flanpy.kernel.netlink import Kernel
 
     state_dir = Path(arguments.state_dir or os.environ.get("FLANPY_STATE_DIR") or DEFAULT_STATE_DIR)
+    subnet_file = Path(os.environ.get("FLANPY_SUBNET_FILE") or DEFAULT_SUBNET_FILE)
     with cleanup.alone(run_dir(arguments)), Kernel() as kernel:
-        kept_state = state_dir if arguments.state else None
-        found = cleanup.find(kernel, run_dir(arguments), kept_state, for_flanneld=arguments.for_flanneld)
+        known = (state_dir, subnet_file) if arguments.state else (None, None)
+        found = cleanup.find(kernel, run_dir(arguments), *known, for_flanneld=arguments.for_flanneld)
         if not arguments.dry_run:
             for item in found:
                 item.remove()

@@ -159,6 +159,17 @@ def test_a_device_of_our_name_that_is_not_ours_is_never_touched(host: Cluster) -
         agent.says("ready: subnet", 20)
 
 
+@pytest.mark.parametrize(("backend", "device"), [("vxlan", "flannel.1"), ("ipip", "flannel.ipip"), ("wireguard", "flannel-wg")])
+def test_nothing_is_leased_while_a_device_of_another_kind_has_our_name(tmp_path: Path, backend: str, device: str) -> None:
+    with bare(tmp_path, network=f'{{"Network": "10.244.0.0/16", "Backend": {{"Type": "{backend}"}}}}') as host:
+        host.sandbox.run("host1", ["ip", "link", "add", "name", device, "type", "bridge"])
+        with Agent(host) as agent:
+            agent.says(f"{device}: a bridge device has this name, not a {backend} device of ours; remove or rename it", 20)
+            assert (host.keys(), agent.subnet_env.exists()) == ([], False)
+            host.sandbox.run("host1", ["ip", "link", "del", device])
+            eventually(host.keys, 10, "with the obstacle gone a subnet is leased")
+
+
 def test_the_subnet_of_an_earlier_run_is_had_again(host: Cluster) -> None:
     write_subnet_env(host, OLD.format(network="10.244.0.0/16", subnet="10.244.77.1/24"))
     with Agent(host) as agent:

@@ -4,13 +4,14 @@ etcd 172.31.9.254 ──── underlay ──── host1 172.31.9.1 (eth0), wi
 """
 
 import json
+import signal
 import sys
 from pathlib import Path
 
 import pytest
 
 from flanpy.lab.cluster import IMPORT_PATH
-from tests.support.clusters import Agent, Cluster, bare
+from tests.support.clusters import Agent, Cluster, bare, eventually
 
 VXLAN = '{"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}'
 UDP = '{"Network": "10.244.0.0/16", "Backend": {"Type": "udp"}}'
@@ -78,3 +79,31 @@ def test_cleanup_leaves_the_host_as_it_was_before_the_agent(tmp_path: Path, netw
         assert list(host.sandbox.path("/run/lab/a/run").iterdir()) == []
         assert host.sandbox.path("/run/lab/a/state/node-id").exists()
         assert cleanup(host) == "nothing of flanpy is here\n"
+
+
+LEFT = {
+    "udp-userspace": ("udp", ["--datapath=userspace"]),
+    "udp-ebpf": ("udp", ["--datapath=ebpf"]),
+    "vxlan": ("vxlan", []),
+    "host-gw": ("host-gw", []),
+}
+
+
+@pytest.mark.parametrize(("backend", "flags"), LEFT.values(), ids=LEFT)
+def test_cleanup_after_a_killed_agent_leaves_nothing_of_any_backend(tmp_path: Path, backend: str, flags: list[str]) -> None:
+    """And with --state not even what the node knows itself by; a second agent is a new node."""
+    data = ',"BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}' if backend == "vxlan" else ""
+    kind = "" if backend == "udp" else f',"BackendType":"{backend}"{data}'
+    with bare(tmp_path, network=f'{{"Network": "10.244.0.0/16", "Backend": {{"Type": "{backend}"}}}}') as host:
+        host.put("subnets/10.244.200.0-24", PEER % kind)
+        before = seen(host)
+        with Agent(host, "--ip-masq", "--ip-blackhole-route", *flags) as agent:
+            agent.says("ready: subnet", 30)
+            agent.stop(signal.SIGKILL)
+        listed = json.loads(cleanup(host, "--dry-run", "--output=json"))
+        assert {"rules", "route", "file"} <= {item["sort"] for item in listed["items"]}
+        environment = {**IMPORT_PATH, "FLANPY_SUBNET_FILE": str(agent.files / "subnet.env")}
+        words = ["cleanup", "--run-dir=/run/lab/a/run", "--state", "--state-dir=/run/lab/a/state"]
+        host.sandbox.run("host1", [sys.executable, "-m", "flanpy", *words], env=environment)
+        eventually(lambda: seen(host) == before, 5, "the host is as it was")
+        assert host.sandbox.run("host1", ["find", "/run/lab/a", "-not", "-type", "d"]).stdout == ""

@@ -4,8 +4,11 @@ Topology as in test_vxlan_cluster.
 """
 
 import json
+import signal
+import sys
 from pathlib import Path
 
+from flanpy.lab.cluster import IMPORT_PATH
 from tests.support import kernel_state
 from tests.support.clusters import Agent, Cluster, bare, cluster, eventually
 from tests.support.link_kinds import has_wireguard
@@ -34,8 +37,6 @@ def test_wireguard_carries_packets_or_the_agent_names_the_option(tmp_path: Path)
 
 
 def peers(two: Cluster) -> list[str]:
-    import sys
-
     return sorted(two.sandbox.run("host1", [sys.executable, "-c", PEERS]).stdout.splitlines())
 
 
@@ -67,6 +68,15 @@ def _carries(logs: Path) -> None:
         assert (kernel_state.index(two, "host1", "flannel-wg"), again["value"]) == (index, record["value"])
         two.sandbox.run("host1", ["ip", "link", "del", "flannel-wg"])
         eventually(lambda: two.ping("host1-pod1", "host2-pod1") == 3, 60, "the device is made again")
+        two.lab.stop_agent("host1", signal.SIGKILL)
+        two.sandbox.run(
+            "host1",
+            [sys.executable, "-m", "flanpy", "cleanup"],
+            env={**IMPORT_PATH, **two.lab.agent_settings("host1")},
+            timeout_s=300,
+        )
+        assert "flannel-wg" not in two.sandbox.run("host1", ["ip", "link"]).stdout
+        assert kernel_state.routes(two, "host1") == frozenset()
 
 
 def _names_the_option(logs: Path) -> None:
