@@ -9,6 +9,7 @@ import queue
 import re
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -76,10 +77,10 @@ def ruled(around: Node, mode: str) -> Iterator[Node]:
         remove_rules(MODES[mode][1])
 
 
-@pytest.mark.parametrize("version", [4, 6])
-def test_each_rule_does_what_flannel_means_by_it_and_counts_its_packet(ruled: Node, mode: str, version: int) -> None:
+def cases(version: int) -> list[tuple[str, dict[str, object], str]]:
+    """For each rule: its comment, the packet that should hit it, and the source address that the packet arrives with."""
     own = ADDRESSES[version]
-    cases = [
+    return [
         ("marked by kube-proxy", {"source": "node", "target": "outside", "mark": 0x4000, "sender": own["bridge"]}, own["bridge"]),
         ("own subnet to network", {"source": "pod", "target": "peer"}, own["pod"]),
         ("network to own subnet", {"source": "peer", "target": "pod"}, own["peer"]),
@@ -87,13 +88,53 @@ def test_each_rule_does_what_flannel_means_by_it_and_counts_its_packet(ruled: No
         ("network to outside", {"source": "pod", "target": "outside"}, OUT0[version]),
         ("outside to network", {"source": "guest", "target": "peer"}, FLANNEL0[version]),
     ]
-    for comment, packet, expected in cases:
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_each_rule_does_what_flannel_means_by_it_and_counts_its_packet(ruled: Node, mode: str, version: int) -> None:
+    for comment, packet, expected in cases(version):
         key = (None if mode == "nft" and "marked" in comment else version, comment)
         before = counters(ruled.node, mode)
         assert ruled.seen(version=version, **packet) == expected, comment  # type: ignore[arg-type]
         after = counters(ruled.node, mode)
         grown = {name for name in after if after[name] > before[name] and name[1] not in ("from network", "to network")}
         assert grown == {key}, comment
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_each_rule_counts_its_packet_before_during_and_after_restarts_under_1000_new_flows_a_second(
+    ruled: Node, mode: str, version: int
+) -> None:
+    """A restart is a fresh keeper that finds the rules good and writes nothing: counters go on, and nobody meets a gap."""
+    started, busy = counters(ruled.node, mode), (version, "network to outside")
+    stop, written = threading.Event(), []
+
+    def restart() -> None:
+        while not stop.is_set():
+            written.append(converge(ruled.node, mode))
+
+    keeper = threading.Thread(target=restart)
+    with ruled.flows("pod", "outside", version, port=PORT + 1) as flows:
+        _each_counts_one(ruled, mode, version, busy)
+        keeper.start()
+        _each_counts_one(ruled, mode, version, busy)
+        stop.set()
+        keeper.join()
+        _each_counts_one(ruled, mode, version, busy)
+    assert (flows.sources, set(written)) == ({OUT0[version]: flows.sent}, {0})
+    assert counters(ruled.node, mode)[busy] == started[busy] + flows.sent + 3, "three of its packets were sent by themselves"
+
+
+def _each_counts_one(ruled: Node, mode: str, version: int, busy: tuple[int, str]) -> None:
+    """Send the packet of each rule: every rule of this family but the one that is busy anyway has met one more, no other any."""
+    before = counters(ruled.node, mode)
+    for comment, packet, expected in cases(version):
+        assert ruled.seen(version=version, **packet) == expected, comment  # type: ignore[arg-type]
+    after = counters(ruled.node, mode)
+    forward = ("from network", "to network")
+    grown = {name: after[name] - before[name] for name in after if name != busy and name[1] not in forward}
+    assert grown == {name: int(name[0] in (None, version)) for name in grown}
+    assert after[busy] > before[busy]
 
 
 def test_a_packet_between_strangers_meets_none_of_our_rules(ruled: Node, mode: str) -> None:

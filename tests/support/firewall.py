@@ -88,9 +88,10 @@ class Node:
     def node(self) -> Namespace:
         return self.spaces["node"]
 
-    def flows(self, source: str, target: str) -> Flows:
-        """New IPv4 flows from one place to another."""
-        return Flows(partial(inside, self.spaces[source]), partial(inside, self.spaces[target]), ADDRESSES[4][target])
+    def flows(self, source: str, target: str, version: int = 4, port: int = PORT) -> Flows:
+        """New flows from one place to another."""
+        places = (partial(inside, self.spaces[source]), partial(inside, self.spaces[target]))
+        return Flows(*places, ADDRESSES[version][target], port=port)
 
     def seen(self, source: str, target: str, version: int, *, mark: int = 0, sender: str | None = None) -> str:
         """The source address under which a packet from one place arrives at another; ``sender``: an address of the node to send from."""
@@ -176,15 +177,16 @@ class Flows:
     Connection tracking would hide a gap in the rules from a single flow. A context manager around what is to be survived.
     """
 
-    def __init__(self, source: Enter, target: Enter, address: str, per_second: int = 1000) -> None:
-        self._source, self._address = source, address
+    def __init__(self, source: Enter, target: Enter, address: str, per_second: int = 1000, port: int = PORT) -> None:
+        self._source, self._address, self._port = source, address, port
+        self._family = socket.AF_INET6 if ":" in address else socket.AF_INET
         self._pause_s = 1 / per_second
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=self._send), threading.Thread(target=self._receive)]
         with target():
-            self._receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            self._receiver = socket.socket(self._family, socket.SOCK_DGRAM)
         self._receiver.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 32 << 20)
-        self._receiver.bind(("", PORT))
+        self._receiver.bind(("", port))
         self._receiver.settimeout(0.5)
         self.sent = 0
         self.sources: dict[str, int] = {}
@@ -208,9 +210,9 @@ class Flows:
         due = time.monotonic()
         with self._source():
             while not self._stop.is_set():
-                with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
+                with socket.socket(self._family, socket.SOCK_DGRAM) as out:
                     out.bind(("", next(_ports)))
-                    out.sendto(b"x", (self._address, PORT))
+                    out.sendto(b"x", (self._address, self._port))
                 self.sent += 1
                 due += self._pause_s
                 if (wait := due - time.monotonic()) > 0:
