@@ -21,6 +21,7 @@ from tests.support import kernel_state
 from tests.support.clusters import Agent, Cluster, bare, eventually
 from tests.support.link_kinds import has_wireguard
 from tests.support.pace import SLOWNESS
+from tests.support.transfers import transfer
 
 
 @contextmanager
@@ -61,6 +62,11 @@ def answers(two: Cluster, target: str) -> bool:
     return two.sandbox.run("host1", ["ping", family, "-c1", "-W1", target], check=False).returncode == 0
 
 
+def fits(two: Cluster, target: object, size: int) -> bool:
+    """Whether a ping with so many bytes behind its headers of 48 arrives in one piece."""
+    return two.sandbox.run("host1", ["ping", "-6", "-c1", "-W1", "-Mdo", f"-s{size}", str(target)], check=False).returncode == 0
+
+
 def test_vxlan_has_a_device_for_each_family_and_both_carry_packets(tmp_path: Path) -> None:
     with dual(tmp_path, "vxlan") as two:
         other = subnet6(two, "host2")
@@ -70,6 +76,9 @@ def test_vxlan_has_a_device_for_each_family_and_both_carry_packets(tmp_path: Pat
         base = other.network_address
         eventually(lambda: answers(two, str(base)), 10, "IPv6 arrives")
         eventually(lambda: answers(two, two.subnet("host2").split("/")[0]), 10, "IPv4 arrives")
+        sent, received = transfer(two, "host1", "host2", str(base))
+        assert sent == received
+        assert [fits(two, base, size) for size in (1430 - 48, 1431 - 48)] == [True, False]
         assert Route(other, "flannel-v6.1", gateway=base, onlink=True) in kernel_state.routes(two, "host1")
         assert kernel_state.neighbours(two, "host1", "flannel-v6.1") == {Neighbour("flannel-v6.1", base, mac)}
         assert kernel_state.fdb(two, "host1", "flannel-v6.1") == {FdbEntry("flannel-v6.1", mac, IPv6Address("fd31:9::2"))}
@@ -101,6 +110,9 @@ def test_wireguard_carries_both_families_or_the_agent_names_the_option(tmp_path:
         assert (said["BackendData"]["Port"], said["BackendV6Data"]["Port"]) == (51820, 51821)  # type: ignore[index]
         eventually(lambda: answers(two, str(other.network_address)), 10, "IPv6 arrives")
         eventually(lambda: answers(two, two.subnet("host2").split("/")[0]), 10, "IPv4 arrives")
+        for address in (str(other.network_address), two.subnet("host2").split("/")[0]):
+            sent, received = transfer(two, "host1", "host2", address)
+            assert sent == received, address
         expected = {Route(IPv4Network("10.244.0.0/16"), "flannel-wg"), Route(IPv6Network("fd05::/48"), "flannel-wg-v6")}
         assert kernel_state.routes(two, "host1") == expected
         two.sandbox.run("host1", ["ip", "link", "del", "flannel-wg-v6"])

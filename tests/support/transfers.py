@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.support.clusters import Cluster
+from tests.support.pace import SLOWNESS
 
 SERVE = """
 import hashlib, socket, sys
@@ -34,5 +35,5 @@ def transfer(cluster: Cluster, source: str, target: str, address: str | None = N
     server = cluster.sandbox.popen(target, ["python3", "-c", SERVE, address])
     assert server.stdout is not None
     assert server.stdout.readline() == "listening\n"
-    sent = cluster.sandbox.run(source, ["python3", "-c", SEND, address]).stdout
-    return sent.strip(), server.communicate(timeout=30)[0].strip()
+    sent = cluster.sandbox.run(source, ["python3", "-c", SEND, address], timeout_s=30 * SLOWNESS).stdout
+    return sent.strip(), server.communicate(timeout=30 * SLOWNESS)[0].strip()
