@@ -21,6 +21,7 @@ def carry_out(
     arguments: Mapping[str, Any],
     question: Callable[[str, Mapping[str, Any]], dict[str, Any]],
     reload: Callable[[], dict[str, Any]],
+    options: Callable[[], dict[str, Any]],
 ) -> dict[str, Any]:
     """The answer to one command; what is no order is a question."""
     match command:
@@ -28,6 +29,8 @@ def carry_out(
             return _set_log_level(arguments.get("level"))
         case "reload":
             return reload()
+        case "options":
+            return options()
     return question(command, arguments)
 
 

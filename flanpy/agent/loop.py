@@ -167,7 +167,7 @@ class Loop:
                 self._machine.firewall.touched()
                 self._soon()
             case Ask():
-                item.reply.put(carry_out(item.command, item.arguments, self._answer, self._reload_options))
+                item.reply.put(carry_out(item.command, item.arguments, self._answer, self._reload_options, self._reload.describe))
             case ReloadAsked():
                 self._reload_options()
             case Stop(signal):

@@ -14,7 +14,7 @@ from typing import Any
 
 from flanpy.agent.logs import event
 from flanpy.agent.notify import notify
-from flanpy.config.options import AgentOptions
+from flanpy.config.options import AGENT_FLAGS, AgentOptions
 from flanpy.errors import FlanpyError, UsageError
 
 log = logging.getLogger(__name__)
@@ -51,6 +51,12 @@ class Reload:
         """Keys of the options that some part applies."""
         return frozenset[str]().union(*(part.keys for part in self._parts))
 
+    def describe(self) -> dict[str, Any]:
+        """The options in force by their flags, without secrets."""
+        secret = {flag.key for flag in AGENT_FLAGS if flag.secret}
+        values = {field.name: getattr(self.options, field.name) for field in fields(AgentOptions) if field.name not in secret}
+        return {"ok": True, "options": {key.replace("_", "-"): _shown(value) for key, value in values.items()}}
+
     def reload(self, ready: bool) -> dict[str, Any]:
         """Do it, tell the service manager if it takes us for ready, and return the answer for the operator."""
         if ready:
@@ -84,6 +90,12 @@ class Reload:
         answer = {"applied": _flags(applied), "restart": _flags(sorted(changed - self.live)), "problems": problems}
         _say(answer)
         return {"ok": True, "refused": False, **answer}
+
+
+def _shown(value: object) -> object:
+    if isinstance(value, tuple):
+        return [str(item) for item in value]
+    return value if value is None or isinstance(value, bool | int | str) else str(value)
 
 
 def _flags(keys: list[str]) -> list[str]:

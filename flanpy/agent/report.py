@@ -67,7 +67,10 @@ def answer(
                 "ready": _ready(state, readiness),
                 "problems": problems(state, readiness, underlay),
             }
-    return {"ok": False, "error": f"unknown command {command[:40]!r}; there are: {', '.join(QUESTIONS)}, log-level, reload"}
+    return {
+        "ok": False,
+        "error": f"unknown command {command[:40]!r}; there are: {', '.join(QUESTIONS)}, log-level, options, reload",
+    }
 
 
 def summary(state: State, machine: Machine, underlay: Underlay, readiness: Readiness) -> str:

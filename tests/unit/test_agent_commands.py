@@ -33,7 +33,7 @@ def loop() -> Iterator[EventQueue]:
 
     def answer() -> None:
         while isinstance(item := events.get(), Ask):
-            item.reply.put(carry_out(item.command, item.arguments, echo, dict))
+            item.reply.put(carry_out(item.command, item.arguments, echo, dict, dict))
 
     thread = threading.Thread(target=answer, daemon=True)
     thread.start()
@@ -83,7 +83,7 @@ def test_the_log_level_is_shown_and_set(run_dir: Path, level: logging.Logger) ->
 
 @pytest.mark.parametrize("wrong", ["loud", "", 10, ["debug"], {"a": 1}, "CRITICAL"])
 def test_a_wrong_log_level_is_refused_and_changes_nothing(level: logging.Logger, wrong: object) -> None:
-    answer = carry_out("log-level", {"level": wrong}, echo, dict)
+    answer = carry_out("log-level", {"level": wrong}, echo, dict, dict)
     assert answer == {"ok": False, "error": "level: expected one of debug, info, warning, error"}
     assert level.level == logging.INFO
 
