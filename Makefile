@@ -12,6 +12,7 @@ VENV ?= .venv
 ARGS ?=
 # Files of tests at a time: most tests wait more than they compute.
 JOBS ?= 3
+MINUTES ?= 60
 BIN := $(VENV)/bin
 # What runs in the virtual machine: whatever needs kernel options that many a kernel lacks.
 VM_TESTS := tests/netns/test_kernel_tunnels.py tests/netns/test_ipip_cluster.py tests/netns/test_wireguard_cluster.py \
@@ -61,7 +62,10 @@ format: build ## let ruff format the Python files
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
 reliability: build ## run the tests of all faults and write docs/reliability.md from what they measured (root)
-	@$(BIN)/python scripts/reliability.py run $(ARGS)
+	@FLANPY_CHURN_SECONDS=60 $(BIN)/python scripts/reliability.py run $(ARGS)
+
+soak: build ## five hosts under traffic with random faults for MINUTES (60), invariants at the end; FLANPY_SOAK_SEED=N repeats (root)
+	@FLANPY_SOAK_SECONDS=$$(( $(MINUTES) * 60 )) $(BIN)/python -m pytest -q -s tests/faults/test_soak.py $(ARGS)
 
 reference: build ## write docs/reference.md from the code
 	@$(BIN)/python scripts/reference.py

@@ -9,7 +9,7 @@ import pytest
 from tests.support.clusters import Cluster, eventually
 from tests.support.probes import probes
 
-pytestmark = pytest.mark.usefixtures("healed")
+pytestmark = [pytest.mark.usefixtures("healed"), pytest.mark.parametrize("two", ["ebpf"], indirect=True)]
 
 
 def lease_of(two: Cluster, host: str) -> tuple[str, int]:

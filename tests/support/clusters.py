@@ -29,7 +29,7 @@ ASK = """
 import json, sys
 from pathlib import Path
 from flanpy.agent.control import ask
-print(json.dumps(ask(Path(sys.argv[1]), "status")))
+print(json.dumps(ask(Path(sys.argv[1]), sys.argv[2], arguments=json.loads(sys.argv[3]))))
 """
 
 
@@ -64,9 +64,13 @@ class Cluster:
         self.lab = lab
         self.sandbox = lab.sandbox
 
-    def status(self, host: str) -> dict[str, Any]:
-        """What the agent of a host says of itself."""
-        argv = [sys.executable, "-c", ASK, self.lab.agent_settings(host)["FLANPY_RUN_DIR"]]
+    def status(self, host: str, *, brief: bool = False) -> dict[str, Any]:
+        """What the agent of a host says of itself; ``brief``: without the lists, which grow with the cluster."""
+        return self.ask(host, "status", **({"brief": True} if brief else {}))
+
+    def ask(self, host: str, command: str, **arguments: Any) -> dict[str, Any]:
+        """What the agent of a host answers to a command on its control socket."""
+        argv = [sys.executable, "-c", ASK, self.lab.agent_settings(host)["FLANPY_RUN_DIR"], command, json.dumps(arguments)]
         answer: dict[str, Any] = json.loads(self.sandbox.run(host, argv, env=IMPORT_PATH).stdout)
         return answer
 
