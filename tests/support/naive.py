@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from scapy.all import IP, TCP, UDP, raw
+from scapy.all import IP, TCP, UDP, IPv6, raw
 
 from tests.support.core import GSO_ECN, GSO_UDP_L4, NEEDS_CSUM, Vnet
-from tests.support.packets import decremented, ones_sum, segment_flags
+from tests.support.packets import addresses, decremented, ones_sum, protocol, segment_flags, transport_start
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +36,9 @@ def sent(frame: Frame) -> list[bytes]:
 
 def flow_of(packet: bytes) -> bytes:
     """Addresses, protocol and, where there are any, ports: packets of one flow must keep their order."""
-    start = (packet[0] & 15) * 4
-    fragment = packet[6] & 0x3F or packet[7]
-    return packet[12:20] + packet[9:10] + (b"" if fragment or packet[9] not in (6, 17) else packet[start : start + 4])
+    start, number = transport_start(packet), protocol(packet)
+    fragment = packet[0] >> 4 == 4 and (packet[6] & 0x3F or packet[7])
+    return addresses(packet) + bytes([number]) + (b"" if fragment or number not in (6, 17) else packet[start : start + 4])
 
 
 def by_flow(packets: list[bytes]) -> dict[bytes, list[bytes]]:
@@ -50,7 +50,7 @@ def by_flow(packets: list[bytes]) -> dict[bytes, list[bytes]]:
 
 
 def _cut(packet: bytes, size: int, *, udp: bool) -> list[bytes]:
-    start = (packet[0] & 15) * 4
+    start = transport_start(packet)
     headers = start + (8 if udp else (packet[start + 12] >> 4) * 4)
     payload = packet[headers:]
     offsets = range(0, len(payload), size) or [0]
@@ -60,15 +60,18 @@ def _cut(packet: bytes, size: int, *, udp: bool) -> list[bytes]:
 
 
 def _piece(headers: bytes, payload: bytes, index: int, offset: int, *, last: bool) -> bytes:
-    piece = IP(headers + payload)
-    piece.id = (piece.id + index) & 0xFFFF
+    piece = IPv6(headers + payload) if headers[0] >> 4 == 6 else IP(headers + payload)
+    if IP in piece:
+        piece.id = (piece.id + index) & 0xFFFF
+        del piece.chksum, piece.len
+    else:
+        del piece.plen
     if TCP in piece:
         piece[TCP].seq = (piece[TCP].seq + offset) & 0xFFFFFFFF
         piece[TCP].flags = segment_flags(str(piece[TCP].flags), first=index == 0, last=last)
         del piece[TCP].chksum
     else:
         del piece[UDP].chksum, piece[UDP].len
-    del piece.chksum, piece.len
     return bytes(raw(piece))
 
 
@@ -77,6 +80,6 @@ def _finished(packet: bytes, vnet: Vnet) -> bytes:
         return packet
     at = vnet.csum_start + vnet.csum_offset
     check = 0xFFFF ^ ones_sum(packet[vnet.csum_start :])
-    if not check and packet[9] == 17:
+    if not check and protocol(packet) == 17:
         check = 0xFFFF
     return packet[:at] + check.to_bytes(2, "big") + packet[at + 2 :]
