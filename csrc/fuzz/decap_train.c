@@ -47,8 +47,10 @@ static void flush(struct batch *batch)
         batch->packets += writes[i].packets;
     }
     count = fp_decap_expired(batch->decap, &expired);
-    for (size_t i = 0; i < count; i++)
-        FZ_CHECK(((const uint8_t *)expired[i].iov_base)[FP_IP_TTL] <= 1);
+    for (size_t i = 0; i < count; i++) {
+        const uint8_t *packet = expired[i].iov_base;
+        FZ_CHECK(packet[packet[0] >> 4 == 6 ? FP_IP6_HOPS : FP_IP_TTL] <= 1);
+    }
     fp_decap_reset(batch->decap);
     for (uint32_t i = 0; i < batch->count; i++)
         free(batch->trains[i]);

@@ -1,5 +1,5 @@
 /*
- * Fuzz target: frames from the TUN device. Whatever leaves must be whole IPv4 packets with right header checksums.
+ * Fuzz target: frames from the TUN device. Whatever leaves must be whole IP packets with right header checksums.
  *
  *   | max_segments | mtu 2 | options | then frames: | flags: 1 repair, 2 source, 4 destination | length 2 | vnet_hdr, packet | ...
  */
@@ -42,7 +42,7 @@ static void offer(struct fp_encap *encap, const struct fp_context *context, stru
         FZ_CHECK(verdict != FP_FULL); /* any frame fits into empty runs */
     }
     if (verdict != FP_ENCAPSULATED && bytes >= FP_VNET_HDR_BYTES) {
-        uint8_t error[576];
+        uint8_t error[FP_ICMP_BYTES_MAX];
         size_t error_bytes = fp_icmp_error(context, verdict, frame + FP_VNET_HDR_BYTES, bytes - FP_VNET_HDR_BYTES, 1400, error, sizeof error);
         struct fp_ip ip;
         FZ_CHECK(error_bytes == 0 || (fp_ip_check(error, error_bytes, &ip) == FP_ENCAPSULATED && ip.total_bytes == error_bytes));

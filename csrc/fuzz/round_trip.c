@@ -1,13 +1,14 @@
 /*
  * Fuzz target: cut a superpacket, let its packets arrive, merge them: the result must be the superpacket that was cut.
  *
- *   | kind: 1 UDP, 2 DF clear, 4 PSH, 8 ECE | id 2 | sequence 4 | gso_size 2 | TOS | option words | payload ...
+ *   | kind: 1 UDP, 2 DF clear, 4 PSH, 8 ECE, 16 IPv6 | id 2 | sequence 4 | gso_size 2 | TOS | option words | payload ...
  */
 #include "fuzz.h"
 
 struct made {
     uint8_t *frame;
     size_t bytes; /* of the packet, without vnet_hdr */
+    size_t network; /* bytes of the IP header */
     size_t headers;
     struct fp_vnet vnet;
 };
@@ -22,7 +23,31 @@ static void put_tcp(uint8_t *tcp, uint8_t kind, uint32_t sequence, size_t tcp_by
     memset(tcp + FP_TCP_BYTES, 1, tcp_bytes - FP_TCP_BYTES); /* options: NOP */
 }
 
-/* A superpacket from us to the peer, without checksums but the IP header's. */
+static void put_ip4(uint8_t *packet, uint8_t kind, uint16_t id, uint8_t tos, size_t bytes)
+{
+    packet[0] = 0x45;
+    packet[FP_IP_TOS] = tos;
+    fp_store16_be(packet + FP_IP_LENGTH, (uint16_t)bytes);
+    fp_store16_be(packet + FP_IP_ID, id);
+    fp_store16_be(packet + FP_IP_FRAGMENT, kind & 2 ? 0 : FP_IP_DF);
+    packet[FP_IP_TTL] = 64;
+    packet[FP_IP_PROTOCOL] = kind & 1 ? FP_PROTOCOL_UDP : FP_PROTOCOL_TCP;
+    fp_store32_be(packet + FP_IP_SOURCE, FZ_HERE);
+    fp_store32_be(packet + FP_IP_DESTINATION, FZ_THERE);
+    fp_ip_store_check(packet, FP_IP_BYTES);
+}
+
+static void put_ip6(uint8_t *packet, uint8_t kind, uint16_t label, uint8_t tos, size_t bytes)
+{
+    fp_store32_be(packet, 0x60000000u | (uint32_t)tos << 20 | label);
+    fp_store16_be(packet + FP_IP6_LENGTH, (uint16_t)(bytes - FP_IP6_BYTES));
+    packet[FP_IP6_NEXT] = kind & 1 ? FP_PROTOCOL_UDP : FP_PROTOCOL_TCP;
+    packet[FP_IP6_HOPS] = 64;
+    memcpy(packet + FP_IP6_SOURCE, fz_here6, 16);
+    memcpy(packet + FP_IP6_DESTINATION, fz_there6, 16);
+}
+
+/* A superpacket from us to the peer, without checksums but the IPv4 header's. */
 static struct made make(struct fz_input *input)
 {
     uint8_t kind = fz_u8(input);
@@ -31,7 +56,8 @@ static struct made make(struct fz_input *input)
     uint16_t gso_size = fz_u16(input);
     uint8_t tos = fz_u8(input);
     size_t transport = kind & 1 ? FP_UDP_BYTES : FP_TCP_BYTES + (size_t)(fz_u8(input) & 7) * 4;
-    struct made made = {.headers = FP_IP_BYTES + transport};
+    struct made made = {.network = kind & 16 ? FP_IP6_BYTES : FP_IP_BYTES};
+    made.headers = made.network + transport;
     size_t payload = input->left < FP_PACKET_BYTES_MAX - made.headers ? input->left : FP_PACKET_BYTES_MAX - made.headers;
     made.bytes = made.headers + payload;
     made.frame = malloc(FP_VNET_HDR_BYTES + made.bytes);
@@ -39,26 +65,22 @@ static struct made make(struct fz_input *input)
     memset(packet, 0, made.headers);
     if (payload > 0)
         memcpy(packet + made.headers, input->data, payload);
-    packet[0] = 0x45;
-    packet[FP_IP_TOS] = tos;
-    fp_store16_be(packet + FP_IP_LENGTH, (uint16_t)made.bytes);
-    fp_store16_be(packet + FP_IP_ID, id);
-    fp_store16_be(packet + FP_IP_FRAGMENT, kind & 2 ? 0 : FP_IP_DF);
-    packet[FP_IP_TTL] = 64;
-    packet[FP_IP_PROTOCOL] = kind & 1 ? FP_PROTOCOL_UDP : FP_PROTOCOL_TCP;
-    fp_store32_be(packet + FP_IP_SOURCE, FZ_HERE);
-    fp_store32_be(packet + FP_IP_DESTINATION, FZ_THERE);
-    fp_ip_store_check(packet, FP_IP_BYTES);
-    fp_store32_be(packet + FP_IP_BYTES, 0x1f904321);
-    if (kind & 1)
-        fp_store16_be(packet + FP_IP_BYTES + FP_UDP_LENGTH, (uint16_t)(made.bytes - FP_IP_BYTES));
+    if (kind & 16)
+        put_ip6(packet, kind, id, tos, made.bytes);
     else
-        put_tcp(packet + FP_IP_BYTES, kind, sequence, transport);
+        put_ip4(packet, kind, id, tos, made.bytes);
+    fp_store32_be(packet + made.network, 0x1f904321);
+    if (kind & 1)
+        fp_store16_be(packet + made.network + FP_UDP_LENGTH, (uint16_t)(made.bytes - made.network));
+    else
+        put_tcp(packet + made.network, kind, sequence, transport);
     made.vnet = (struct fp_vnet){.flags = FP_VNET_NEEDS_CSUM,
-                                 .gso_type = kind & 1 ? FP_VNET_GSO_UDP_L4 : FP_VNET_GSO_TCPV4,
+                                 .gso_type = kind & 1    ? FP_VNET_GSO_UDP_L4
+                                             : kind & 16 ? FP_VNET_GSO_TCPV6
+                                                         : FP_VNET_GSO_TCPV4,
                                  .header_bytes = (uint16_t)made.headers,
                                  .gso_size = gso_size,
-                                 .csum_start = FP_IP_BYTES,
+                                 .csum_start = (uint16_t)made.network,
                                  .csum_offset = kind & 1 ? FP_UDP_CHECK : FP_TCP_CHECK};
     memcpy(made.frame, &made.vnet, sizeof made.vnet);
     return made;
@@ -67,9 +89,13 @@ static struct made make(struct fz_input *input)
 /* Exchanging source and destination changes no checksum, so what a node sends can arrive at itself. */
 static void swap_addresses(uint8_t *packet)
 {
-    uint32_t source = fp_load32(packet + FP_IP_SOURCE);
-    fp_store32(packet + FP_IP_SOURCE, fp_load32(packet + FP_IP_DESTINATION));
-    fp_store32(packet + FP_IP_DESTINATION, source);
+    uint8_t version = packet[0] >> 4;
+    size_t half = fp_ip_addresses_bytes(version) / 2;
+    uint8_t *source = packet + (fp_ip_addresses(packet, version) - packet);
+    uint8_t kept[16];
+    memcpy(kept, source, half);
+    memcpy(source, source + half, half);
+    memcpy(source + half, kept, half);
 }
 
 static void check_equal(const struct made *made, const struct fp_write *write)
@@ -82,12 +108,15 @@ static void check_equal(const struct made *made, const struct fp_write *write)
         bytes += write->iov[i].iov_len;
     }
     uint8_t *packet = made->frame + FP_VNET_HDR_BYTES;
+    uint8_t version = packet[0] >> 4;
     swap_addresses(packet);
-    packet[FP_IP_TTL] = 62; /* once at each end */
-    fp_ip_store_check(packet, FP_IP_BYTES);
-    uint32_t transport_bytes = (uint32_t)(made->bytes - FP_IP_BYTES);
-    fp_store16(packet + FP_IP_BYTES + made->vnet.csum_offset,
-               fp_fold(fp_ip_pseudo_sum(packet, packet[FP_IP_PROTOCOL], transport_bytes)));
+    packet[version == 6 ? FP_IP6_HOPS : FP_IP_TTL] = 62; /* once at each end */
+    if (version == 4)
+        fp_ip_store_check(packet, FP_IP_BYTES);
+    uint8_t protocol = packet[version == 6 ? FP_IP6_NEXT : FP_IP_PROTOCOL];
+    uint32_t transport_bytes = (uint32_t)(made->bytes - made->network);
+    fp_store16(packet + made->network + made->vnet.csum_offset,
+               fp_fold(fp_ip_any_pseudo_sum(packet, version, protocol, transport_bytes)));
     FZ_CHECK(bytes == FP_VNET_HDR_BYTES + made->bytes);
     FZ_CHECK(memcmp(merged, made->frame, bytes) == 0);
 }

@@ -1,8 +1,9 @@
 /*
- * Fuzz target: the route table. Odd first byte: routes, built and compared with a naive look-up. Even: a good blob with some words
- * changed; what the check accepts must be safe to look up in.
+ * Fuzz target: the route table. First byte 1 (modulo 4): IPv4 routes, built and compared with a naive look-up; 3: IPv6 routes. Even: a good
+ * blob with some words changed; what the check accepts must be safe to look up in.
  *
- *   odd:   | hops | routes: | prefix 4 | length | hop | ...             even: | words: | place 4 | value 4 | ...
+ *   1:    | hops | routes: | prefix 4 | length | hop | ...                       even: | words: | place 4 | value 4 | ...
+ *   3:    | hops | routes: | prefix 4, at 4 | prefix 4, at 12 | length | hop | ...
  */
 #include "fuzz.h"
 #include "table.h"
@@ -66,6 +67,82 @@ static void build(struct fz_input *input)
     free(memory);
 }
 
+static bool covers(const struct fp_route6 *route, const uint8_t *address)
+{
+    uint32_t whole = route->prefix_len / 8, rest = route->prefix_len % 8;
+    if (memcmp(route->prefix.bytes, address, whole) != 0)
+        return false;
+    return rest == 0 || (route->prefix.bytes[whole] ^ address[whole]) >> (8 - rest) == 0;
+}
+
+static uint32_t naive6(const struct fp_route6 *routes, size_t count, const uint8_t *address)
+{
+    uint32_t best = FP_HOP_NONE;
+    uint32_t best_len = 0;
+    for (size_t i = 0; i < count; i++) {
+        if (covers(&routes[i], address) && (best == FP_HOP_NONE || routes[i].prefix_len >= best_len)) {
+            best = routes[i].hop;
+            best_len = routes[i].prefix_len;
+        }
+    }
+    return best;
+}
+
+/* One more or less than an address, as a number. */
+static struct fp_address stepped(struct fp_address address, uint8_t step)
+{
+    for (size_t i = 16; i-- > 0;) {
+        address.bytes[i] = (uint8_t)(address.bytes[i] + step);
+        if (address.bytes[i] != (step == 1 ? 0 : 0xff))
+            break;
+    }
+    return address;
+}
+
+static void compare6(const struct fp_table *table, const struct fp_route6 *routes, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        struct fp_address end = routes[i].prefix;
+        for (uint32_t bit = routes[i].prefix_len; bit < 128; bit++)
+            end.bytes[bit / 8] = (uint8_t)(end.bytes[bit / 8] | 0x80 >> bit % 8);
+        const struct fp_address probes[] = {routes[i].prefix, end, stepped(routes[i].prefix, 0xff), stepped(end, 1)};
+        for (size_t j = 0; j < sizeof probes / sizeof *probes; j++)
+            FZ_CHECK(fp_table_lookup6(table, probes[j].bytes) == naive6(routes, count, probes[j].bytes));
+    }
+}
+
+/* Only eight bytes of a prefix are drawn, in two places, so that prefixes meet. */
+static void build6(struct fz_input *input)
+{
+    struct fp_route6 routes[ROUTES_MAX];
+    struct fp_hop hops[16];
+    size_t n_hops = fz_u8(input) & 15;
+    size_t count = 0;
+    memset(hops, 0, sizeof hops);
+    while (input->left > 0 && count < ROUTES_MAX) {
+        struct fp_route6 route = {.prefix = {{0xfd}}};
+        fp_store32_be(route.prefix.bytes + 4, fz_u32(input));
+        fp_store32_be(route.prefix.bytes + 12, fz_u32(input));
+        route.prefix_len = fz_u8(input);
+        uint8_t hop = fz_u8(input);
+        route.hop = hop == 0xff ? FP_HOP_LOCAL : hop;
+        for (uint32_t bit = route.prefix_len; bit < 128; bit++)
+            route.prefix.bytes[bit / 8] = (uint8_t)(route.prefix.bytes[bit / 8] & ~(0x80 >> bit % 8));
+        routes[count++] = route;
+    }
+    fp_routes6_sort(routes, count);
+    const struct fp_routes all = {.v6 = routes, .n_v6 = count, .hops = hops, .n_hops = n_hops};
+    size_t bytes = fp_table_bytes(&all);
+    void *memory = fz_aligned(bytes > 0 ? bytes : 64);
+    int error = fp_table_build(memory, bytes, 7, &all);
+    FZ_CHECK((error == 0) == (bytes > 0));
+    if (error == 0) {
+        FZ_CHECK(fp_table_check(memory, bytes) == 0);
+        compare6(memory, routes, count);
+    }
+    free(memory);
+}
+
 /* A good blob, built once: building is most of the work of an execution. Returns its size. */
 static size_t good_blob(void **blob)
 {
@@ -81,7 +158,10 @@ static size_t good_blob(void **blob)
         routes[i] = (struct fp_route4){0x0a050000 + (i << 8), 24, i % 4};
     for (uint32_t i = 40; i < 80; i++)
         routes[i] = (struct fp_route4){0x0a060000 + i * 2, 32, i % 3};
-    const struct fp_routes all = {.v4 = routes, .n_v4 = 80, .hops = hops, .n_hops = 4};
+    struct fp_route6 routes6[40];
+    for (uint32_t i = 0; i < 40; i++)
+        routes6[i] = (struct fp_route6){{{0xfd, 0x05, [7] = (uint8_t)i}}, 64, i % 4};
+    const struct fp_routes all = {.v4 = routes, .n_v4 = 80, .v6 = routes6, .n_v6 = 40, .hops = hops, .n_hops = 4};
     bytes = fp_table_bytes(&all);
     *blob = fz_lasting(&memory, bytes);
     FZ_CHECK(fp_table_build(memory, bytes, 1, &all) == 0);
@@ -106,6 +186,11 @@ static void damage(struct fz_input *input)
         }
         struct fp_address address = {{0}};
         fp_table_knows_address(table, &address);
+        for (uint32_t i = 0; i < 256 * 16; i++) {
+            address = (struct fp_address){{i & 0x100 ? 0xff : 0xfd, 0x05, [7] = (uint8_t)i, [9] = (uint8_t)(i >> 8)}};
+            uint32_t hop = fp_table_lookup6(table, address.bytes);
+            FZ_CHECK(hop == FP_HOP_NONE || hop == FP_HOP_LOCAL || fp_table_hop(table, hop) != NULL);
+        }
     }
     free(memory);
 }
@@ -113,9 +198,12 @@ static void damage(struct fz_input *input)
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
 {
     struct fz_input input = {data, bytes};
-    if (fz_u8(&input) & 1)
-        build(&input);
-    else
+    uint8_t mode = fz_u8(&input);
+    if ((mode & 1) == 0)
         damage(&input);
+    else if (mode & 2)
+        build6(&input);
+    else
+        build(&input);
     return 0;
 }

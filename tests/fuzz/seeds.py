@@ -16,6 +16,9 @@ from tests.support.packets import Packet, pattern
 
 CORPUS = Path(__file__).parent / "corpus"
 BACK = Packet(source="10.5.2.7", destination="10.5.1.5")
+BACK6 = Packet(source="fd05:0:0:2::7", destination="fd05:0:0:1::5", flow_label=5)
+OUT6 = replace(BACK6, source=BACK6.destination, destination=BACK6.source)
+FRAGMENT6 = bytes.fromhex("6000000000182c40") + OUT6.raw()[8:40] + bytes.fromhex("11000001000000071111222200100000") + b"payload."
 REPAIR, ADDRESSES = 1, 6
 SOURCE_CHECK, USO = 1, 2
 
@@ -44,6 +47,14 @@ def encap_frame() -> Iterator[tuple[str, bytes]]:
     yield "no_route", frames((replace(tcp, destination="10.9.9.9").raw(), PLAIN), flags=REPAIR)
     yield "tiny_segments", frames(Packet(payload=pattern(400)).superpacket(1), max_segments=2)
     yield "as_they_come", frames((b"", PLAIN), (b"\x45", PLAIN), (tcp.raw()[:19], PLAIN), flags=0)
+    tcp6, udp6 = replace(OUT6, payload=pattern(300), flags="FPA"), replace(OUT6, payload=pattern(300), udp=True)
+    options6 = replace(tcp6, ip_options=bytes(4))
+    yield "ipv6_superpackets", frames(tcp6.superpacket(100), udp6.superpacket(100), options6.superpacket(90))
+    yield "ipv6_unfinished", frames(tcp6.unfinished(), udp6.unfinished(), options6.unfinished())
+    yield "ipv6_too_big", frames((tcp6.raw(), PLAIN), mtu=100)
+    yield "ipv6_fragment", frames((FRAGMENT6, PLAIN))
+    yield "ipv6_no_route", frames((tcp6.raw(), PLAIN), (replace(tcp6, ttl=1).raw(), PLAIN), flags=REPAIR)
+    yield "ipv6_as_they_come", frames((b"\x60", PLAIN), (tcp6.raw()[:39], PLAIN), (tcp6.raw()[:40], PLAIN), flags=0)
 
 
 def trains(*offered: tuple[bytes, int], options: int = SOURCE_CHECK | USO, flags: int = 3, tos: int = 0) -> bytes:
@@ -78,6 +89,11 @@ def decap_train() -> Iterator[tuple[str, bytes]]:
     yield "spoofed", trains((replace(BACK, source="10.5.3.1").raw(), 0), flags=1)
     yield "wrong_size", trains((b"".join(tcp), 99))
     yield "many", trains((b"".join(replace(BACK, sport=i).raw() for i in range(260)), 40))
+    tcp6, udp6 = stream(BACK6, 5, 60), stream(replace(BACK6, udp=True), 5, 60)
+    yield "ipv6_trains", trains((b"".join(tcp6), 120), (b"".join(udp6), 108))
+    yield "ipv6_beside_ipv4", trains((tcp6[0], 0), (tcp[0], 0), (tcp6[1], 0), (tcp[1], 0), tos=1)
+    yield "ipv6_options_and_fragments", trains((replace(BACK6, ip_options=bytes(4)).raw(), 0), (FRAGMENT6, 0), (tcp6[0], 0))
+    yield "ipv6_refused", trains((replace(BACK6, source="fd05:0:0:3::1").raw(), 0), (replace(BACK6, ttl=1).raw(), 0), flags=1)
     yield "broken", trains((b"", 0), (b"\x45", 1), (tcp[0][:39], 0), flags=0)
 
 
@@ -96,6 +112,14 @@ def table() -> Iterator[tuple[str, bytes]]:
     yield "twice", routes((0x0A050000, 24, 0), (0x0A050000, 24, 1))
     yield "hop_out_of_range", routes((0x0A050000, 24, 9))
     yield "host_bits", routes((0x0A050001, 24 | 0x80, 0))
+    six = [struct.pack(">IIBB", i << 8, i * 7, 64 if i % 3 else 128, i % 8) for i in range(20)]
+    yield "ipv6_neighbours", bytes([3, 8]) + b"".join(six)
+    yield (
+        "ipv6_nested",
+        bytes([3, 4]) + b"".join(struct.pack(">IIBB", 0, 0, length, length % 4) for length in (0, 8, 64, 65, 127, 128)),
+    )
+    yield "ipv6_twice", bytes([3, 4]) + struct.pack(">IIBB", 1, 1, 48, 0) * 2
+    yield "ipv6_length_129", bytes([3, 4]) + struct.pack(">IIBB", 1, 1, 129, 0)
     for name, place, word in (
         ("magic", 0, 0),
         ("root_to_node", 32, 0x80000000),
@@ -108,7 +132,7 @@ def table() -> Iterator[tuple[str, bytes]]:
 
 def round_trip() -> Iterator[tuple[str, bytes]]:
     """Superpackets of each kind."""
-    for kind in range(16):
+    for kind in range(32):
         tail = b"\x03" if not kind & 1 else b""
         yield f"kind_{kind}", struct.pack(">BHIHB", kind, 0xFFFE, 0xFFFFFF00, 100, kind) + tail + pattern(450 + kind)
 
