@@ -114,12 +114,17 @@ class Lab:
             raise LabError(f"the agent of {host} runs already")
         self.host_path(host).mkdir(exist_ok=True)
         mark = self._mark(host)
-        argv = [sys.executable, "-m", "flanpy", "agent", "--iface", UPLINK, "--datapath", self.spec.datapath]
+        argv = [sys.executable, "-m", "flanpy", "agent", "--iface", self.underlay(host), "--datapath", self.spec.datapath]
         pid = self.sandbox.start(
             host, [*argv, *self.spec.agent_flags], self.log_path(host), {**self.agent_settings(host), **IMPORT_PATH}
         )
         self.host_path(host, "agent.pid").write_text(str(pid))
         return mark
+
+    def underlay(self, host: str) -> str:
+        """What the agent of a host is told to use as its underlay."""
+        self.plan.host(host)
+        return UPLINK
 
     def agent_settings(self, host: str) -> dict[str, str]:
         """The agent's options as environment variables; `flanpy` commands that run on the host find its agent by them too."""

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from flanpy.errors import FlanpyError
 from flanpy.lab import topology
@@ -113,7 +114,7 @@ class Cluster:
     def etcd(self, method: str, body: dict[str, Any]) -> dict[str, Any]:
         """One call of etcd's JSON gateway (``kv/range``, ``kv/put``, ...)."""
         with self.sandbox.enter(None):
-            connection = http.client.HTTPConnection(str(self.lab.plan.services_address), 2379, timeout=5)
+            connection = http.client.HTTPConnection(str(urlsplit(self.lab.etcd_url).hostname), 2379, timeout=5)
             try:
                 connection.request("POST", f"/v3/{method}", json.dumps(body))
                 answer: dict[str, Any] = json.loads(connection.getresponse().read())

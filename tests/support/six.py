@@ -10,20 +10,28 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ipaddress import IPv6Network
 from pathlib import Path
+from typing import Any
 
 from flanpy.core.subnet_env import SubnetEnv, parse_subnet_env
 from flanpy.lab import topology
-from flanpy.lab.cluster import Lab
+from flanpy.lab.cluster import IMPORT_PATH, Lab
 from flanpy.lab.plan import UPLINK
 from flanpy.lab.registry import LabSpec
 from flanpy.lab.sandbox import Sandbox
 from flanpy.model import Network
 from tests.support.clusters import Cluster
 
+ASK = """
+import json, sys
+from pathlib import Path
+from flanpy.agent.control import ask
+print(json.dumps(ask(Path(sys.argv[1]), sys.argv[2])))
+"""
 IPV6_ON = "net.ipv6.conf.all.disable_ipv6=0 net.ipv6.conf.default.disable_ipv6=0"
 ROUTER = f"{IPV6_ON} net.ipv6.conf.all.forwarding=1"
 HOSTS = ("host1", "host2")
@@ -33,6 +41,12 @@ class SixLab(Lab):
     """A lab whose etcd is reached by the family that the underlay has."""
 
     outer: str = "4"
+    by_address6: bool = False
+    """Name the underlay by its IPv6 address."""
+
+    def underlay(self, host: str) -> str:
+        """What the agent of a host is told to use as its underlay."""
+        return f"fd31:9::{HOSTS.index(host) + 1}" if self.by_address6 else super().underlay(host)
 
     @property
     def etcd_url(self) -> str:
@@ -42,6 +56,12 @@ class SixLab(Lab):
 
 class Six(Cluster):
     """A cluster with what tests of IPv6 ask of it."""
+
+    def ask(self, host: str, question: str) -> dict[str, Any]:
+        """The answer of a host's agent to a question of the control socket."""
+        argv = [sys.executable, "-c", ASK, self.lab.agent_settings(host)["FLANPY_RUN_DIR"], question]
+        answer: dict[str, Any] = json.loads(self.sandbox.run(host, argv, env=IMPORT_PATH).stdout)
+        return answer
 
     def env(self, host: str) -> SubnetEnv:
         """What a host's subnet.env says."""
@@ -93,9 +113,9 @@ class Six(Cluster):
             self.sandbox.script("\n".join(lines) + "\n")
 
 
-def network(backend: str, inner: str, **options: object) -> str:
+def network(backend: str, inner: str) -> str:
     """The network config with the families in ``inner``: "4", "6" or "46"."""
-    config: dict[str, object] = {"Backend": {"Type": backend, **options}}
+    config: dict[str, object] = {"Backend": {"Type": backend}}
     if "4" in inner:
         config["Network"] = "10.244.0.0/16"
     else:
@@ -106,11 +126,11 @@ def network(backend: str, inner: str, **options: object) -> str:
 
 
 @contextmanager
-def six(logs: Path, backend: str, inner: str, outer: str, *, datapath: str = "userspace", **options: object) -> Iterator[Six]:
+def six(logs: Path, backend: str, inner: str, outer: str, *, by_address6: bool = False) -> Iterator[Six]:
     """Two hosts with these families inside and on the underlay ("4", "6" or "46"), agents and pods."""
     with Sandbox.create() as sandbox:
-        lab = SixLab(LabSpec("test", 2, 1, network(backend, inner, **options), datapath=datapath), sandbox, logs)
-        lab.outer = outer
+        lab = SixLab(LabSpec("test", 2, 1, network(backend, inner), datapath="userspace"), sandbox, logs)
+        lab.outer, lab.by_address6 = outer, by_address6
         sandbox.script(topology.underlay_script(lab.plan))
         if "6" in outer:
             lines = ["sysctl -qw net.ipv6.conf.all.disable_ipv6=0", "ip addr add fd31:9::254/64 dev underlay nodad"]
