@@ -36,9 +36,7 @@ class Members:
         """All leases, read anew."""
         state, now_s = self._state, time.monotonic()
         before, state.members = state.members, membership.from_records(records, state.members)
-        held = state.lease.held if state.lease else None
-        own_key = None if held is None else key_of(held.subnets)
-        self._keep(grace.after_listing(state.kept, before, state.members, own_key, self._grace, now_s))
+        self._keep(grace.after_listing(state.kept, before, state.members, self._own_key(), self._grace, now_s))
 
     def changed(self, changes: tuple[RecordChange, ...]) -> None:
         """Changes of leases; without effect before the first listing."""
@@ -53,8 +51,15 @@ class Members:
         if state.members is not None:
             self._keep(grace.current(state.kept, state.members, time.monotonic()))
 
+    def _own_key(self) -> str | None:
+        held = self._state.lease.held if self._state.lease else None
+        return None if held is None else key_of(held.subnets)
+
     def _keep(self, kept: Mapping[str, KeptLease]) -> None:
-        state = self._state
+        """Our own lease is ``core.leasing``'s: it registers it again."""
+        state, own_key = self._state, self._own_key()
+        if own_key in kept:
+            kept = {key: lease for key, lease in kept.items() if key != own_key}
         before, state.kept, state.dirty = state.kept, kept, True
         self._say(before)
         state.timers.pop(TIMER, None)

@@ -198,6 +198,8 @@ class Session:
     def _denial_hint(self, details: str) -> str:
         if "user name is empty" in details:
             return "; etcd asks for a login: give etcd-username and etcd-password"
+        if "database space exceeded" in details:
+            return "; compact and defragment etcd, then: etcdctl alarm disarm"
         if "permission denied" in details:
             user = f"user {self.options.username}" if self.options.username else "this certificate's user"
             return f"; give {user} a role with readwrite on the prefix {self.options.prefix}/"
