@@ -6,6 +6,9 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[2] / "flanpy"
 WALL_CLOCKS = {"time", "time_ns", "localtime", "gmtime", "ctime", "CLOCK_REALTIME", "now", "utcnow", "today", "fromtimestamp"}
 MAY_LOOK = {
+    "agent/bugreport.py": "the time of the files in the archive",
+    "agent/capture.py": "the time of captured packets",
+    "cli/capture.py": "the same, shown",
     "agent/logs.py": "lines for people",
     "agent/process.py": "the start time of the process, as Prometheus wants it",
     "kernel/wireguard.py": "the kernel gives the last handshake in the time of day",
