@@ -21,7 +21,7 @@ from flanpy.core.rules import RuleOptions, plan_rules
 from flanpy.core.rules_nft import parse_table, table_of
 from flanpy.model import FirewallTool, Subnets
 from tests.support.clusters import NETWORK, Agent, Cluster, bare, cluster, eventually
-from tests.support.firewall import Flows, counters_in
+from tests.support.firewall import Flows, counters_in, counters_saved
 
 OUTSIDE, HOST1 = "172.31.9.254", "172.31.9.1"
 
@@ -144,6 +144,24 @@ def test_iptables_keeps_the_rules_where_it_is_asked_for(
         with Agent(one, "--firewall=iptables", "--iptables-forward-rules=false", name="b") as agent:
             agent.says("ready: subnet", 30)
             assert "FLANPY" not in saved(one), "what is not wanted any more goes"
+
+
+def test_a_restart_with_iptables_under_1000_new_flows_a_second_loses_none_either(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    def met(one: Cluster) -> int:
+        return counters_saved(one.sandbox.run("host1", ["iptables-save", "-c"]).stdout, 4)[4, "network to outside"]
+
+    flags = ("--ip-masq", "--firewall=iptables")
+    with cluster(tmp_path_factory.mktemp("logs"), hosts=1, pods=1, agent_flags=flags) as one:
+        count = met(one)
+        with flows(one) as sent:
+            eventually(lambda: sent.sent > 500, 10, "packets before")
+            one.lab.stop_agent("host1", signal.SIGKILL)
+            eventually(lambda at=sent.sent: sent.sent > at + 300, 10, "packets while no agent runs")  # type: ignore[misc]
+            one.lab.start_agents(["host1"])
+            eventually(lambda at=sent.sent: sent.sent > at + 300, 10, "packets after")  # type: ignore[misc]
+        assert (sent.sources, met(one)) == ({HOST1: sent.sent}, count + sent.sent)
 
 
 def saved(one: Cluster) -> str:

@@ -135,13 +135,16 @@ def counters(where: Namespace, kind: str) -> dict[tuple[int | None, str], int]:
     """Packets that each of our rules has met, by (IP version, comment); ``kind`` is nft, iptables-nft or iptables-legacy."""
     if kind == "nft":
         return counters_in(json.loads(where.run("nft", "-j", "list", "table", "inet", "flanpy")))
-    found = {}
+    found: dict[tuple[int | None, str], int] = {}
     for version, command in ((4, kind), (6, kind.replace("ip", "ip6", 1))):
-        for line in where.run(f"{command}-save", "-c").splitlines():
-            matched = re.match(r'\[(\d+):\d+\] -A FLANPY-\S+ .*--comment "([^"]+)"', line)
-            if matched:
-                found[version, matched[2]] = int(matched[1])
+        found |= counters_saved(where.run(f"{command}-save", "-c"), version)
     return found
+
+
+def counters_saved(text: str, version: int) -> dict[tuple[int | None, str], int]:
+    """The counters in what iptables-save or ip6tables-save -c prints."""
+    lines = (re.match(r'\[(\d+):\d+\] -A FLANPY-\S+ .*--comment "([^"]+)"', line) for line in text.splitlines())
+    return {(version, matched[2]): int(matched[1]) for matched in lines if matched}
 
 
 def counters_in(listed: dict[str, list[dict[str, dict[str, object]]]]) -> dict[tuple[int | None, str], int]:
