@@ -7,6 +7,7 @@ else lies in the sandbox's private /run and ends with it. Containers run as root
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from flanpy.lab.sandbox import Sandbox
 
 ROOT = "/run/lab/busybox"
+BUNDLES = "/run/lab/containers"
 RUNC = ["runc", "--rootless", "true", "--root", "/run/runc"]
 PREPARE = f"""
 mount -t tmpfs none /sys/fs/cgroup
@@ -21,7 +23,7 @@ for name in $(cut -d: -f2 /proc/self/cgroup | tr , ' '); do mkdir -p /sys/fs/cgr
 mount -o remount,ro /sys/fs/cgroup
 mkdir -p {ROOT}/bin {ROOT}/proc {ROOT}/dev {ROOT}/data
 cp "$(command -v busybox)" {ROOT}/bin/busybox
-for name in sh httpd wget ls touch cat mv; do ln -s busybox {ROOT}/bin/$name; done
+for name in sh httpd wget ls touch cat mv mkdir sleep; do ln -s busybox {ROOT}/bin/$name; done
 """
 
 
@@ -49,11 +51,12 @@ class Container:
     def delete(self) -> None:
         """Kill and remove it."""
         self.sandbox.run(None, [*RUNC, "delete", "--force", self.name])
+        shutil.rmtree(self.sandbox.path(Path(BUNDLES, self.name)))
 
 
 def start(sandbox: Sandbox, name: str, script: str, *, pod: str, volume: str, beside: Container | None = None) -> Container:
     """Start a container with a shell script in the network namespace of a pod, and the IPC namespace of another container."""
-    bundle = Path("/run/lab/containers", name)
+    bundle = Path(BUNDLES, name)
     sandbox.path(bundle).mkdir(parents=True)
     sandbox.path(volume).mkdir(parents=True, exist_ok=True)
     config = container_config(script, f"/run/netns/{pod}", volume, None if beside is None else f"/proc/{beside.pid}/ns/ipc")
