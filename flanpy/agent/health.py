@@ -170,8 +170,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _metrics(self) -> None:
         answer = self._ask(Ask("status", {"brief": True}))
-        if answer is not None:
-            text = metrics.render(answer, read_process(answer["uptime_s"]))
+        peers = self._ask(Ask("peers")) if answer is not None else None
+        if answer is not None and peers is not None:
+            text = metrics.render({**answer, "peers": peers["peers"]}, read_process(answer["uptime_s"]))
             self._send_text(200, text.encode(), metrics.CONTENT_TYPE)
 
     def _ask(self, ask: Ask) -> dict[str, Any] | None:

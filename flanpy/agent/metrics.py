@@ -16,7 +16,13 @@ from typing import Any, Literal
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
+PATH_STATES = ("ok", "lossy", "unknown", "no agent", "path down", "node down")
+PEER_LABELS = ("peer", "subnets")
+PEERS_MAX = 1000
+"""Peers with figures of their own: in a larger cluster the first ones, for a scrape must end."""
+
 Status = Mapping[str, Any]
+"""The answer to ``status``; with the list ``peers`` of the answer to ``peers`` it has figures of each."""
 Sample = tuple[str, Mapping[str, str], float]
 """Suffix of the name (``_bucket``, …), labels, value."""
 
@@ -103,6 +109,31 @@ def _work(status: Status, _: ProcessFigures) -> list[Sample]:
     return [("", {"work": name}, value) for name, value in (status["datapath"] or {}).get("counters", {}).items()]
 
 
+def _paths(status: Status, _: ProcessFigures) -> list[Sample]:
+    paths = status["paths"]
+    return [("", {"state": word}, (paths["states"]).get(word, 0)) for word in PATH_STATES] if paths else []
+
+
+def _peer_path(
+    read: Callable[[Mapping[str, Any], ProcessFigures], float | None],
+) -> Callable[[Status, ProcessFigures], list[Sample]]:
+    """A figure of each path that is probed, by its peer."""
+
+    def samples(status: Status, process: ProcessFigures) -> list[Sample]:
+        probed = [peer for peer in status.get("peers", ()) if peer.get("path")][:PEERS_MAX]
+        found = [
+            ({"peer": str(peer["public_ip"]), "subnets": str(peer["subnets"])}, read(peer["path"], process)) for peer in probed
+        ]
+        return [("", labels, value) for labels, value in found if value is not None]
+
+    return samples
+
+
+def _seen(path: Mapping[str, Any], process: ProcessFigures) -> float | None:
+    ago = path["last_seen_s_ago"]
+    return None if ago is None else round(process.now_s - ago, 3)
+
+
 def _lease_left(status: Status) -> float | None:
     lease = status["lease"]
     if lease is None:
@@ -159,6 +190,38 @@ METRICS: tuple[Metric, ...] = (
         "flanpy_foreign_leases", "Leases of nodes with another backend, which are left alone.", lambda s: s["counts"]["foreign"]
     ),
     _gauge("flanpy_refused_leases", "Keys in etcd that were refused.", lambda s: s["counts"]["refused"]),
+    Metric("flanpy_paths", "gauge", "Paths to peers that are probed, by state.", _paths, ("state",)),
+    Metric(
+        "flanpy_peer_path_up",
+        "gauge",
+        "1 while the peer's agent answers over the overlay, or has lately.",
+        _peer_path(lambda path, _: path["state"] in ("ok", "lossy")),
+        PEER_LABELS,
+    ),
+    Metric(
+        "flanpy_peer_rtt_seconds",
+        "gauge",
+        "Round trip of the last probe that was answered.",
+        _peer_path(lambda path, _: None if path["rtt_ms"] is None else path["rtt_ms"] / 1e3),
+        PEER_LABELS,
+    ),
+    Metric(
+        "flanpy_peer_last_seen_timestamp_seconds",
+        "gauge",
+        "When the peer was last heard of over the overlay (Unix time).",
+        _peer_path(_seen),
+        PEER_LABELS,
+    ),
+    Metric(
+        "flanpy_peer_probes_total", "counter", "Probes sent to the peer.", _peer_path(lambda path, _: path["sent"]), PEER_LABELS
+    ),
+    Metric(
+        "flanpy_peer_probes_lost_total",
+        "counter",
+        "Probes that had no answer.",
+        _peer_path(lambda path, _: path["lost"]),
+        PEER_LABELS,
+    ),
     Metric(
         "flanpy_pods", "gauge", "Pods of the registry: here, and with an entry of their own beside the subnets.", _pods, ("kind",)
     ),

@@ -23,7 +23,7 @@ from tests.support.answers import STATUS
 
 
 def echo(command: str, arguments: Any) -> dict[str, Any]:
-    return {"ok": True, "command": command, "arguments": dict(arguments), **STATUS}
+    return {"ok": True, "command": command, "arguments": dict(arguments), "peers": [], **STATUS}
 
 
 @pytest.fixture

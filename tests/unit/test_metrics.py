@@ -62,6 +62,14 @@ flanpy_foreign_leases 1
 # HELP flanpy_refused_leases Keys in etcd that were refused.
 # TYPE flanpy_refused_leases gauge
 flanpy_refused_leases 1
+# HELP flanpy_paths Paths to peers that are probed, by state.
+# TYPE flanpy_paths gauge
+flanpy_paths{state="ok"} 1
+flanpy_paths{state="lossy"} 0
+flanpy_paths{state="unknown"} 0
+flanpy_paths{state="no agent"} 0
+flanpy_paths{state="path down"} 0
+flanpy_paths{state="node down"} 1
 # HELP flanpy_lease_held 1 while this node has a subnet.
 # TYPE flanpy_lease_held gauge
 flanpy_lease_held 1
@@ -107,6 +115,38 @@ process_start_time_seconds 1000.5
 
 def test_the_whole_text() -> None:
     assert render(STATUS, PROCESS) == TEXT
+
+
+PEER_TEXT = """\
+# HELP flanpy_peer_path_up 1 while the peer's agent answers over the overlay, or has lately.
+# TYPE flanpy_peer_path_up gauge
+flanpy_peer_path_up{peer="172.31.9.2",subnets="10.244.8.0/24"} 1
+flanpy_peer_path_up{peer="172.31.9.3",subnets="10.244.9.0/24"} 0
+# HELP flanpy_peer_rtt_seconds Round trip of the last probe that was answered.
+# TYPE flanpy_peer_rtt_seconds gauge
+flanpy_peer_rtt_seconds{peer="172.31.9.2",subnets="10.244.8.0/24"} 0.0005
+# HELP flanpy_peer_last_seen_timestamp_seconds When the peer was last heard of over the overlay (Unix time).
+# TYPE flanpy_peer_last_seen_timestamp_seconds gauge
+flanpy_peer_last_seen_timestamp_seconds{peer="172.31.9.2",subnets="10.244.8.0/24"} 1099
+# HELP flanpy_peer_probes_total Probes sent to the peer.
+# TYPE flanpy_peer_probes_total counter
+flanpy_peer_probes_total{peer="172.31.9.2",subnets="10.244.8.0/24"} 40
+flanpy_peer_probes_total{peer="172.31.9.3",subnets="10.244.9.0/24"} 9
+# HELP flanpy_peer_probes_lost_total Probes that had no answer.
+# TYPE flanpy_peer_probes_lost_total counter
+flanpy_peer_probes_lost_total{peer="172.31.9.2",subnets="10.244.8.0/24"} 2
+flanpy_peer_probes_lost_total{peer="172.31.9.3",subnets="10.244.9.0/24"} 9
+"""
+
+
+def test_peers_that_are_probed_have_figures_of_their_own() -> None:
+    sound = {"state": "lossy", "rtt_ms": 0.5, "last_seen_s_ago": 1.5, "loss": 0.05, "sent": 40, "lost": 2}
+    down = {"state": "node down", "rtt_ms": None, "last_seen_s_ago": None, "loss": 0.0, "sent": 9, "lost": 9}
+    rows = [("172.31.9.2", "10.244.8.0/24", sound), ("172.31.9.3", "10.244.9.0/24", down), ("172.31.9.4", "10.244.10.0/24", None)]
+    peers = [{"public_ip": address, "subnets": subnets, "path": path} for address, subnets, path in rows]
+    text = render({**STATUS, "peers": peers}, PROCESS)
+    assert PEER_TEXT in text
+    assert text.replace(PEER_TEXT, "") == render(STATUS, PROCESS)
 
 
 def test_an_agent_that_has_nothing_yet_exports_what_it_knows() -> None:
