@@ -11,7 +11,7 @@ import re
 import socket
 import subprocess
 from collections.abc import Iterator, Sequence
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,9 @@ from flanpy.agent import host_checks as judge
 from flanpy.agent.control import ask
 from flanpy.agent.firewall_check import Chain, from_iptables, from_nft
 from flanpy.agent.host_checks import Check
-from flanpy.agent.path_mtu import measure_all
+from flanpy.agent.path_mtu import PathMtu, measure_all
 from flanpy.errors import AgentAbsent
-from flanpy.kernel import platform
+from flanpy.kernel import host_facts, platform
 from flanpy.model import Address
 
 PEERS_PINGED = 32
@@ -48,6 +48,7 @@ def examine(run_dir: Path) -> Iterator[Check]:
     yield from _datapath(status)
     yield judge.routes_check(ask(run_dir, "routes"))
     yield from judge.firewall_checks(_chains(), judge.udp_port(status), _networks(status), status["devices"])
+    yield from _host(status, ask(run_dir, "options")["options"])
     yield from _paths(status, ask(run_dir, "peers"))
 
 
@@ -74,6 +75,15 @@ def _ebpf(underlay: str | None = None) -> Check:
     return Check("ebpf", "ok", "can run here" if problem is None else f"cannot run here, userspace can ({problem})")
 
 
+def _host(status: dict[str, Any], options: dict[str, Any]) -> Iterator[Check]:
+    """What may be wrong with this host though nothing of ours is."""
+    uplink, counts = str(status["uplink"]["name"]), "/proc/sys/net/netfilter/nf_conntrack_{}"
+    yield from judge.forward6_check(_networks(status), _read("/proc/sys/net/ipv6/conf/all/forwarding"))
+    yield judge.offload_check(uplink, host_facts.large_receive_offload(uplink))
+    yield from judge.conntrack_check(_read(counts.format("count")), _read(counts.format("max")))
+    yield judge.clock_check(host_facts.clock_synchronised(), options["etcd-endpoints"])
+
+
 def _networks(status: dict[str, Any]) -> list[str]:
     return str(status["network"]).split() if status["network"] else []
 
@@ -85,8 +95,26 @@ def _paths(status: dict[str, Any], answer: dict[str, Any]) -> Iterator[Check]:
     settings = "/proc/sys/net/ipv4/conf/{}/rp_filter"
     everywhere, own = _read(settings.format("all")), _read(settings.format(uplink["name"]))
     yield judge.rp_filter_check(uplink["name"], everywhere, own, sources, uplink["address"])
-    for address, found in measure_all(addresses, uplink["mtu_bytes"]).items():
+    measured = measure_all(addresses, uplink["mtu_bytes"])
+    for address, found in measured.items():
         yield judge.path_check(str(address), found, uplink["mtu_bytes"])
+    yield from _overlay(status, answer["peers"][:PEERS_PINGED], measured)
+
+
+def _overlay(status: dict[str, Any], peers: Sequence[dict[str, Any]], underlay: dict[Address, PathMtu]) -> Iterator[Check]:
+    """The way through the tunnel to each peer, where there is a tunnel: every node has its subnet's first address on it."""
+    if not status["devices"]:
+        return
+    ours = {ip_network(subnet).version for subnet in status["lease"]["subnets"].split()} if status["lease"] else set()
+    nodes = {}
+    for peer in peers:
+        subnets = [ip_network(subnet) for subnet in peer["subnets"].split()]
+        address = next((subnet.network_address for subnet in subnets if subnet.version in ours), None)
+        if address is not None:
+            nodes[address] = ip_address(peer["public_ip"])
+    for address, found in measure_all(list(nodes), status["mtu_bytes"]).items():
+        node = nodes[address]
+        yield judge.overlay_check(str(node), found, underlay.get(node), status["mtu_bytes"], judge.udp_port(status))
 
 
 def _source_towards(address: Address) -> str:

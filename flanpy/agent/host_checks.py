@@ -11,6 +11,7 @@ from flanpy.agent.path_mtu import PathMtu
 from flanpy.kernel.platform import Finding
 
 Level = Literal["ok", "warning", "error"]
+CONNTRACK_FULL = 0.9
 VXLAN_PORT = 8472
 """What the kernel takes where the network config says 0."""
 
@@ -113,6 +114,66 @@ def firewall_checks(chains: Iterable[Chain], port: int | None, networks: Iterabl
             cure = f"iptables -I FORWARD -s {network} -j ACCEPT; iptables -I FORWARD -d {network} -j ACCEPT"
             found.append(Check("firewall", "warning", reason, cure))
     return found or [Check("firewall", "ok", f"nothing drops us in {len(chains)} chains")]
+
+
+def overlay_check(peer: str, through: PathMtu, underlay: PathMtu | None, mtu_bytes: int, port: int | None) -> Check:
+    """The way through the tunnel and back, beside what the underlay alone carries: whether the port is open in both directions."""
+    name = f"overlay to {peer}"
+    if through.mtu_bytes == mtu_bytes:
+        opened = "" if port is None else f"UDP port {port} is open both ways, "
+        return Check(name, "ok", f"{opened}packets of {mtu_bytes} bytes, the MTU of pods, get there whole")
+    if through.mtu_bytes is not None:
+        cure = "see the path to this node; the tunnel adds its headers to each packet"
+        return Check(name, "error", f"{through.reason}; the MTU of pods is {mtu_bytes}", cure)
+    if underlay is None or underlay.mtu_bytes is None:
+        return Check(name, "warning", "no answer, as on the underlay: the node may be down", "see the path to this node")
+    opened = "" if port is None else f"is UDP port {port} open in both directions, "
+    return Check(
+        name,
+        "error",
+        "the node answers on the underlay, and not through the tunnel",
+        f"on both nodes: {opened}does the agent run, what does `flanpy capture --peer` show?",
+    )
+
+
+def forward6_check(networks: Iterable[str], forwarding: str) -> list[Check]:
+    """Where pods have IPv6, whether this host forwards it."""
+    if not any(":" in network for network in networks):
+        return []
+    if forwarding.strip() == "1":
+        return [Check("ipv6 forwarding", "ok", "IPv6 packets are forwarded")]
+    reason = "net.ipv6.conf.all.forwarding is 0: no IPv6 packet goes from pods to the tunnel"
+    return [Check("ipv6 forwarding", "warning", reason, "sysctl net.ipv6.conf.all.forwarding=1")]
+
+
+def clock_check(synchronised: bool, endpoints: Iterable[str]) -> Check:
+    """Leases are judged by revisions, never by this clock; certificates of etcd and times in logs are not."""
+    if synchronised:
+        return Check("clock", "ok", "synchronised")
+    if any(endpoint.startswith("https://") for endpoint in endpoints):
+        reason = "not synchronised: etcd's certificates are judged by it, and fail when it is far off"
+        return Check("clock", "warning", reason, "timedatectl set-ntp true, or run chrony")
+    return Check("clock", "ok", "not synchronised; only the times in logs depend on it here")
+
+
+def offload_check(device: str, lro: bool | None) -> Check:
+    """Large receive offload merges packets so that they cannot be taken apart again: not for what is forwarded."""
+    name = f"offloads {device}"
+    if lro:
+        reason = "large receive offload is on: it merges packets of pods for good, and they are too big for the way on"
+        return Check(name, "warning", reason, f"ethtool -K {device} lro off")
+    return Check(name, "ok", "no large receive offload" if lro is not None else "not told by the driver")
+
+
+def conntrack_check(count: str, limit: str) -> list[Check]:
+    """How full the table of connections is; nothing where the kernel has none."""
+    if not count.strip().isdecimal() or not limit.strip().isdecimal() or int(limit) == 0:
+        return []
+    used = int(count) / int(limit)
+    if used >= CONNTRACK_FULL:
+        reason = f"{used:.0%} of {limit.strip()} connections are in use: new ones are dropped when it is full"
+        return [Check("conntrack", "warning", reason, f"sysctl net.netfilter.nf_conntrack_max={2 * int(limit)}")]
+    return [Check("conntrack", "ok", f"{used:.0%} of {limit.strip()} connections are in use")]
 
 
 def path_check(peer: str, found: PathMtu, uplink_mtu_bytes: int) -> Check:

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from flanpy.agent.metrics import METRICS
+from flanpy.agent.metrics import METRICS, PEER_LABELS
 from flanpy.agent.process import read_process
 from flanpy.lab.cluster import IMPORT_PATH
 from tests.support.clusters import Agent, Cluster, bare, cluster, eventually
@@ -34,7 +34,7 @@ STRANGERS = {
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with cluster(tmp_path_factory.mktemp("logs"), hosts=2, pods=1) as running:
+    with cluster(tmp_path_factory.mktemp("logs"), hosts=2, pods=1, agent_flags=("--pod-registry",)) as running:
         yield running
 
 
@@ -140,7 +140,11 @@ def test_top_counts_what_flows(two: Cluster) -> None:
 def test_the_doctor_finds_nothing_on_a_sound_host(two: Cluster) -> None:
     done = flanpy(two, "doctor")
     assert done.returncode == 0, done.stdout
-    assert "ok       path to 172.31.9.2  packets of 1500 bytes get there whole" in done.stdout
+    found = {check["name"]: check["reason"] for check in checks(two)}
+    assert found["path to 172.31.9.2"] == "packets of 1500 bytes get there whole"
+    opened = "UDP port 8285 is open both ways, packets of 1472 bytes, the MTU of pods, get there whole"
+    assert found["overlay to 172.31.9.2"] == opened
+    assert {"clock", "offloads eth0"} <= set(found)
 
 
 def checks(two: Cluster) -> list[dict[str, str]]:
@@ -169,7 +173,7 @@ def test_the_doctor_finds_what_is_wrong_with_a_host(two: Cluster) -> None:
     flanneld = two.sandbox.start("host1", ["bash", "-c", "exec -a flanneld sleep 60"], "/run/lab/flanneld.log")
     try:
         wrong = eventually(
-            lambda: len(found := [check for check in checks(two) if check["level"] != "ok"]) == 5 and found, 10, "five findings"
+            lambda: len(found := [check for check in checks(two) if check["level"] != "ok"]) == 6 and found, 20, "six findings"
         )
         assert all(check["cure"] for check in wrong)
         assert [(check["name"], check["level"], check["reason"]) for check in wrong] == [
@@ -182,6 +186,7 @@ def test_the_doctor_finds_what_is_wrong_with_a_host(two: Cluster) -> None:
                 "error",
                 "packets of more than 1404 bytes do not get there; the underlay interface says 1500",
             ),
+            ("overlay to 172.31.9.2", "error", "the node answers on the underlay, and not through the tunnel"),
         ]
     finally:
         two.sandbox.signal(flanneld, signal.SIGKILL)
@@ -227,17 +232,19 @@ def test_machines_read_metrics_status_and_signs_of_life(tmp_path: Path) -> None:
             manager.bind("\0manager")
         env = {"NOTIFY_SOCKET": "@manager", "WATCHDOG_USEC": "600000"}
         heard: list[str] = []
+        flags = ("--healthz-port=8471", "--healthz-ip=127.0.0.1", "--datapath=userspace", "--pod-registry")
 
         def told(what: str) -> bool:
             manager.settimeout(0.2)
             heard.append(manager.recv(4096).decode())
             return any(what in message for message in heard)
 
-        with manager, Agent(host, "--healthz-port=8471", "--healthz-ip=127.0.0.1", "--datapath=userspace", env=env) as agent:
+        with manager, Agent(host, *flags, env=env) as agent:
             eventually(lambda: told("READY=1"), 15, "ready")
             eventually(lambda: told(f"STATUS=ready: subnet {network(agent)}, 0 peers, datapath userspace"), 5, "its status")
             heard.clear()
             eventually(lambda: told("WATCHDOG=1") and len(heard) > 3, 5, "signs of life, again and again")
             text = host.sandbox.run("host1", [sys.executable, "-c", FETCH, "http://127.0.0.1:8471/metrics"]).stdout
-    assert all(f"# TYPE {metric.name} {metric.kind}\n" in text for metric in METRICS)
+    alone = [metric for metric in METRICS if metric.labels != PEER_LABELS]
+    assert [metric.name for metric in alone if f"# TYPE {metric.name} {metric.kind}\n" not in text] == []
     assert "flanpy_ready 1\n" in text

@@ -8,8 +8,13 @@ from flanpy.agent.firewall_check import Chain, FilterRule, forward_problem, from
 from flanpy.agent.host_checks import (
     Check,
     agent_checks,
+    clock_check,
+    conntrack_check,
     firewall_checks,
+    forward6_check,
+    offload_check,
     others_check,
+    overlay_check,
     path_check,
     port_check,
     routes_check,
@@ -198,6 +203,44 @@ def test_strict_reverse_path_filtering_matters_where_routes_go_astray(everywhere
 )
 def test_a_path_that_is_narrower_than_the_underlay_is_an_error(found: PathMtu, level: str) -> None:
     assert path_check("10.0.0.2", found, 1500).level == level
+
+
+@pytest.mark.parametrize(
+    ("through", "underlay", "level", "reason"),
+    [
+        (
+            PathMtu(1472),
+            PathMtu(1500),
+            "ok",
+            "UDP port 8285 is open both ways, packets of 1472 bytes, the MTU of pods, get there whole",
+        ),
+        (PathMtu(1400, "packets of more than 1400 bytes do not get there"), PathMtu(1500), "error", None),
+        (PathMtu(None, "no answer"), PathMtu(1500), "error", "the node answers on the underlay, and not through the tunnel"),
+        (PathMtu(None, "no answer"), PathMtu(None), "warning", "no answer, as on the underlay: the node may be down"),
+        (PathMtu(None, "no answer"), None, "warning", "no answer, as on the underlay: the node may be down"),
+    ],
+)
+def test_the_way_through_the_tunnel_is_judged_beside_the_underlay(
+    through: PathMtu, underlay: PathMtu | None, level: str, reason: str | None
+) -> None:
+    found = overlay_check("10.0.0.2", through, underlay, 1472, 8285)
+    assert (found.name, found.level) == ("overlay to 10.0.0.2", level)
+    assert reason in (found.reason, None)
+    assert bool(found.cure) == (level != "ok")
+
+
+def test_what_may_be_wrong_with_the_host_is_told_with_its_cure() -> None:
+    assert forward6_check(["10.244.0.0/16"], "0") == []
+    assert [check.level for text in ("1\n", "0\n", "") for check in forward6_check(["fd00::/48"], text)] == [
+        "ok",
+        "warning",
+        "warning",
+    ]
+    secure, plain = ["https://10.0.0.1:2379"], ["http://10.0.0.1:2379"]
+    assert [clock_check(*facts).level for facts in ((True, secure), (False, plain), (False, secure))] == ["ok", "ok", "warning"]
+    assert [offload_check("eth0", lro).level for lro in (None, False, True)] == ["ok", "ok", "warning"]
+    assert [check.level for count in ("10", "950", "x") for check in conntrack_check(count, "1000")] == ["ok", "warning"]
+    assert conntrack_check("", "") == []
 
 
 def test_two_agents_on_a_host_and_lost_routes_are_errors() -> None:
