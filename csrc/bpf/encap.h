@@ -32,11 +32,12 @@ FP_INLINE _Bool fp_is_train(struct __sk_buff *skb, _Bool whole)
 }
 
 /* Fields that this node never forwards, or that only the userspace core judges; 0 when the packet is plain. */
-FP_INLINE _Bool fp_is_odd(const struct fp_ip4 *ip, __u32 bytes)
+FP_INLINE _Bool fp_is_odd(const struct fp_inner *inner, __u32 bytes)
 {
-    return (ip->version_ihl >> 4) != 4 || (ip->version_ihl & 0x0f) < 5 || FP_BE16(ip->total_be) != bytes ||
-           bytes + FP_OUTER_BYTES > 0xffff || ip->ttl <= 1 || fp_martian(FP_BE32(ip->source_be)) ||
-           fp_martian(FP_BE32(ip->destination_be));
+    if (inner->version == 6 ? inner->total == FP_IP6_BYTES && inner->protocol == 0
+                            : inner->version != 4 || inner->headers < FP_IP4_BYTES)
+        return 1;
+    return inner->total != bytes || bytes + FP_OUTER_BYTES > 0xffff || inner->ttl <= 1 || fp_is_martian(inner);
 }
 
 /*
@@ -75,7 +76,7 @@ struct fp_head {
 /* A packet on its way out, all checked. */
 struct fp_parcel {
     const struct fp_bpf_hop *hop;
-    struct fp_ip4 ip;
+    struct fp_inner inner;
     struct fp_size size;
     __u32 bytes;
     __u32 link; /* of the link header that is there already */
@@ -89,7 +90,7 @@ FP_INLINE void fp_fill(struct fp_head *head, const struct fp_run *run, struct fp
     const struct fp_bpf_hop *hop = parcel->hop;
     head->outer = (struct fp_outer){
         .ip = {.version_ihl = 0x45,
-               .tos = hop->flags & FP_BPF_HOP_ECN ? parcel->ip.tos & 3 : 0,
+               .tos = hop->flags & FP_BPF_HOP_ECN ? parcel->inner.tos & 3 : 0,
                .total_be = FP_BE16(parcel->bytes + FP_OUTER_BYTES),
                .id = FP_BE16(parcel->id),
                .fragment_be = FP_BE16(FP_DF),
@@ -102,8 +103,8 @@ FP_INLINE void fp_fill(struct fp_head *head, const struct fp_run *run, struct fp
                 .length_be = FP_BE16(parcel->bytes + (__u32)sizeof(struct fp_udp))},
     };
     head->outer.ip.check = (__u16)~fp_ip4_sum(&head->outer.ip);
-    fp_decrement_ttl(&parcel->ip);
-    __builtin_memcpy(head->inner, &parcel->ip, FP_HEAD_BYTES);
+    fp_age(&parcel->inner, parcel->inner.tos);
+    __builtin_memcpy(head->inner, parcel->inner.bytes, FP_HEAD_BYTES);
 }
 
 /*
@@ -158,19 +159,19 @@ FP_INLINE _Bool fp_choose_form(struct fp_run *run, struct fp_parcel *parcel)
         run->counters->others[FP_BPF_UP_PLAIN_PEER] += carries;
         return !carries;
     }
-    parcel->probe = fp_is_probe(run->skb, parcel->link, &parcel->ip);
+    parcel->probe = fp_is_probe(run->skb, parcel->link, &parcel->inner);
     __u32 thanks = fp_note_units(fp_note(&fp_thanks, peer), peer);
     if (thanks == FP_BPF_UNITS_TRAINS) {
-        if (parcel->ip.protocol == FP_TCP && !parcel->probe) {
+        if (parcel->inner.protocol == FP_TCP && !parcel->probe) {
             run->counters->others[FP_BPF_UP_TCP_TRAIN]++;
             return 0;
         }
         thanks = 0;
     }
     /* From 65,536 bytes on, link header included, the kernel cuts for any device. */
-    parcel->flat = carries && flags & FP_BPF_WHOLE && !parcel->probe && thanks >= fp_units(parcel->bytes) &&
+    parcel->flat = carries && flags & FP_BPF_WHOLE && !parcel->probe && parcel->inner.version == 4 && thanks >= fp_units(parcel->bytes) &&
                    parcel->bytes + FP_OUTER_BYTES + FP_ETHERNET_BYTES < 0x10000;
-    if (carries && parcel->ip.protocol == FP_UDP && fp_is_train(run->skb, parcel->flat)) {
+    if (carries && parcel->inner.protocol == FP_UDP && fp_is_train(run->skb, parcel->flat)) {
         run->counters->others[FP_BPF_UP_UDP_TRAIN]++;
         return 0;
     }
@@ -186,19 +187,19 @@ FP_INLINE int fp_encapsulate(struct __sk_buff *skb, __u32 link)
     struct fp_run run;
     struct fp_parcel parcel = {.bytes = skb->len - link, .link = link};
     struct bpf_redir_neigh next = {0};
-    if (skb->protocol != FP_BE16(FP_ETHERTYPE_IP) || !fp_start(&run, skb))
+    if ((skb->protocol != FP_BE16(FP_ETHERTYPE_IP) && skb->protocol != FP_BE16(FP_ETHERTYPE_IP6)) || !fp_start(&run, skb))
         return FP_TC_NEXT;
     /* At the bridge nothing is taken once the operator has switched that off, whatever still hangs there. */
     if (link && !(run.header->flags & (FP_BPF_BYPASS | FP_BPF_SELF_TEST)))
         return FP_TC_NEXT;
-    if (bpf_skb_load_bytes(skb, link, &parcel.ip, sizeof parcel.ip))
+    if (bpf_skb_load_bytes(skb, link, &parcel.inner, FP_IP4_BYTES) || !fp_read_inner(skb, link, &parcel.inner))
         return FP_TC_NEXT;
-    parcel.hop = fp_hop(run.snapshot, fp_lookup(run.snapshot, FP_BE32(parcel.ip.destination_be)));
-    if (!parcel.hop || fp_is_odd(&parcel.ip, parcel.bytes) || fp_measure(skb, link, &parcel.ip, parcel.bytes, &parcel.size) ||
-        parcel.size.largest > run.header->mtu_bytes)
+    parcel.hop = fp_hop(run.snapshot, fp_destination_word(&run, &parcel.inner));
+    if (!parcel.hop || fp_is_odd(&parcel.inner, parcel.bytes) || fp_measure(skb, link, &parcel.inner, parcel.bytes, &parcel.size) ||
+        parcel.size.largest > parcel.hop->mtu_bytes)
         return link ? FP_TC_NEXT : fp_leave(&run, FP_BPF_UP_ANSWER);
     /* The host's forwarding, which is skipped here, drops these; what comes out of it has been checked. */
-    if (link && !fp_checksum_is_right(&run, link, &parcel.ip))
+    if (link && parcel.inner.version == 4 && !fp_checksum_is_right(&run, link, &parcel.inner.v4))
         return FP_TC_NEXT;
     if (!fp_choose_form(&run, &parcel))
         return FP_TC_NEXT;

@@ -35,8 +35,11 @@ static __s64 (*const bpf_csum_level)(struct __sk_buff *skb, __u64 level) = (void
 enum { FP_TC_NEXT = -1, FP_TC_DROP = 2 };
 
 #define FP_AF_INET 2
+#define FP_AF_INET6 10
 #define FP_PACKET_HOST 0
 #define FP_ETHERTYPE_IP 0x0800
+#define FP_ETHERTYPE_IP6 0x86dd
+#define FP_ADJ_ROOM_DECAP_L3_IPV6 (1ULL << 8) /* Linux 6.3; missing in older headers */
 #define FP_ETHERNET_BYTES 14u
 
 #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__

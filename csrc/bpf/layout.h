@@ -8,9 +8,11 @@
  *   chunk 256        struct fp_bpf_header
  *   chunk 257..      hops, 64 in each, sorted by address
  *   then             second level, [(destination >> 8) & 255], and third level, [destination & 255], as many as needed
+ *   then             IPv6: levels of one byte of the address each, from header.root6 on
  *
  * A word is FP_BPF_NONE, FP_BPF_LOCAL, FP_BPF_FIRST_HOP + hop, or FP_BPF_POINTER | chunk of the next level. So a lookup is one to
- * three loads, whatever the number of routes. Addresses and ports with _be are in network byte order, all else is native.
+ * three loads, whatever the number of routes; of IPv6 one load for each byte of the prefix behind those that all prefixes share,
+ * two or three in a usual cluster. Addresses and ports with _be are in network byte order, all else is native.
  *
  * Any change here needs a new FP_BPF_LAYOUT: a new agent then replaces the pinned maps instead of adopting them.
  */
@@ -21,7 +23,7 @@
 
 #include "../verdicts.h"
 
-#define FP_BPF_LAYOUT 1u
+#define FP_BPF_LAYOUT 2u
 
 #define FP_BPF_CHUNK_BYTES 1024u
 #define FP_BPF_WORDS 256u
@@ -52,7 +54,7 @@ struct fp_bpf_header {
     __u32 flags;
     __u64 generation;
     __u32 hops;
-    __u32 mtu_bytes;   /* largest inner packet */
+    __u32 mtu_bytes;   /* largest inner packet to any peer */
     __u32 device;      /* ifindex of the TUN device */
     __u32 underlay;    /* ifindex of the underlay interface */
     __be32 address_be; /* ours on the underlay */
@@ -60,13 +62,18 @@ struct fp_bpf_header {
     __u16 reserved;
     __u32 bridge; /* ifindex of the pod bridge, for FP_BPF_BYPASS */
     __u32 gro;    /* ifindex of the device for FP_BPF_INNER_GRO */
+    __u32 root6;  /* chunk of the first level of IPv6 prefixes; 0: there are none */
+    __u32 shared6; /* bytes that all IPv6 prefixes have in common, 0..15: the levels begin behind them */
+    __u64 prefix6[2]; /* those bytes as a number of 128 bits, upper half first, and a mask of them */
+    __u64 mask6[2];
 };
 
 struct fp_bpf_hop {
     __u32 address; /* host order, so that the search by address compares numbers */
     __be16 port_be;
     __u16 flags;
-    __u64 reserved;
+    __u32 mtu_bytes; /* largest inner packet to this peer */
+    __u32 reserved;
 };
 
 /* Besides verdicts: what the programs left to userspace, and why. X(SYMBOL, "name", "meaning"); append only. */
@@ -116,7 +123,7 @@ struct fp_bpf_counters {
 #define FP_BPF_UNIT_BYTES 520u
 #define FP_BPF_UNITS_TRAINS 127u /* instead of a size: "they do not, but I receive trains with a UDP checksum well: send me TCP so" */
 
-_Static_assert(sizeof(struct fp_bpf_header) == 48, "the loader packs it so");
+_Static_assert(sizeof(struct fp_bpf_header) == 88, "the loader packs it so");
 _Static_assert(sizeof(struct fp_bpf_hop) * FP_BPF_HOPS_PER_CHUNK == FP_BPF_CHUNK_BYTES, "hops fill their chunk");
 _Static_assert(sizeof(struct fp_bpf_counters) == 768, "the loader reads it so");
 _Static_assert(FP_VERDICT_COUNT <= 32 && FP_BPF_COUNTER_COUNT <= 32, "counters have room");

@@ -43,10 +43,11 @@ FP_SECTION("tc/fp_decap") int fp_decap(struct __sk_buff *skb)
 FP_SECTION("tc/fp_merged") int fp_merged(struct __sk_buff *skb)
 {
     struct fp_run run;
-    struct fp_ip4 ip;
-    if (!fp_start(&run, skb) || bpf_skb_load_bytes(skb, FP_ETHERNET_BYTES, &ip, sizeof ip))
+    struct fp_inner inner;
+    if (!fp_start(&run, skb) || bpf_skb_load_bytes(skb, FP_ETHERNET_BYTES, &inner, FP_IP4_BYTES) ||
+        !fp_read_inner(skb, FP_ETHERNET_BYTES, &inner))
         return FP_TC_DROP;
-    return fp_deliver(&run, &ip, 0);
+    return fp_deliver(&run, &inner, 0);
 }
 
 /* bpf_fib_lookup asks for it. */

@@ -19,6 +19,30 @@ struct fp_ip4 {
     __be32 destination_be;
 };
 
+struct fp_ip6 {
+    __be32 version_class_label;
+    __be16 payload_be;
+    __u8 next;
+    __u8 hops;
+    __be32 source_be[4];
+    __be32 destination_be[4];
+};
+
+/* An inner packet's header as it stands there, and what both families say in their own ways. */
+struct fp_inner {
+    union {
+        struct fp_ip4 v4;
+        struct fp_ip6 v6;
+        __u8 bytes[40];
+    };
+    __u32 version;
+    __u32 total;   /* bytes of the packet, by its own account */
+    __u32 headers; /* bytes before `protocol`; IPv6: 40, extension headers are not looked into */
+    __u8 protocol;
+    __u8 ttl;
+    __u8 tos;
+};
+
 struct fp_udp {
     __be16 source_be;
     __be16 destination_be;
@@ -39,12 +63,15 @@ struct fp_ethernet {
 
 enum { FP_ICMP = 1, FP_TCP = 6, FP_UDP = 17 };
 #define FP_OUTER_BYTES 28u
-#define FP_HEAD_BYTES 12u /* the part of an IP header that we change: up to and with the checksum */
+#define FP_HEAD_BYTES 12u /* the part of an IP header that we change lies therein, in either family */
+#define FP_IP4_BYTES 20u
+#define FP_IP6_BYTES 40u
 #define FP_DF 0x4000
 #define FP_MF_OR_OFFSET 0x3fff
 
 enum { FP_NOT_ECT, FP_ECT_1, FP_ECT_0, FP_CE };
 
+_Static_assert(sizeof(struct fp_ip6) == FP_IP6_BYTES, "RFC 8200");
 _Static_assert(sizeof(struct fp_outer) == FP_OUTER_BYTES, "headers of the tunnel");
 _Static_assert(sizeof(struct fp_ethernet) == FP_ETHERNET_BYTES, "no padding");
 
@@ -96,6 +123,34 @@ FP_INLINE _Bool fp_martian(__u32 address)
 {
     __u32 top = address >> 24;
     return top == 0 || top == 127 || (top & 0xf0) == 0xe0 || address == 0xffffffff;
+}
+
+/* One hop less and this TOS or traffic class, in the header's first FP_HEAD_BYTES. */
+FP_INLINE void fp_age(struct fp_inner *inner, __u8 tos)
+{
+    if (inner->version == 6) {
+        inner->v6.hops--;
+        inner->v6.version_class_label =
+            (inner->v6.version_class_label & FP_BE32(0xf00fffff)) | FP_BE32((__u32)tos << 20);
+        return;
+    }
+    fp_decrement_ttl(&inner->v4);
+    if (tos != inner->tos)
+        fp_set_tos(&inner->v4, tos);
+}
+
+/* The same for IPv6: multicast, link-local, and all of ::/80 (as ip6.c of the core). */
+FP_INLINE _Bool fp_martian6(const __be32 *address)
+{
+    __u32 top = FP_BE32(address[0]);
+    return top >> 24 == 0xff || top >> 22 == 0xfe80 >> 6 || (!top && !address[1] && !(FP_BE32(address[2]) >> 16));
+}
+
+FP_INLINE _Bool fp_is_martian(const struct fp_inner *inner)
+{
+    if (inner->version == 6)
+        return fp_martian6(inner->v6.source_be) || fp_martian6(inner->v6.destination_be);
+    return fp_martian(FP_BE32(inner->v4.source_be)) || fp_martian(FP_BE32(inner->v4.destination_be));
 }
 
 /* Inner ECN bits after decapsulation (RFC 6040, figure 4), or -1: drop. */

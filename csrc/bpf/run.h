@@ -26,6 +26,50 @@ FP_INLINE _Bool fp_start(struct fp_run *run, struct __sk_buff *skb)
     return run->header && run->header->layout == FP_BPF_LAYOUT;
 }
 
+/* Read an inner header whose first 20 bytes are there already. False: an IPv6 header is not there as a whole. */
+FP_INLINE _Bool fp_read_inner(struct __sk_buff *skb, __u32 offset, struct fp_inner *inner)
+{
+    inner->version = inner->bytes[0] >> 4;
+    if (inner->version != 6) {
+        inner->total = FP_BE16(inner->v4.total_be);
+        inner->headers = (inner->v4.version_ihl & 0x0fU) * 4;
+        inner->protocol = inner->v4.protocol;
+        inner->ttl = inner->v4.ttl;
+        inner->tos = inner->v4.tos;
+        return 1;
+    }
+    if (bpf_skb_load_bytes(skb, offset, &inner->v6, sizeof inner->v6))
+        return 0;
+    inner->total = FP_IP6_BYTES + FP_BE16(inner->v6.payload_be);
+    inner->headers = FP_IP6_BYTES;
+    inner->protocol = inner->v6.next;
+    inner->ttl = inner->v6.hops;
+    inner->tos = (__u8)(FP_BE32(inner->v6.version_class_label) >> 20);
+    return 1;
+}
+
+FP_INLINE __u64 fp_half(const __be32 *words)
+{
+    return (__u64)FP_BE32(words[0]) << 32 | FP_BE32(words[1]);
+}
+
+FP_INLINE __u32 fp_word_of(const struct fp_run *run, const __be32 *address6)
+{
+    return fp_lookup6(run->snapshot, run->header, fp_half(address6), fp_half(address6 + 2));
+}
+
+FP_INLINE __u32 fp_source_word(const struct fp_run *run, const struct fp_inner *inner)
+{
+    return inner->version == 6 ? fp_word_of(run, inner->v6.source_be)
+                               : fp_lookup(run->snapshot, FP_BE32(inner->v4.source_be));
+}
+
+FP_INLINE __u32 fp_destination_word(const struct fp_run *run, const struct fp_inner *inner)
+{
+    return inner->version == 6 ? fp_word_of(run, inner->v6.destination_be)
+                               : fp_lookup(run->snapshot, FP_BE32(inner->v4.destination_be));
+}
+
 FP_INLINE int fp_leave(struct fp_run *run, enum fp_bpf_counter reason)
 {
     run->counters->others[reason]++;
@@ -55,18 +99,18 @@ struct fp_size {
 };
 
 /* How a packet of `bytes` at `offset` counts. 0, or -1: a superpacket that is neither TCP nor UDP, or without its header. */
-FP_INLINE int fp_measure(struct __sk_buff *skb, __u32 offset, const struct fp_ip4 *ip, __u32 bytes, struct fp_size *size)
+FP_INLINE int fp_measure(struct __sk_buff *skb, __u32 offset, const struct fp_inner *inner, __u32 bytes, struct fp_size *size)
 {
     __u32 gso_bytes = skb->gso_size;
     if (!gso_bytes) {
         *size = (struct fp_size){.headers = 0, .largest = bytes, .packets = 1, .bytes = bytes};
         return 0;
     }
-    __u32 headers = (ip->version_ihl & 0x0fU) * 4;
+    __u32 headers = inner->headers;
     __u8 data_offset = 0;
-    if (ip->protocol == FP_UDP)
+    if (inner->protocol == FP_UDP)
         headers += sizeof(struct fp_udp);
-    else if (ip->protocol != FP_TCP || bpf_skb_load_bytes(skb, offset + headers + 12, &data_offset, 1))
+    else if (inner->protocol != FP_TCP || bpf_skb_load_bytes(skb, offset + headers + 12, &data_offset, 1))
         return -1;
     else
         headers += (__u32)(data_offset >> 4) * 4;
@@ -102,11 +146,11 @@ FP_INLINE _Bool fp_checksum_is_right(const struct fp_run *run, __u32 offset, con
  * A probe: TCP from port 0 to port 0, which nobody speaks. The datapath sends one of full size to each peer now and then, so that
  * both ends know whether superpackets arrive whole without waiting for a flow that shows it. Probes are neither counted nor delivered.
  */
-FP_INLINE _Bool fp_is_probe(struct __sk_buff *skb, __u32 offset, const struct fp_ip4 *ip)
+FP_INLINE _Bool fp_is_probe(struct __sk_buff *skb, __u32 offset, const struct fp_inner *inner)
 {
     __be32 ports = 1;
-    return ip->protocol == FP_TCP && ip->version_ihl == 0x45 &&
-           !bpf_skb_load_bytes(skb, offset + sizeof *ip, &ports, sizeof ports) && ports == 0;
+    return inner->protocol == FP_TCP && (inner->version == 6 || inner->headers == FP_IP4_BYTES) &&
+           !bpf_skb_load_bytes(skb, offset + inner->headers, &ports, sizeof ports) && ports == 0;
 }
 
 #endif

@@ -59,6 +59,34 @@ FP_INLINE __u32 fp_lookup(void *snapshot, __u32 address)
     return chunk ? chunk[address & 0xff] : FP_BPF_NONE;
 }
 
+/* The same for an IPv6 address, as a number of 128 bits. */
+FP_INLINE __u32 fp_lookup6(void *snapshot, const struct fp_bpf_header *header, __u64 high, __u64 low)
+{
+    __u32 word = header->root6, shift = (header->shared6 & 7) * 8;
+    if (!word || ((high ^ header->prefix6[0]) & header->mask6[0]) || ((low ^ header->prefix6[1]) & header->mask6[1]))
+        return FP_BPF_NONE;
+    if (header->shared6 & 8) {
+        high = low;
+        low = 0;
+    }
+    if (shift) {
+        high = high << shift | low >> (64 - shift);
+        low <<= shift;
+    }
+    for (int byte = 0; byte < 16; byte++) {
+        __u32 index = word & ~FP_BPF_POINTER;
+        const __u32 *chunk = bpf_map_lookup_elem(snapshot, &index);
+        if (!chunk)
+            return FP_BPF_NONE;
+        word = chunk[high >> 56];
+        if (!(word & FP_BPF_POINTER))
+            return word;
+        high = high << 8 | low >> 56;
+        low <<= 8;
+    }
+    return FP_BPF_NONE;
+}
+
 FP_INLINE const struct fp_bpf_hop *fp_hop_at(void *snapshot, __u32 hop)
 {
     __u32 index = FP_BPF_HOPS_CHUNK + hop / FP_BPF_HOPS_PER_CHUNK;

@@ -52,13 +52,12 @@ def _ebpf_problem(settings: DatapathSettings, kernel: Kernel) -> str | None:
     from flanpy.datapath.ebpf_probe import first_problem, probe_all
     from flanpy.kernel.bpf_host import BpfHost
 
-    return first_problem(probe_all(BpfHost(kernel).device_of(settings.underlay_address)))
+    underlay = BpfHost(kernel).device_of(settings.underlay_address)
+    return first_problem(probe_all(underlay, ipv6=settings.tunnel_address6 is not None))
 
 
 def _beyond_ebpf(settings: DatapathSettings) -> str | None:
     """Why the BPF programs cannot carry this overlay anywhere, or None."""
-    if settings.tunnel_address6 is not None:
-        return "its programs do not carry IPv6 packets yet"
     return "its programs do not speak IPv6 on the underlay yet" if settings.underlay_address.version == 6 else None
 
 

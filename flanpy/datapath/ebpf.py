@@ -27,6 +27,7 @@ from flanpy.datapath.core import VERDICTS
 from flanpy.datapath.ebpf_attach import Hooks, Spot, TcxHooks, has_tcx
 from flanpy.datapath.ebpf_host import Host
 from flanpy.datapath.ebpf_layout import COUNTERS_BYTES, Header, build_snapshot, sum_counters
+from flanpy.datapath.ebpf_mtu import PathMtus
 from flanpy.datapath.ebpf_needs import degraded, may_send_raw, require_ethernet
 from flanpy.datapath.ebpf_pins import ROOT, Pins, sweep_dead
 from flanpy.datapath.ebpf_places import put_in_place
@@ -62,9 +63,9 @@ class EbpfDatapath:
     """A running ebpf datapath. It owns the userspace datapath that is handed in and closes it, also when it cannot start."""
 
     kind = "ebpf"
-    features = FEATURES
 
     def __init__(self, settings: DatapathSettings, options: EbpfOptions, userspace: Datapath, host: Host) -> None:
+        self.features = FEATURES | userspace.features
         self._settings = settings
         self._options = options
         self._userspace = userspace
@@ -73,6 +74,7 @@ class EbpfDatapath:
         self._table: ForwardTable | None = None
         self._header: Header | None = None
         self._repairs = 0
+        self._mtus = PathMtus(settings.underlay_address)
         self._pins = Pins.of(settings.device, options.pin_root)
         self._loaded: Loaded | None = None
         self._prober: Prober | None = None
@@ -110,6 +112,7 @@ class EbpfDatapath:
         self._userspace.publish(table)
         with self._lock:
             header = self._make_header(table)
+            self._mtus.of_table(table, header.outer_bytes)
             self._publish(table, header)
             self._attach(header)
             self._table, self._header = table, header
@@ -131,7 +134,7 @@ class EbpfDatapath:
             if self._table is None or self._header is None:
                 return
             header = self._make_header(self._table)
-            if header != self._header:
+            if self._mtus.look(header.outer_bytes) or header != self._header:
                 self._publish(self._table, header)
                 self._header = header
             self._repairs += self._attach(header)
@@ -147,6 +150,7 @@ class EbpfDatapath:
             loaded, self._loaded = self._loaded, None
             if loaded is not None:
                 loaded.close()
+            self._mtus.close()
             self._pins.release()
 
     def teardown(self) -> None:
@@ -165,7 +169,6 @@ class EbpfDatapath:
 
     def _make_header(self, table: ForwardTable) -> Header:
         settings, options = self._settings, self._options
-        subnets = tuple(prefix for prefix in table.local if isinstance(prefix, IPv4Network))
         whole, trains = self._host.offloads(options.underlay)
         if not isinstance(settings.underlay_address, IPv4Address):
             raise DatapathError(f"{settings.device}: these programs send over IPv4, the underlay is {settings.underlay_address}")
@@ -179,7 +182,7 @@ class EbpfDatapath:
             carries=self._host.carries_superpackets(options.underlay),
             whole=whole,
             trains=trains,
-            bridge=self._host.pod_bridge(subnets, settings.device) if options.bypass else 0,
+            bridge=self._host.pod_bridge(table.local, settings.device) if options.bypass else 0,
             gro=self._host.merging_device(settings.device)[0] if options.inner_gro else 0,
         )
 
@@ -231,7 +234,9 @@ class EbpfDatapath:
         return tuple(spots)
 
     def _publish(self, table: ForwardTable, header: Header) -> None:
-        self._explain(f"table {table.generation}", lambda: publish(self._running().maps, build_snapshot(table, header)))
+        self._explain(
+            f"table {table.generation}", lambda: publish(self._running().maps, build_snapshot(table, header, self._mtus.narrow))
+        )
 
     def _attach(self, header: Header) -> int:
         """Every program hangs in its place; how many had to be put there."""

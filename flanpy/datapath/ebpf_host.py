@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Network
 from typing import Protocol
 
 from flanpy.datapath.ebpf_attach import Hooks
+from flanpy.model import Network
 
 
 class Host(Protocol):
@@ -20,7 +20,7 @@ class Host(Protocol):
     def offloads(self, device: str) -> tuple[bool, bool]:
         """Whether an interface hands superpackets on uncut, and whether it merges what arrives, as it is set now. From any thread."""
 
-    def pod_bridge(self, subnets: tuple[IPv4Network, ...], device: str) -> int:
+    def pod_bridge(self, subnets: tuple[Network, ...], device: str) -> int:
         """Index of the interface that pods of these subnets are behind, or 0 while there is none."""
 
     def merging_device(self, device: str) -> tuple[int, int]:

@@ -9,15 +9,16 @@ from __future__ import annotations
 import struct
 import sys
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address
+from types import MappingProxyType
 
 from flanpy.datapath import VerdictCount
 from flanpy.errors import DatapathError
-from flanpy.model import ForwardTable, Hop, TableEntry
+from flanpy.model import Address, ForwardTable, Hop
 
-LAYOUT = 1
+LAYOUT = 2
 CHUNK_BYTES, WORDS, HEADER_CHUNK, HOPS_CHUNK, HOPS_PER_CHUNK = 1024, 256, 256, 257, 64
 NONE, LOCAL, FIRST_HOP, POINTER = 0, 1, 2, 0x80000000
 SOURCE_CHECK, CARRIES, BYPASS, INNER_GRO, SELF_TEST, WHOLE, TRAINS = 1, 2, 4, 8, 16, 32, 64
@@ -44,6 +45,10 @@ COUNTERS = (
 
 HOPS_MAX = 1 << 17
 """fp_knows searches so many."""
+OUTER_BYTES = 28
+"""IPv4 header without options (20) and UDP header (8)."""
+CHUNKS_MAX = 1 << 18
+"""256 MiB of levels: 65,536 IPv6 prefixes strewn at random over a /32 need half of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +68,13 @@ class Header:
     whole: bool = True
     trains: bool = False
 
-    def packed(self, generation: int, hops: int) -> bytes:
-        """The bytes of the header chunk."""
+    @property
+    def outer_bytes(self) -> int:
+        """The largest outer packet."""
+        return self.mtu_bytes + OUTER_BYTES
+
+    def packed(self, generation: int, hops: int, six: Shared6 | None = None) -> bytes:
+        """The bytes of the header chunk; ``six`` says where the IPv6 prefixes begin."""
         flags = (
             (SOURCE_CHECK if self.source_check else 0)
             | (CARRIES if self.carries else 0)
@@ -76,23 +86,64 @@ class Header:
         )
         network = self.address.packed + struct.pack("!H", self.port)
         numbers = struct.pack("=IIQIIII", LAYOUT, flags, generation, hops, self.mtu_bytes, self.device, self.underlay)
-        return (numbers + network + struct.pack("=HII", 0, self.bridge, self.gro)).ljust(CHUNK_BYTES, b"\0")
+        devices = struct.pack("=HII", 0, self.bridge, self.gro)
+        return (numbers + network + devices + (six.packed() if six else b"")).ljust(CHUNK_BYTES, b"\0")
 
 
-def build_snapshot(table: ForwardTable, header: Header) -> bytes:
-    """The whole snapshot for a table. Raises DatapathError when the table holds what it cannot express."""
-    entries = [entry for entry in table.entries if isinstance(entry.prefix, IPv4Network)]
+@dataclass(frozen=True, slots=True)
+class Shared6:
+    """What all IPv6 prefixes begin with, in whole bytes: the levels of the search follow behind them, from chunk ``root`` on."""
+
+    root: int
+    shared: bytes
+
+    @classmethod
+    def of(cls, prefixes: list[tuple[int, int]], root: int) -> Shared6:
+        """For (length, network) of each prefix; at most 15 bytes, so that there is one to search by."""
+        whole = min(length for length, _ in prefixes) // 8
+        first, last = (edge(network for _, network in prefixes).to_bytes(16, "big") for edge in (min, max))
+        common = next((at for at in range(16) if first[at] != last[at]), 16)
+        return cls(root, first[: min(whole, common, 15)])
+
+    def packed(self) -> bytes:
+        """The last fields of struct fp_bpf_header."""
+        value, mask = self.shared.ljust(16, b"\0"), (b"\xff" * len(self.shared)).ljust(16, b"\0")
+        halves = (*struct.unpack("!QQ", value), *struct.unpack("!QQ", mask))
+        return struct.pack("=II4Q", self.root, len(self.shared), *halves)
+
+
+def build_snapshot(table: ForwardTable, header: Header, narrow: Mapping[Address, int] = MappingProxyType({})) -> bytes:
+    """The whole snapshot for a table. ``narrow``: bytes of an outer packet to peers that take less than the rest.
+
+    Raises DatapathError when the table holds what it cannot express.
+    """
     hops = sorted(
-        set({id(entry.hop): entry.hop for entry in entries}.values())
+        set({id(entry.hop): entry.hop for entry in table.entries}.values())
     )  # hashing an address is slow: once for each object
     if len(hops) > HOPS_MAX:
         raise DatapathError(f"ebpf: {len(hops)} peers in the table; at most {HOPS_MAX} can be held")
     hop_chunks = -(-len(hops) // HOPS_PER_CHUNK)
+    words = {family: sorted(_words(table, hops, family)) for family in (4, 6)}
     levels = _Levels(HOPS_CHUNK + hop_chunks)
-    for length, network, word in sorted(_words(entries, hops, table.local)):
+    for length, network, word in words[4]:
         levels.put(network, length, word)
-    packed_hops = b"".join(map(_packed_hop, hops)).ljust(hop_chunks * CHUNK_BYTES, b"\0")
-    return levels.first.tobytes() + header.packed(table.generation, len(hops)) + packed_hops + levels.more.tobytes()
+    six = _put6(levels, words[6]) if words[6] else None
+    packed_hops = b"".join(_packed_hop(hop, _inner_bytes(hop, header, narrow)) for hop in hops).ljust(
+        hop_chunks * CHUNK_BYTES, b"\0"
+    )
+    return levels.first.tobytes() + header.packed(table.generation, len(hops), six) + packed_hops + levels.more.tobytes()
+
+
+def _put6(levels: _Levels, words: list[tuple[int, int, int]]) -> Shared6:
+    """The IPv6 prefixes, shorter ones first."""
+    six = Shared6.of([(length, network) for length, network, _ in words], levels.new(NONE))
+    for length, network, word in words:
+        levels.put6(six, network, length, word)
+        if levels.chunks > CHUNKS_MAX:
+            raise DatapathError(
+                f"ebpf: the IPv6 prefixes of the table are strewn too widely for its maps (more than {CHUNKS_MAX >> 10} MiB)"
+            )
+    return six
 
 
 def snapshot_generation(header_chunk: bytes) -> int:
@@ -101,14 +152,15 @@ def snapshot_generation(header_chunk: bytes) -> int:
     return generation
 
 
-def _words(entries: list[TableEntry], hops: list[Hop], local: Iterable[object]) -> Iterable[tuple[int, int, int]]:
-    """(prefix length, network, word) of every prefix."""
+def _words(table: ForwardTable, hops: list[Hop], family: int) -> Iterable[tuple[int, int, int]]:
+    """(prefix length, network, word) of every prefix of a family."""
     numbers = {hop: FIRST_HOP + number for number, hop in enumerate(hops)}
-    own = [(prefix.prefixlen, int(prefix.network_address)) for prefix in local if isinstance(prefix, IPv4Network)]
+    own = {(prefix.prefixlen, int(prefix.network_address)) for prefix in table.local if prefix.version == family}
     by_object: dict[int, int] = {}
-    for entry in entries:
+    for entry in table.entries:
         length, network = entry.prefix.prefixlen, int(entry.prefix.network_address)
-        if (length, network) in own:  # a peer that claims our own subnet: we stay what we are, as in the userspace core
+        # a peer that claims our own subnet: we stay what we are, as in the userspace core
+        if entry.prefix.version != family or (length, network) in own:
             continue
         word = by_object.get(id(entry.hop))
         if word is None:
@@ -117,11 +169,17 @@ def _words(entries: list[TableEntry], hops: list[Hop], local: Iterable[object]) 
     yield from ((*prefix, LOCAL) for prefix in own)
 
 
-def _packed_hop(hop: Hop) -> bytes:
+def _inner_bytes(hop: Hop, header: Header, narrow: Mapping[Address, int]) -> int:
+    if not narrow or hop.address not in narrow:
+        return header.mtu_bytes
+    return min(header.mtu_bytes, max(narrow[hop.address] - OUTER_BYTES, 0))
+
+
+def _packed_hop(hop: Hop, mtu_bytes: int) -> bytes:
     if not isinstance(hop.address, IPv4Address):
         raise DatapathError(f"ebpf: peer {hop} is reached over IPv6, which these programs do not speak")
     flags = (HOP_ECN if hop.ecn else 0) | (HOP_SUPERPACKET if hop.superpacket else 0)
-    return struct.pack("=I", int(hop.address)) + struct.pack("!H", hop.port) + struct.pack("=HQ", flags, 0)
+    return struct.pack("=I", int(hop.address)) + struct.pack("!H", hop.port) + struct.pack("=HII", flags, mtu_bytes, 0)
 
 
 class _Levels:
@@ -156,10 +214,26 @@ class _Levels:
         word = level[index]
         if word & POINTER:
             return ((word & ~POINTER) - self.base) * WORDS
-        start = len(self.more)
-        level[index] = POINTER | (self.base + start // WORDS)
+        level[index] = POINTER | self.new(word)
+        return len(self.more) - WORDS
+
+    def new(self, word: int) -> int:
+        """A new chunk filled with this word: its number in the snapshot."""
         self.more.extend(array("I", [word]) * WORDS)
-        return start
+        return self.base + self.chunks - 1
+
+    @property
+    def chunks(self) -> int:
+        """Chunks behind the hops."""
+        return len(self.more) // WORDS
+
+    def put6(self, six: Shared6, network: int, length: int, word: int) -> None:
+        """The same for IPv6: a level for each byte behind the shared ones."""
+        address = network.to_bytes(16, "big")
+        chunk, at = (six.root - self.base) * WORDS, len(six.shared)
+        while length > 8 * (at + 1):
+            chunk, at = self._below(self.more, chunk + address[at]), at + 1
+        self._fill(chunk + address[at], 1 << (8 * (at + 1) - length), word)
 
 
 assert array("I").itemsize == 4, "words are 32 bits"

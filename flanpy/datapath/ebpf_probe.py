@@ -10,10 +10,10 @@ import os
 import platform
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 
 from flanpy.datapath import ebpf_syscall as bpf
@@ -42,10 +42,11 @@ class Probe:
     log: str = ""
 
 
-def probe_all(underlay: str | None = None) -> tuple[Probe, ...]:
+def probe_all(underlay: str | None = None, *, ipv6: bool = False) -> tuple[Probe, ...]:
     """Every probe, in the order in which they build on each other; those that cannot be tried any more say so.
 
-    ``underlay`` is the interface that would carry the packets; without it no probe tells whether that fits."""
+    ``underlay`` is the interface that would carry the packets; without it no probe tells whether that fits.
+    ``ipv6``: there are IPv6 packets to be carried; else it is only told whether they could be."""
     found = [_object(), _kernel(), _capabilities(), _bpffs()]
     if underlay is not None:
         found.append(_underlay(underlay))
@@ -53,9 +54,10 @@ def probe_all(underlay: str | None = None) -> tuple[Probe, ...]:
         found.append(outcome)
         if loaded is None:
             later = "not tried: the programs are not loaded"
-            return (*found, Probe("hook", False, later, "see programs"), Probe("self-test", False, later, "see programs"))
+            return (*found, *(Probe(name, False, later, "see programs") for name in ("hook", "self-test", "ipv6")))
         found.append(_hook(loaded))
         found.append(self_test(loaded))
+        found.append(_ipv6(loaded, needed=ipv6))
     return tuple(found)
 
 
@@ -151,29 +153,46 @@ def _hook(loaded: Loaded) -> Probe:
 
 def self_test(loaded: Loaded) -> Probe:
     """Send a packet out and in again, and compare: only the two hops may show in it."""
-    cure = "--datapath userspace, and a report: the programs do not work on this kernel as they should"
-    sent = _ethernet(_packet(ttl=64))
+    if problem := _round_trip(loaded, _packet):
+        cure = "--datapath userspace, and a report: the programs do not work on this kernel as they should"
+        return Probe("self-test", False, problem, cure)
+    return Probe("self-test", True, "a packet went out and came back as it should")
+
+
+def _ipv6(loaded: Loaded, *, needed: bool) -> Probe:
+    """The same for IPv6. Older kernels take an IPv4 header off no IPv6 packet (bpf_skb_adjust_room)."""
+    problem = _round_trip(loaded, _packet6)
+    if problem is None:
+        return Probe("ipv6", True, "an IPv6 packet went out and came back as it should")
+    if needed:
+        return Probe("ipv6", False, problem, "Linux 6.3 or newer, or --datapath userspace")
+    return Probe("ipv6", True, "not on this kernel (it needs Linux 6.3): a cluster with IPv6 takes userspace here")
+
+
+def _round_trip(loaded: Loaded, packet: Callable[[int], bytes]) -> str | None:
+    """What went wrong with ``packet(ttl)``, or None."""
+    sent = _ethernet(packet(64))
     try:
         publish(loaded.maps, build_snapshot(*_both_ends(1, 2)))
         verdict, wire = bpf.test_run(loaded.programs["fp_bypass"], sent)
-        if (
-            verdict != _REDIRECT
-            or wire[34:42] != struct.pack("!HHHH", 8285, 8285, 8 + len(sent) - 14, 0)
-            or wire[42:50] != sent[14:22]
-        ):
-            return Probe("self-test", False, f"encapsulation gave {verdict} and {wire.hex()}", cure)
+        udp = struct.pack("!HHHH", 8285, 8285, 8 + len(sent) - 14, 0)
+        if verdict != _REDIRECT or wire[34:42] != udp or wire[42:49] != sent[14:21]:
+            return f"encapsulation gave {verdict} and {wire.hex()}"
         publish(loaded.maps, build_snapshot(*_both_ends(2, 1)))
-        verdict, back = bpf.test_run(loaded.programs["fp_decap"], wire)
+        verdict, back = bpf.test_run(
+            loaded.programs["fp_decap"], _ethernet(wire[14:])
+        )  # the link header is the neighbour's to write
     except OSError as error:
-        return Probe("self-test", False, f"the kernel does not run programs for a test: {error.strerror}", cure)
-    if verdict != _REDIRECT or back[14:] != _packet(ttl=62):
-        return Probe("self-test", False, f"decapsulation gave {verdict} and {back.hex()}", cure)
-    return Probe("self-test", True, "a packet went out and came back as it should")
+        return f"the kernel does not run programs for a test: {error.strerror}"
+    if verdict != _REDIRECT or back[12:] != _ethernet(packet(62))[12:]:
+        return f"decapsulation gave {verdict} and {back.hex()}"
+    return None
 
 
 def _both_ends(own: int, peer: int) -> tuple[ForwardTable, Header]:
     hop = Hop(IPv4Address(f"192.0.2.{peer}"), 8285)
-    table = ForwardTable(1, (TableEntry(IPv4Network(f"198.18.{peer}.0/24"), hop),), (IPv4Network(f"198.18.{own}.0/24"),))
+    entries = (TableEntry(IPv4Network(f"198.18.{peer}.0/24"), hop), TableEntry(IPv6Network(f"2001:2:0:{peer}::/64"), hop))
+    table = ForwardTable(1, entries, (IPv4Network(f"198.18.{own}.0/24"), IPv6Network(f"2001:2:0:{own}::/64")))
     return table, Header(1, 1, IPv4Address(f"192.0.2.{own}"), 8285, 1472, carries=False, self_test=True)
 
 
@@ -187,5 +206,11 @@ def _packet(ttl: int) -> bytes:
     return struct.pack("!BBHHHBBH4s4s", *fields, check, source, destination) + payload
 
 
+def _packet6(ttl: int) -> bytes:
+    payload = struct.pack("!HHHH", 9, 9, 16, 0) + b"flanpy!\n"
+    ends = IPv6Address("2001:2:0:1::1").packed + IPv6Address("2001:2:0:2::1").packed
+    return struct.pack("!IHBB", 0x60000000, len(payload), 17, ttl) + ends + payload
+
+
 def _ethernet(packet: bytes) -> bytes:
-    return bytes(12) + b"\x08\x00" + packet
+    return bytes(12) + (b"\x08\x00" if packet[0] >> 4 == 4 else b"\x86\xdd") + packet

@@ -11,7 +11,6 @@ import errno
 import socket
 import struct
 from collections.abc import Callable, Iterable
-from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 from pyroute2.ethtool import Ethtool
@@ -23,7 +22,7 @@ from flanpy.kernel.links import remove_link
 from flanpy.kernel.messages import attributes
 from flanpy.kernel.netlink import Kernel, explained, settled
 from flanpy.kernel.tc import ClsactHooks
-from flanpy.model import Address
+from flanpy.model import Address, Network
 
 _IFINFOMSG = struct.Struct("=BxHiII")
 _IFNAME, _LINK, _MASTER, _LINKINFO, _INFO_KIND = 3, 5, 10, 18, 1
@@ -73,11 +72,11 @@ class BpfHost:
             )
         return False
 
-    def pod_bridge(self, subnets: Iterable[IPv4Network], device: str) -> int:
+    def pod_bridge(self, subnets: Iterable[Network], device: str) -> int:
         """The interface that has an address within these subnets, but for the tunnel's own; 0 when there is none."""
         tunnel = _index(device)
         for found in list_addresses(self._kernel):
-            if found.index != tunnel and any(isinstance(found.ip, IPv4Address) and found.ip in subnet for subnet in subnets):
+            if found.index != tunnel and any(found.ip in subnet for subnet in subnets):
                 return found.index
         return 0
 

@@ -68,7 +68,7 @@ def test_an_inner_destination_that_is_not_ours_is_dropped() -> None:
 def test_what_is_no_packet_is_dropped(name: str, verdict: str) -> None:
     with overlay() as made:
         whole = bytes(inner(made) / UDP(dport=7) / Raw(b"12345678"))
-        payload = {"empty": b"", "short": whole[:19], "cut": whole[:-1], "version": b"\x65" + whole[1:]}[name]
+        payload = {"empty": b"", "short": whole[:19], "cut": whole[:-1], "version": b"\x35" + whole[1:]}[name]
         send_outer(made, payload)
         assert only(made, verdict)
 

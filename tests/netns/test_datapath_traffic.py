@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from flanpy.datapath.userspace import Tuning
+from flanpy.model import Address
 from tests.support.namespaces import inside
 from tests.support.netns import MTU, Overlay, Side, counters, overlay, udp_socket
 
@@ -31,12 +32,14 @@ def digest_of_all(server: socket.socket) -> str:
     return digest.hexdigest()
 
 
-def send_and_digest(sender: Side, receiver: Side, content: bytes) -> str:
-    """The digest of what arrives when one pod sends this content to the other over TCP."""
+def send_and_digest(sender: Side, receiver: Side, content: bytes, address: Address | None = None) -> str:
+    """The digest of what arrives when one pod sends this content to the other over TCP, at this address of it or its usual one."""
+    target = address or receiver.pod_address
+    family = socket.AF_INET6 if target.version == 6 else socket.AF_INET
     with inside(receiver.pod):
-        server = socket.create_server((str(receiver.pod_address), 0))
+        server = socket.create_server((str(target), 0), family=family)
     with inside(sender.pod):
-        client = socket.socket()
+        client = socket.socket(family)
     server.settimeout(20)
     client.settimeout(20)
     with ThreadPoolExecutor(1) as pool, server, client:

@@ -4,6 +4,7 @@ Host senders of the drop tests send twice: with a UDP checksum, as sockets do, s
 without, as the BPF programs do, so that these judge it. Verdict names and counts have to be the same.
 """
 
+import hashlib
 import socket
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -15,7 +16,7 @@ from scapy.layers.inet import IP, UDP
 
 from tests.netns import test_datapath_drops as drops
 from tests.netns import test_datapath_traffic as traffic
-from tests.support.ebpf import EbpfOverlay, ebpf_overlay, tap
+from tests.support.ebpf import EbpfOverlay, drained, ebpf_overlay, tap
 from tests.support.namespaces import Namespace
 from tests.support.netns import PORT, udp_socket
 
@@ -91,6 +92,25 @@ def test_a_path_that_shrinks_is_told_to_the_senders_and_loses_nothing() -> None:
         assert traffic.send_and_digest(made.a, made.b, content)
         assert made.a.packets("icmp_sent") > 0
         assert made.a.packets("drop_send") == 0
+
+
+def test_the_mtu_of_a_route_is_heeded_and_told_to_the_senders() -> None:
+    """Not locked, so that the kernel does not tell the programs of it."""
+    content = bytes(range(256)) * 32768
+    with ebpf_overlay(wire=True) as made:  # every packet by itself, so that its size can be seen
+        made.a.host.script("ip route add 172.31.0.2/32 dev uplink mtu 1300")
+        made.a.check()
+        with tap(made.b.host, "uplink") as wire:
+            assert traffic.send_and_digest(made.a, made.b, content) == hashlib.sha256(content).hexdigest()
+            seen = [IP(packet) for packet in drained(wire)]
+        assert 1200 < max(packet.len for packet in seen if packet.src == "172.31.0.1") <= 1300
+        assert made.a.packets("icmp_sent") > 0
+        assert made.a.stats.counters["bpf_superpackets_out"] > 0, "cut smaller, they go by the programs again"
+        made.a.host.script("ip route del 172.31.0.2/32")
+        made.a.check()
+        told = made.a.packets("icmp_sent")
+        assert traffic.send_and_digest(made.a, made.b, content) == hashlib.sha256(content).hexdigest()
+        assert made.a.packets("icmp_sent") == told
 
 
 @pytest.mark.parametrize("tos", [0xB8, 0xB9, 0xBA, 0xBB])

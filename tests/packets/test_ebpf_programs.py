@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scapy.all import IP, UDP
+from scapy.all import IP, UDP, IPv6, Raw
 
 from tests.support.core import PEER_A, PEER_B, PEER_ECN, Core
 from tests.support.packets import Packet, pattern
@@ -216,3 +216,98 @@ def test_a_peer_that_claims_our_own_subnet_gets_none_of_it() -> None:
         assert claimed.run("fp_decap", outer(spoofed)).verdict != "decapsulated"
     finally:
         claimed.close()
+
+
+# ---------------------------------------------------------------------------------------------------------------- IPv6
+
+ETHERNET6 = bytes(12) + b"\x86\xdd"
+SOURCES6 = ["fd05:0:0:2::9", "fd05:0:0:3::9", "fd05:0:0:1::9", "2001:db8::1", "fe80::1", "ff02::1", "::1", "::ffff:10.5.2.9"]
+
+
+def six(
+    source: str, destination: str, payload: bytes = b"", traffic_class: int = 0, hops: int = 9, next_header: int = 17
+) -> bytes:
+    """An inner packet; what is not UDP has just these bytes behind its header."""
+    header = IPv6(src=source, dst=destination, tc=traffic_class, hlim=hops, fl=0x12345)
+    if next_header == 17:
+        return bytes(header / UDP(sport=1, dport=2) / Raw(payload))
+    header.nh = next_header
+    return bytes(header / Raw(payload))
+
+
+FROM_PEER6 = six("fd05:0:0:2::9", "fd05:0:0:1::7", pattern(20))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    sender=st.sampled_from(SENDERS),
+    traffic_class=st.integers(0, 255),
+    outer_tos=st.integers(0, 255),
+    hops=st.integers(0, 255),
+    source=st.sampled_from(SOURCES6),
+    destination=st.sampled_from(["fd05:0:0:1::7", "fd05:0:0:2::7", "fd05:0:9::9", "ff05::9", "fe80::7"]),
+    next_header=st.sampled_from([17, 6, 0, 43, 44, 58, 59, 60]),
+    payload=st.integers(0, 60),
+)
+def test_every_field_of_ipv6_that_decides_decides_as_in_the_core(
+    programs: Programs,
+    check: bool,
+    sender: object,
+    traffic_class: int,
+    outer_tos: int,
+    hops: int,
+    source: str,
+    destination: str,
+    next_header: int,
+    payload: int,
+) -> None:
+    packet = six(source, destination, pattern(payload), traffic_class, hops, next_header)
+    assert_agrees(programs, packet, sender, outer_tos, check)
+
+
+@settings(max_examples=200, deadline=None)
+@given(at=st.integers(0, 67), bits=st.integers(1, 255), cut=st.integers(0, 68), sender=st.sampled_from(SENDERS))
+def test_damaged_ipv6_packets_are_judged_as_in_the_core(
+    programs: Programs, check: bool, at: int, bits: int, cut: int, sender: object
+) -> None:
+    data = bytearray(FROM_PEER6 + bytes(20))
+    data[at] ^= bits
+    assert_agrees(programs, bytes(data[: len(data) - cut]), sender, 0, check)
+
+
+def test_every_prefix_of_a_good_ipv6_packet_is_judged_as_in_the_core(programs: Programs, check: bool) -> None:
+    whole = FROM_PEER6 + b"12345678"
+    for size in range(len(whole) + 1):
+        assert_agrees(programs, whole[:size], PEER_A, 0, check)
+
+
+def test_a_good_ipv6_packet_is_taken_by_the_program(programs: Programs) -> None:
+    ran = programs.run("fp_decap", outer(FROM_PEER6))
+    assert (ran.result, ran.verdict) == (REDIRECT, "decapsulated")
+    assert ran.packet == six("fd05:0:0:2::9", "fd05:0:0:1::7", pattern(20), hops=8)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    hops=st.integers(0, 255),
+    traffic_class=st.integers(0, 255),
+    source=st.sampled_from(["fd05:0:0:1::7", "fe80::1", "::1", "ff02::1"]),
+    destination=st.sampled_from([f"fd05:0:0:{n}::9" for n in (1, 2, 3, 4, 9)] + ["2001:db8::1", "ff02::1"]),
+    next_header=st.sampled_from([17, 0, 44, 58, 59]),
+    payload=st.sampled_from([0, 1, 100, 1424, 1425, 1432, 1433]),
+)
+def test_ipv6_goes_out_as_the_core_sends_it(
+    programs: Programs, hops: int, traffic_class: int, source: str, destination: str, next_header: int, payload: int
+) -> None:
+    packet = six(source, destination, pattern(payload), traffic_class, hops, next_header)
+    ran = programs.run("fp_bypass", packet, ETHERNET6)
+    core = Core()
+    verdict = core.encap(packet)
+    if ran.result == NEXT:
+        assert verdict != "encapsulated" and ran.packet == packet and ran.verdict is None
+        return
+    (send,) = core.sends()
+    assert (ran.result, ran.verdict, verdict) == (REDIRECT, "encapsulated", "encapsulated")
+    sent = IP(ran.packet)
+    assert (sent.src, sent.dst, sent.tos, sent.len) == (str(OURS), str(send.hop.address), send.tos, len(ran.packet))
+    assert bytes(sent[UDP].payload) == send.packets[0]

@@ -1,6 +1,6 @@
 """Two hosts with a pod each, like tests/support/netns.py, where each host has the datapath that the test asks for.
 
-pod a 10.5.1.2                                                                  pod b 10.5.2.2
+pod a 10.5.1.2, fd00:5:1::2                                       pod b 10.5.2.2, fd00:5:2::2
    | veth, gateway 10.5.1.1                               veth, gateway 10.5.2.1 |      with bridge=True: behind cni0
 host a  flannel0 10.5.1.0/32  <- datapath ->                 flannel0 10.5.2.0/32  host b
    | uplink 172.31.0.1/24 ---------------- veth, MTU 1500 or more --- 172.31.0.2/24 |      with vlan=True: VLAN 7 on it
@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,14 @@ class EbpfSide:
     @property
     def subnet(self) -> IPv4Network:
         return IPv4Network(f"10.5.{self.number}.0/24")
+
+    @property
+    def subnet6(self) -> IPv6Network:
+        return IPv6Network(f"fd00:5:{self.number}::/64")
+
+    @property
+    def pod_address6(self) -> IPv6Address:
+        return self.subnet6[2]
 
     @property
     def pod_address(self) -> IPv4Address:
@@ -140,8 +148,9 @@ class EbpfOverlay:
 
 
 def table(own: EbpfSide, *peers: EbpfSide, generation: int = 1) -> ForwardTable:
-    """The table of one host: its own subnet, and those of its peers."""
-    return ForwardTable(generation, tuple(TableEntry(peer.subnet, peer.hop) for peer in peers), (own.subnet,))
+    """The table of one host: its own subnets, and those of its peers."""
+    entries = (TableEntry(subnet, peer.hop) for peer in peers for subnet in (peer.subnet, peer.subnet6))
+    return ForwardTable(generation, tuple(entries), (own.subnet, own.subnet6))
 
 
 def tap(where: Namespace, device: str) -> socket.socket:
@@ -196,6 +205,16 @@ def _hosts(stack: ExitStack, mtu: int, bridge: bool, vlan: bool) -> list[tuple[N
     return made
 
 
+def _add_ipv6(side: EbpfSide, gateway: str) -> None:
+    """Both families from now on, as in a dual-stack cluster."""
+    number = side.number
+    side.host.script(
+        f"sysctl -qw net.ipv6.conf.all.forwarding=1; ip addr add fd00:5:{number}::1/64 dev {gateway} nodad;"
+        f"ip addr add fd00:5:{number}::/128 dev flannel0; ip route add fd00:5::/32 dev flannel0"
+    )
+    side.pod.script(f"ip addr add fd00:5:{number}::2/64 dev eth0 nodad; ip -6 route add default via fd00:5:{number}::1")
+
+
 def release() -> tuple[int, ...]:
     """The kernel's version, as far as it counts."""
     return tuple(int(number) for number in os.uname().release.split(".")[:2])
@@ -210,6 +229,7 @@ def ebpf_overlay(
     mtu: int = 1500,
     bridge: bool = False,
     vlan: bool = False,
+    ipv6: bool = False,
     source_check: bool = True,
     queues: int = 1,
     published: bool = True,
@@ -230,6 +250,7 @@ def ebpf_overlay(
                 underlay_address=IPv4Address(f"172.31.0.{number}"),
                 port=PORT,
                 mtu_bytes=mtu - 28,
+                tunnel_address6=IPv6Address(f"fd00:5:{number}::") if ipv6 else None,
                 source_check=source_check,
                 queues=queues,
             )
@@ -241,6 +262,8 @@ def ebpf_overlay(
                 f"ip link set flannel0 mtu {mtu - 28} up; ip addr add 10.5.{number}.0/32 dev flannel0;"
                 "ip route add 10.5.0.0/16 dev flannel0"
             )
+            if ipv6:
+                _add_ipv6(side, "cni0" if bridge else "pod0")
             sides.append(side)
         made = EbpfOverlay(*sides)
         if published:

@@ -21,7 +21,7 @@ from flanpy.datapath import DatapathSettings, DatapathStats
 from flanpy.datapath.sockets import SO_RCVBUFFORCE, Underlay, open_underlay
 from flanpy.datapath.userspace import Tuning, UserspaceDatapath
 from flanpy.kernel.tun import open_tun
-from flanpy.model import ForwardTable, Hop, TableEntry
+from flanpy.model import Address, ForwardTable, Hop, TableEntry
 from tests.support.namespaces import Namespace, inside, namespace
 
 PORT = 8285
@@ -185,10 +185,11 @@ def eventually(condition: Callable[[], bool], *, within_s: float = 5.0) -> bool:
     return True
 
 
-def udp_socket(where: Namespace, address: IPv4Address | None = None, port: int = 0) -> socket.socket:
+def udp_socket(where: Namespace, address: Address | None = None, port: int = 0, *, ipv6: bool = False) -> socket.socket:
     """A UDP socket of this namespace, bound if an address is given; it gives up receiving after two seconds."""
+    ipv6 = ipv6 or (address is not None and address.version == 6)
     with inside(where):
-        made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        made = socket.socket(socket.AF_INET6 if ipv6 else socket.AF_INET, socket.SOCK_DGRAM)
     made.settimeout(2)
     if address is not None:
         made.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 32 << 20)

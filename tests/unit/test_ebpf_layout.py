@@ -4,7 +4,7 @@ import re
 import shutil
 import struct
 import subprocess
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 
 import pytest
@@ -39,12 +39,26 @@ def lookup(snapshot: bytes, address: int) -> int:
     return found
 
 
+def lookup6(snapshot: bytes, address: int) -> int:
+    """As fp_lookup6 does it."""
+    at = layout.HEADER_CHUNK * layout.CHUNK_BYTES + 48
+    found, shared, *halves = struct.unpack_from("=II4Q", snapshot, at)
+    (prefix, mask) = (halves[0] << 64 | halves[1], halves[2] << 64 | halves[3])
+    if not found or (address ^ prefix) & mask:
+        return layout.NONE
+    for byte in address.to_bytes(16, "big")[shared:]:
+        found = word(snapshot, found & ~layout.POINTER, byte)
+        if not found & layout.POINTER:
+            return found
+    raise AssertionError("the levels end before the address does")
+
+
 def hop_address(snapshot: bytes, number: int) -> IPv4Address:
     at = layout.HOPS_CHUNK * layout.CHUNK_BYTES + 16 * number
     return IPv4Address(struct.unpack_from("=I", snapshot, at)[0])
 
 
-def naive(table: ForwardTable, address: IPv4Address) -> IPv4Address | str | None:
+def naive(table: ForwardTable, address: IPv4Address | IPv6Address) -> IPv4Address | str | None:
     """The owner of an address by looking at every prefix."""
     owners: list[tuple[int, IPv4Address | str]] = [
         (entry.prefix.prefixlen, IPv4Address(int(entry.hop.address))) for entry in table.entries if address in entry.prefix
@@ -76,6 +90,52 @@ def test_every_address_finds_its_longest_prefix(prefixes: list[tuple[IPv4Network
         assert naive(table, IPv4Address(number)) == (hop_address(snapshot, found - layout.FIRST_HOP) if owner is ... else owner)
 
 
+networks6 = st.builds(
+    lambda number, length: IPv6Network((number >> (128 - length) << (128 - length) if length else 0, length)),
+    st.one_of(
+        st.integers(0, 2**128 - 1),
+        st.integers(0xFD00 << 112, (0xFD00 << 112) + 0xFFFF),
+        st.integers(0, 0x3FFFF).map(lambda n: (0xFD00 << 112) + (n << 64)),
+    ),
+    st.integers(0, 128),
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(networks6, st.integers(-1, len(HOPS) - 1)), max_size=12, unique_by=lambda pair: pair[0]), st.data())
+def test_every_ipv6_address_finds_its_longest_prefix(prefixes: list[tuple[IPv6Network, int]], data: st.DataObject) -> None:
+    table = ForwardTable(
+        9,
+        (
+            TableEntry(IPv4Network("10.5.2.0/24"), HOPS[0]),
+            *(TableEntry(prefix, HOPS[hop]) for prefix, hop in prefixes if hop >= 0),
+        ),
+        tuple(prefix for prefix, hop in prefixes if hop < 0),
+    )
+    snapshot = build_snapshot(table, HEADER)
+    edges = [int(prefix[end]) + more for prefix, _ in prefixes for end, more in ((0, 0), (0, -1), (-1, 0), (-1, 1))]
+    for number in [data.draw(st.integers(0, 2**128 - 1)), *(edge % 2**128 for edge in edges)]:
+        found = lookup6(snapshot, number)
+        owner = {layout.NONE: None, layout.LOCAL: "local"}.get(found, ...)
+        assert naive(table, IPv6Address(number)) == (hop_address(snapshot, found - layout.FIRST_HOP) if owner is ... else owner)
+    assert hop_address(snapshot, lookup(snapshot, 0x0A050201) - layout.FIRST_HOP) == HOPS[0].address
+
+
+def test_a_usual_cluster_needs_two_loads_for_an_ipv6_address() -> None:
+    """/64 subnets of a /48 differ in bytes 6 and 7."""
+    entries = tuple(TableEntry(IPv6Network(((0xFD00 << 112) + (n << 64), 64)), HOPS[n % 4]) for n in range(0, 65536, 7))
+    snapshot = build_snapshot(ForwardTable(1, entries, ()), HEADER)
+    assert struct.unpack_from("=II", snapshot, layout.HEADER_CHUNK * layout.CHUNK_BYTES + 48)[1] == 6
+    assert len(snapshot) == (layout.HOPS_CHUNK + 1 + 1 + 256) * layout.CHUNK_BYTES
+
+
+def test_ipv6_prefixes_that_would_fill_the_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout, "CHUNKS_MAX", 100)
+    entries = tuple(TableEntry(IPv6Network((n << 64 | n << 96 | 0xFD << 120, 128)), HOPS[0]) for n in range(20))
+    with pytest.raises(DatapathError, match="strewn too widely"):
+        build_snapshot(ForwardTable(1, entries, ()), HEADER)
+
+
 def test_hops_are_sorted_by_address_for_the_search() -> None:
     entries = tuple(TableEntry(IPv4Network(f"10.5.{n}.0/24"), hop) for n, hop in enumerate(reversed(HOPS)))
     snapshot = build_snapshot(ForwardTable(1, entries, ()), HEADER)
@@ -90,8 +150,6 @@ def test_a_large_table_is_built_whole() -> None:
 
 
 def test_a_peer_over_ipv6_is_refused() -> None:
-    from ipaddress import IPv6Address
-
     with pytest.raises(DatapathError, match="IPv6"):
         build_snapshot(ForwardTable(1, (TableEntry(IPv4Network("10.5.2.0/24"), Hop(IPv6Address("fd00::1"), 8285)),), ()), HEADER)
 
@@ -128,6 +186,10 @@ def test_the_numbers_are_those_of_the_header(tmp_path: Path) -> None:
         "port_be",
         "bridge",
         "gro",
+        "root6",
+        "shared6",
+        "prefix6",
+        "mask6",
     )
     prints += "".join(f'printf("%u\\n", (unsigned)offsetof(struct fp_bpf_header, {field}));' for field in fields)
     (tmp_path / "numbers.c").write_text(
@@ -136,7 +198,7 @@ def test_the_numbers_are_those_of_the_header(tmp_path: Path) -> None:
     subprocess.run([compiler, "-o", tmp_path / "numbers", tmp_path / "numbers.c"], check=True)
     printed = [int(line) for line in subprocess.check_output([tmp_path / "numbers"], text=True).split()]
     assert printed[: len(names)] == [getattr(layout, name) for name in names]
-    assert printed[len(names) :] == [0, 4, 8, 16, 20, 24, 28, 32, 36, 40, 44]
+    assert printed[len(names) :] == [0, 4, 8, 16, 20, 24, 28, 32, 36, 40, 44, 48, 52, 56, 72]
 
 
 def test_the_counter_names_are_those_of_the_header() -> None:
