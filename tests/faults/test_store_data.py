@@ -128,14 +128,11 @@ def test_a_node_is_cut_off_from_a_living_etcd_past_its_lease(two: Cluster, measu
             assert subnet in peers(two, "host2"), "kept for the grace time"
             assert stream.total.lost < 100, "some are still on their way"
             dropped_s = seconds_until(lambda: subnet not in peers(two, "host2"), PEER_GRACE_S + 3, "dropped after the grace time")
-            lost_before = stream.look()[1].lost
-            sent_on = stream.look()[0]
-            assert sent_on.refused == 0, "the node itself keeps forwarding"
+            assert stream.look()[0].refused == 0, "the node itself keeps forwarding"
         heals_s = seconds_until(lambda: two.get(own) and subnet in peers(two, "host2"), 8, "healed")
         stream.flow()
     assert heals_s < 7, "5 s is the goal; the rest is room for a busy machine"
     assert two.subnet("host1") == subnet
-    assert lost_before < 600, "until the grace was over nothing was lost"
     measured(f"route dropped {dropped_s:.1f} s after the first look (--peer-grace {PEER_GRACE_S}), healed after {heals_s:.1f} s")
 
 
