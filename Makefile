@@ -67,8 +67,9 @@ reliability: build ## run the tests of all faults and write docs/reliability.md 
 soak: build ## five hosts under traffic with random faults for MINUTES (60), invariants at the end; FLANPY_SOAK_SEED=N repeats (root)
 	@FLANPY_SOAK_SECONDS=$$(( $(MINUTES) * 60 )) $(BIN)/python -m pytest -q -s tests/faults/test_soak.py $(ARGS)
 
-reference: build ## write docs/reference.md from the code
+reference: build ## write docs/reference.md and the man page from the code
 	@$(BIN)/python scripts/reference.py
+	@$(BIN)/python scripts/manpage.py
 
 docs: build ## build the documentation site into build/site
 	@$(BIN)/python -m mkdocs build --quiet --strict --clean

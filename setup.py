@@ -25,5 +25,6 @@ class BuildWithBpf(build_ext):
 setup(
     cmdclass={"build_ext": BuildWithBpf},
     cffi_modules=[f"{builder}:ffi" for builder in BUILDERS if Path(builder).exists()],
+    data_files=[("share/man/man1", ["docs/man/flanpy.1"])],
     options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )
