@@ -16,13 +16,14 @@ struct fp_decap {
     struct iovec expired[EXPIRED_MAX];
 };
 
-/* What is the same for all packets of a train, and the packet whose addresses were found good last: most trains are one flow. */
+/* What is the same for all packets of a train, and the addresses that were found good last: most trains are one flow. */
 struct train {
     const struct fp_context *context;
     const struct fp_address *sender;
     unsigned outer_ecn;
-    uint8_t known_version; /* 4, 6; 0: none yet */
-    const uint8_t *known;  /* its addresses: both, one behind the other */
+    bool known4;
+    uint64_t addresses4;       /* both, as they stand in the packet */
+    const uint8_t *addresses6; /* both, in a packet of the train; NULL: none yet */
 };
 
 size_t fp_decap_bytes(void)
@@ -57,12 +58,12 @@ size_t fp_decap_expired(struct fp_decap *decap, const struct iovec **packets)
     return decap->expired_count;
 }
 
-static uint32_t look_up(const struct fp_table *table, const uint8_t *address, uint8_t version)
+FP_INLINE uint32_t look_up(const struct fp_table *table, const uint8_t *address, const uint8_t version)
 {
     return version == 4 ? fp_table_lookup4(table, fp_load32_be(address)) : fp_table_lookup6(table, address);
 }
 
-static enum fp_verdict check_source(const struct train *train, const uint8_t *source, uint8_t version)
+FP_INLINE enum fp_verdict check_source(const struct train *train, const uint8_t *source, const uint8_t version)
 {
     const struct fp_table *table = train->context->table;
     const struct fp_hop *owner = fp_table_hop(table, look_up(table, source, version)); /* NULL: nobody, or ourselves */
@@ -71,31 +72,39 @@ static enum fp_verdict check_source(const struct train *train, const uint8_t *so
     return fp_table_knows_address(table, train->sender) ? FP_DROP_SPOOFED : FP_DROP_UNKNOWN_PEER;
 }
 
-/* Constant sizes, so that the comparison of an IPv4 train is one load and one compare. */
-static bool same_addresses(const struct train *train, const uint8_t *addresses, uint8_t version)
+/* `addresses`: source and destination, one behind the other. */
+FP_INLINE bool is_known(const struct train *train, const uint8_t *addresses, const uint8_t version)
 {
-    if (FP_UNLIKELY(train->known_version != version))
-        return false;
-    return FP_LIKELY(version == 4) ? fp_load64(train->known) == fp_load64(addresses) : memcmp(train->known, addresses, 32) == 0;
+    if (version == 4)
+        return train->known4 && train->addresses4 == fp_load64(addresses);
+    return train->addresses6 != NULL && memcmp(train->addresses6, addresses, 32) == 0;
 }
 
-static enum fp_verdict check_addresses(struct train *train, const uint8_t *packet, const struct fp_ip *ip)
+FP_INLINE void remember(struct train *train, const uint8_t *addresses, const uint8_t version)
 {
-    const uint8_t *source = fp_ip_addresses(packet, ip->version);
-    const uint8_t *destination = source + fp_ip_addresses_bytes(ip->version) / 2;
-    if (FP_LIKELY(same_addresses(train, source, ip->version)))
+    if (version == 4) {
+        train->known4 = true;
+        train->addresses4 = fp_load64(addresses);
+    } else {
+        train->addresses6 = addresses; /* stay where they are until the train is done, and are never changed */
+    }
+}
+
+FP_INLINE enum fp_verdict check_addresses(struct train *train, const uint8_t *addresses, const uint8_t version)
+{
+    const uint8_t *destination = addresses + fp_ip_addresses_bytes(version) / 2;
+    if (FP_LIKELY(is_known(train, addresses, version)))
         return FP_DECAPSULATED;
     if (train->context->options & FP_OPT_SOURCE_CHECK) {
-        enum fp_verdict verdict = check_source(train, source, ip->version);
+        enum fp_verdict verdict = check_source(train, addresses, version);
         if (verdict != FP_DECAPSULATED)
             return verdict;
-    } else if (look_up(train->context->table, source, ip->version) == FP_HOP_LOCAL) {
+    } else if (look_up(train->context->table, addresses, version) == FP_HOP_LOCAL) {
         return FP_DROP_SPOOFED; /* no peer, NATed or not, has one of our own addresses */
     }
-    if (look_up(train->context->table, destination, ip->version) != FP_HOP_LOCAL)
+    if (look_up(train->context->table, destination, version) != FP_HOP_LOCAL)
         return FP_DROP_NOT_LOCAL;
-    train->known_version = ip->version;
-    train->known = source; /* stays where it is, and no address is ever changed there */
+    remember(train, addresses, version);
     return FP_DECAPSULATED;
 }
 
@@ -106,16 +115,17 @@ static void remember_expired(struct fp_decap *decap, uint8_t *packet, const stru
         decap->expired[decap->expired_count++] = (struct iovec){packet, ip->total_bytes};
 }
 
-static void set_ecn(uint8_t *packet, const struct fp_ip *ip, unsigned ecn)
+FP_INLINE void set_ecn(uint8_t *packet, const struct fp_ip *ip, unsigned ecn, const uint8_t version)
 {
     uint8_t tos = (uint8_t)((ip->tos & ~3u) | ecn);
-    if (ip->version == 4)
+    if (version == 4)
         fp_ip_set_tos(packet, tos);
     else
         fp_ip6_set_tos(packet, tos);
 }
 
-static enum fp_verdict deliver(struct fp_decap *decap, const struct train *train, uint8_t *packet, struct fp_ip *ip)
+FP_INLINE enum fp_verdict deliver(struct fp_decap *decap, const struct train *train, uint8_t *packet, struct fp_ip *ip,
+                                  const uint8_t version)
 {
     int ecn = fp_ecn_combine(ip->tos & 3, train->outer_ecn);
     if (FP_UNLIKELY(ecn < 0))
@@ -125,10 +135,17 @@ static enum fp_verdict deliver(struct fp_decap *decap, const struct train *train
         return FP_DROP_TTL;
     }
     if (FP_UNLIKELY((unsigned)ecn != (ip->tos & 3u)))
-        set_ecn(packet, ip, (unsigned)ecn);
-    fp_ip_age(packet, ip->version);
+        set_ecn(packet, ip, (unsigned)ecn, version);
+    fp_ip_age(packet, version);
     fp_coalesce_packet(&decap->coalesce, train->context->options, packet, ip);
     return FP_DECAPSULATED;
+}
+
+/* Written once, compiled for each family: `version` is a constant. */
+FP_INLINE enum fp_verdict judge(struct fp_decap *decap, struct train *train, uint8_t *packet, struct fp_ip *ip, const uint8_t version)
+{
+    enum fp_verdict verdict = check_addresses(train, fp_ip_addresses(packet, version), version);
+    return FP_LIKELY(verdict == FP_DECAPSULATED) ? deliver(decap, train, packet, ip, version) : verdict;
 }
 
 static void take_datagram(struct fp_decap *decap, struct train *train, uint8_t *packet, size_t bytes)
@@ -136,9 +153,7 @@ static void take_datagram(struct fp_decap *decap, struct train *train, uint8_t *
     struct fp_ip ip = {.total_bytes = 0};
     enum fp_verdict verdict = fp_ip_check(packet, bytes, &ip);
     if (FP_LIKELY(verdict == FP_ENCAPSULATED))
-        verdict = check_addresses(train, packet, &ip);
-    if (FP_LIKELY(verdict == FP_DECAPSULATED))
-        verdict = deliver(decap, train, packet, &ip);
+        verdict = FP_LIKELY(ip.version == 4) ? judge(decap, train, packet, &ip, 4) : judge(decap, train, packet, &ip, 6);
     if (FP_UNLIKELY(verdict != FP_DECAPSULATED))
         fp_count_verdict(train->context->counters, verdict, 1, ip.total_bytes != 0 ? ip.total_bytes : bytes);
 }
@@ -146,7 +161,7 @@ static void take_datagram(struct fp_decap *decap, struct train *train, uint8_t *
 size_t fp_decap_train(struct fp_decap *decap, const struct fp_context *context, const struct fp_address *sender,
                       uint8_t outer_tos, uint8_t *train, size_t bytes, size_t segment_bytes)
 {
-    struct train state = {.context = context, .sender = sender, .outer_ecn = outer_tos & 3u, .known_version = 0};
+    struct train state = {.context = context, .sender = sender, .outer_ecn = outer_tos & 3u, .known4 = false};
     size_t taken = 0;
     if (segment_bytes == 0 || segment_bytes > bytes)
         segment_bytes = bytes;
