@@ -203,22 +203,21 @@ def test_65536_routes_are_in_force_soon_and_cost_a_packet_nothing(tmp_path: Path
         eventually(lambda: running.status("host1", brief=True)["counts"]["peers"] == MANY - 1, 60, "all are peers")
         running.delete(f"subnets/{free[-1].network_address}-24")
         eventually(lambda: running.status("host1", brief=True)["counts"]["peers"] == MANY - 2, 20, "one has gone")
-        before = running.status("host1", brief=True)["reconcile"]
+        before = agent_use(running, "host1")
         with probes(running) as stream:
             started = time.monotonic()
             running.put(f"subnets/{free[-1].network_address}-24", '{"PublicIP":"192.0.2.77","PublicIPv6":null}')
             eventually(lambda: running.status("host1", brief=True)["counts"]["peers"] == MANY - 1, 20, "it has come again")
             change_s = time.monotonic() - started
-        after = running.status("host1", brief=True)["reconcile"]
-        pass_s = (after["seconds"] - before["seconds"]) / max(1, after["passes"] - before["passes"])
-        used_mb = agent_use(running, "host1").rss_bytes / 1e6
+        after = agent_use(running, "host1")
     assert stream.total.lost == 0
-    assert pass_s < 2
-    assert used_mb < 300, "200 MB is the goal"
+    used_mb, work_s = after.rss_bytes / 1e6, after.cpu_s - before.cpu_s
+    assert work_s < 4, "2 s is the goal, of a machine that does nothing else; the questions of this test are in it"
+    assert used_mb < 220
     cost = [per_packet_ns(routes) for routes in (1, MANY)]
     assert cost[1] < 3 * cost[0] + 20
     measured(
-        f"a change is in force after {change_s:.1f} s, {stream.total.words}; the agent has {used_mb:.0f} MB; "
+        f"a change is in force after {change_s:.1f} s ({work_s:.1f} s of CPU), {stream.total.words}; the agent has {used_mb:.0f} MB; "
         f"encap of 1,400 B takes {cost[0]:.0f} ns with one route and {cost[1]:.0f} ns with 65,536"
     )
 

@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 
 from tests.support import rows as rows_module
-from tests.support.rows import FAULTS, rows
+from tests.support.rows import ROWS, rows
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -25,7 +25,7 @@ def script() -> ModuleType:
 
 def test_every_row_has_its_parts_and_measures_something() -> None:
     found = rows()
-    assert [row for row in found if not (1 <= row.number <= FAULTS and row.fault and row.happens and row.criterion)] == []
+    assert [row for row in found if not (1 <= row.number <= ROWS and row.fault and row.happens and row.criterion)] == []
     assert [row.node for row in found if not row.measures] == []
 
 
