@@ -137,6 +137,37 @@ def test_a_hundred_changes_a_second_cost_stable_peers_nothing(two: Cluster, meas
     measured(f"{done[0]:,} changes, {stream.total.words}, memory {grown_mb:+.1f} MB, {share:.0%} of a CPU")
 
 
+BAD = 1000
+
+
+@pytest.mark.parametrize("two", ["userspace"], indirect=True)
+def test_a_thousand_bad_leases_make_a_few_lines_and_a_short_answer(two: Cluster, measured: Callable[[str], None]) -> None:
+    """Row 23: a thousand bad leases appear at once.
+
+    Each is refused on its own. The log says the first of them and how many more there are; so do the answers to status and probes.
+    Passes when: refused key by key; the others work; no shell ever.
+    """
+    said = len(two.log("host1"))
+    keys = [encoded(f"{DEFAULT_PREFIX}/subnets/{'x' * 200}-{number}") for number in range(BAD)]
+    with probes(two) as stream, gateway(two) as etcd:
+        for start in range(0, BAD, 125):
+            puts = [{"requestPut": {"key": key, "value": encoded("{")}} for key in keys[start : start + 125]]
+            etcd.call("kv/txn", {"success": puts})
+        eventually(lambda: two.ask("host1", "peers")["refused_count"] == BAD, 10, "all are refused")
+        status = two.status("host1")
+        lines = two.log("host1")[said:].count("refused")
+        for start in range(0, BAD, 125):
+            etcd.call("kv/txn", {"success": [{"requestDeleteRange": {"key": key}} for key in keys[start : start + 125]]})
+        eventually(lambda: two.status("host1")["problems"] == [], 10, "all are forgotten")
+    assert stream.total.lost == 0
+    assert status["state"] == "ready"
+    assert f"{BAD - 30} more leases refused" in status["problems"][-1]
+    size = len(json.dumps(status))
+    assert size < 50_000
+    assert lines < 50
+    measured(f"{BAD:,} bad keys: {lines} lines in the log, status of {size / 1000:.0f} KB, {stream.total.words}")
+
+
 # ------------------------------------------------------------------------------------------------ notifications
 
 STORM = 12_000
