@@ -10,8 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 NEED_ROOT = {"netns", "faults"}
+settings.register_profile("suite", deadline=None)
+settings.load_profile("suite")
+"""A busy machine may take any time for an example; how long a whole test may take is pytest's to say."""
 FIGURES = pytest.StashKey[dict[str, dict[str, Any]]]()
 
 
