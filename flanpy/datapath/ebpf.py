@@ -31,7 +31,7 @@ from flanpy.datapath.ebpf_mtu import PathMtus
 from flanpy.datapath.ebpf_needs import degraded, may_send_raw, require_ethernet
 from flanpy.datapath.ebpf_pins import ROOT, Pins, sweep_dead
 from flanpy.datapath.ebpf_places import put_in_place
-from flanpy.datapath.ebpf_prober import Prober, Target
+from flanpy.datapath.ebpf_prober import Prober, Target, forget
 from flanpy.datapath.ebpf_programs import Loaded, load, publish
 from flanpy.errors import DatapathError, PlatformError
 from flanpy.model import ForwardTable
@@ -222,6 +222,8 @@ class EbpfDatapath:
                 header = replace(self._header, whole=whole, trains=trains)
                 self._publish(self._table, header)
                 self._header = header
+                maps = self._running().maps
+                forget((maps["fp_wholes"], maps["fp_thanks"]), self._table)
             if self._prober is not None:
                 self._prober.trains = trains
 

@@ -12,11 +12,12 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
 from flanpy.datapath import ebpf_syscall as bpf
+from flanpy.model import ForwardTable
 
 PERIOD_S = 0.2
 """A note of the programs holds for 0.6 s (FP_NOTE_TICKS); a probe may be lost."""
@@ -118,10 +119,21 @@ class Prober:
 
     def _is_confirmed(self, target: Target) -> bool:
         """As fp_note_units reads it."""
-        slot = (target.peer ^ target.peer >> 12 ^ target.peer >> 24) % _SLOTS
-        (note,) = struct.unpack("=Q", bpf.lookup(self._thanks, slot, 8))
+        (note,) = struct.unpack("=Q", bpf.lookup(self._thanks, _slot(target.peer), 8))
         age = ((time.monotonic_ns() >> _TICK_SHIFT) - (note >> 7)) & 0x1FFFFFF
         return note >> 32 == target.peer and bool(note & 0x7F) and age <= _TICKS
+
+
+def forget(notes: Iterable[bpf.Fd], table: ForwardTable) -> None:
+    """Take back what these maps say of superpackets from or to the peers: the path is another, and the next packets will show it."""
+    for peer in {int(entry.hop.address) for entry in table.entries if entry.hop.superpacket}:
+        for note in notes:
+            bpf.update(note, _slot(peer), bytes(8))
+
+
+def _slot(peer: int) -> int:
+    """As fp_note has it."""
+    return (peer ^ peer >> 12 ^ peer >> 24) % _SLOTS
 
 
 def probe_frame(source: IPv4Address, destination: IPv4Address, segment_bytes: int, total_bytes: int) -> bytes:
