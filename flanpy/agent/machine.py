@@ -206,7 +206,7 @@ class Machine:
                 log.warning("%s; starting it anew", error, extra=event("datapath_failed", reason=str(error)))
                 self._close_datapath()
             else:
-                if running.settings == settings:
+                if _serves(running, settings):
                     return 0
                 self._close_datapath()
         choice, datapath = open_datapath(self._kind, settings, self._kernel, proven=self._proven)
@@ -305,3 +305,14 @@ def datapath_settings(
         spin_us=spin_us,
         ebpf_bypass=ebpf_bypass,
     )
+
+
+def _serves(running: Running, settings: DatapathSettings) -> bool:
+    """Whether the datapath can stay as it was opened.
+
+    The userspace workers take what the TUN device lets through, so a smaller MTU is the device's business alone; for a greater one than
+    they were opened for they have to be opened anew. The BPF programs check every packet against theirs.
+    """
+    if running.choice.kind == "userspace" and settings.mtu_bytes <= running.settings.mtu_bytes:
+        settings = replace(settings, mtu_bytes=running.settings.mtu_bytes)
+    return running.settings == settings

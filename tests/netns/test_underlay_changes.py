@@ -90,7 +90,7 @@ def test_a_pulled_cable_changes_nothing_but_that_packets_wait(two: Cluster) -> N
 
 
 def test_another_mtu_of_the_uplink_reaches_pods_and_subnet_env(two: Cluster) -> None:
-    lease = two.lab.lease("host1")
+    lease, before = two.lab.lease("host1"), _device(two)
     assert lease is not None
     for less in (100, 0):
         two.sandbox.run("host1", ["ip", "link", "set", "eth0", "mtu", str(1500 - less)])
@@ -98,6 +98,14 @@ def test_another_mtu_of_the_uplink_reaches_pods_and_subnet_env(two: Cluster) -> 
         size = lease.mtu_bytes - less - 28
         eventually(lambda size=size: fits(two, size), 10, "the greatest packet arrives")  # type: ignore[misc]
         assert not fits(two, size + 1)
+    if two.lab.spec.datapath != "ebpf":
+        assert _device(two) == before, "the device is the same one"
+
+
+def _device(two: Cluster) -> int:
+    """The index of the overlay device, or of the uplink where there is none."""
+    devices = {"udp": "flannel0", "vxlan": "flannel.1", "host-gw": "eth0"}
+    return kernel_state.index(two, "host1", devices[two.status("host1")["backend"]])
 
 
 def fits(two: Cluster, size: int) -> bool:
