@@ -12,12 +12,15 @@ Write dockerd's options for this node, from the subnet.env that `flanpy agent` (
 The flags are those of flannel's mk-docker-opts.sh. Without -i and -c both kinds of variables are written.
 """
 EPILOG = """\
-in a systemd unit of Docker:
+with systemd, in a drop-in of flanpy.service (which is started when it is ready):
+  [Service]
+  ExecStartPost=/usr/local/bin/flanpy docker-opts -c
+and in one of docker.service:
   [Unit]
+  Requires=flanpy.service
   After=flanpy.service
   [Service]
   EnvironmentFile=/run/docker_opts.env
-  ExecStartPre=/usr/local/bin/flanpy docker-opts -c
   ExecStart=
   ExecStart=/usr/bin/dockerd -H fd:// $DOCKER_OPTS
 
