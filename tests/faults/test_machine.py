@@ -100,7 +100,7 @@ DAMAGE = {
     "address": "ip address flush dev flannel0",
     "down": "ip link set flannel0 down",
     "mtu": "ip link set flannel0 mtu 1300",
-    "rules": "iptables -F; iptables -X",
+    "rules": "iptables -F",
 }
 
 

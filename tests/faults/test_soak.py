@@ -78,6 +78,7 @@ class Soak:
         self.lab.lab.stop_etcd(signal.SIGKILL)
         self.pause()
         self.lab.lab.start_etcd()
+        eventually(self.lab.keys, CALM_S, "etcd answers")
 
     def etcd_hangs(self, host: str) -> None:
         """Row 2."""
