@@ -135,8 +135,9 @@ def test_the_wire_carries_the_packet_as_it_is_but_for_a_hop(traffic_class: int) 
         assert (outer.tos, outer[UDP].chksum, outer.len) == (traffic_class & 3, 0, 28 + len(inner))
 
 
-def test_agents_of_a_dual_stack_cluster_take_ebpf_for_both_families(tmp_path: Path) -> None:
-    with six(tmp_path, "udp", "46", "4", datapath="ebpf") as two:
+@pytest.mark.parametrize("inner", ["46", "6"])
+def test_agents_of_a_cluster_with_ipv6_carry_it_by_ebpf(inner: str, tmp_path: Path) -> None:
+    with six(tmp_path, "udp", inner, "4", datapath="ebpf") as two:
         for target in two.pods("host2-pod1"):
             eventually(lambda target=target: two.answers("host1-pod1", target), 10, f"{target} answers")
             sent, arrived = transfer(two, "host1-pod1", "host2-pod1", target)

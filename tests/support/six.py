@@ -126,10 +126,12 @@ def network(backend: str, inner: str) -> str:
 
 
 @contextmanager
-def six(logs: Path, backend: str, inner: str, outer: str, *, by_address6: bool = False) -> Iterator[Six]:
+def six(
+    logs: Path, backend: str, inner: str, outer: str, *, by_address6: bool = False, datapath: str = "userspace"
+) -> Iterator[Six]:
     """Two hosts with these families inside and on the underlay ("4", "6" or "46"), agents and pods."""
     with Sandbox.create() as sandbox:
-        lab = SixLab(LabSpec("test", 2, 1, network(backend, inner), datapath="userspace"), sandbox, logs)
+        lab = SixLab(LabSpec("test", 2, 1, network(backend, inner), datapath=datapath), sandbox, logs)
         lab.outer, lab.by_address6 = outer, by_address6
         sandbox.script(topology.underlay_script(lab.plan))
         if "6" in outer:
