@@ -111,15 +111,15 @@ def test_a_pod_comes_and_goes_while_the_agent_and_etcd_are_away(pods: Pods) -> N
 
 
 def test_check_tells_a_pod_of_a_subnet_that_the_node_has_lost(pods: Pods) -> None:
-    path = pods.host1.path("subnet.env")
-    text = path.read_text()
-    try:
-        path.write_text(text.replace(f"FLANNEL_SUBNET={pods.cluster.subnet('host1')[:-5]}.1/24", "FLANNEL_SUBNET=10.99.0.1/24"))
-        message = pods.host1.call("CHECK", "a1").refused(101)
-    finally:
-        path.write_text(text)
-    assert message.endswith(
-        "outside of this node's subnet 10.99.0.0/24; the node has another subnet than when the pod was attached: delete the pod"
+    text, own = pods.host1.path("subnet.env").read_text(), pods.cluster.subnet("host1").replace(".0/24", ".1/24")
+    pods.host1.path("other.env").write_text(text.replace(f"FLANNEL_SUBNET={own}", "FLANNEL_SUBNET=10.99.0.1/24"))
+    other = pods.host1.config(subnetFile="/run/lab/host1/other.env")  # not the agent's own file, which it would mend at once
+    assert (
+        pods.host1.call("CHECK", "a1", config=other)
+        .refused(101)
+        .endswith(
+            "outside of this node's subnet 10.99.0.0/24; the node has another subnet than when the pod was attached: delete the pod"
+        )
     )
     assert pods.host1.call("CHECK", "a1").status == 0
 
