@@ -1,5 +1,6 @@
 """``/readyz`` is ready only while the node is: it goes back when the datapath cannot run, and comes again; ``/healthz`` stays well."""
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -30,6 +31,7 @@ def test_a_node_that_cannot_carry_packets_is_no_longer_ready(tmp_path: Path) -> 
         try:
             host.sandbox.run("host1", ["sh", "-euc", "ip link del flannel0; ip link add flannel0 type bridge"])
         finally:
+            os.kill(agent.process.pid, signal.SIGCONT)  # nsenter, which has stopped with its child
             agent.process.send_signal(signal.SIGCONT)
         eventually(lambda: codes(host) == ["200", "503"], 20, "not ready any more")
         host.sandbox.run("host1", ["ip", "link", "del", "flannel0"])
