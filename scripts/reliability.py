@@ -81,16 +81,19 @@ def nodes() -> list[str]:
     return sorted({row.node for row in rows()})
 
 
+def named() -> set[tuple[int, str]]:
+    """Number and test of every row of the file as it is."""
+    text = TARGET.read_text(encoding="utf-8")
+    return {(int(number), node) for number, node in re.findall(r"^\| (\d+) \|.*\| `([^`]+)` \|$", text, re.MULTILINE)}
+
+
 def check() -> int:
     """Hold the file's rows against the tests that there are."""
-    named = {
-        (int(number), node) for number, node in re.findall(r"^\| (\d+) \|.*\| `([^`]+)` \|$", TARGET.read_text(), re.MULTILINE)
-    }
     there = {(row.number, row.node) for row in rows()}
-    for number, node in sorted(named ^ there):
+    for number, node in sorted(named() ^ there):
         word = "has no such row" if (number, node) in there else "names a test that there is not"
         print(f"{TARGET.relative_to(ROOT)}: {word}: {number} {node}; run `make reliability`", file=sys.stderr)
-    return int(named != there)
+    return int(named() != there)
 
 
 def main() -> int:

@@ -138,7 +138,7 @@ def repaired(two: Cluster, what: str, damage: Callable[[], object]) -> str:
             eventually(lambda: snapshot(two) == before, 5, f"all is as it was before the {what} went")
             repaired_s = since(started)
             stream.flow()
-        return f"{what}: repaired in {repaired_s:.2f} s, {stream.total.words}"
+        return f"repaired in {repaired_s:.2f} s, {stream.total.words}"
     finally:
         on(two, "host1", "nft delete table ip others; ip route del 192.0.2.0/24")
 

@@ -61,7 +61,7 @@ def test_a_restart_is_missed_by_no_packet(two: Cluster, order: str, measured: Ca
         stream.wait(300)
     assert stream.total.lost == 0
     assert [lease_of(two, host) for host in hosts] == before
-    measured(f"{order}: {stream.total.words}; ready again after {back_s:.1f} s")
+    measured(f"{stream.total.words}; ready again after {back_s:.1f} s")
 
 
 def test_a_reload_is_missed_by_no_packet(two: Cluster, measured: Callable[[str], None]) -> None:

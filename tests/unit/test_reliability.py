@@ -8,8 +8,10 @@ from types import ModuleType
 import pytest
 
 from tests.support import rows as rows_module
-from tests.support.rows import ROWS, rows
+from tests.support.rows import FAULTS, ROWS, rows
 
+COMING = {7, 22}
+"""Rows whose tests come with the datapath's own process and with the new fuzzing runs."""
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -47,3 +49,14 @@ def test_figures_of_all_parameters_stand_in_one_cell(script: ModuleType) -> None
     }
     line = next(line for line in script.document(figures).splitlines() if f"`{row.node}`" in line)
     assert "| userspace: 0 of 7 probes lost, 12 ms; ebpf: passed |" in line
+
+
+def test_every_fault_of_the_list_has_a_test() -> None:
+    found = {row.number for row in rows()}
+    assert set(range(1, FAULTS + 1)) - found <= COMING
+
+
+def test_the_document_names_every_fault_and_only_tests_that_there_are(script: ModuleType) -> None:
+    named = script.named()
+    assert set(range(1, FAULTS + 1)) - {number for number, _ in named} <= COMING
+    assert {node for _, node in named} - {row.node for row in rows()} == set(), "run `make reliability`"
