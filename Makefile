@@ -47,7 +47,7 @@ test-unit: build ## only what needs no root
 	@$(BIN)/python -m pytest tests/unit tests/packets $(ARGS)
 
 test-vm: build ## what this kernel may lack (wireguard, ipip, VLANs) and ebpf on a stock Debian kernel in a virtual machine (root)
-	@FLANPY_TEST_SLOWNESS=15 scripts/run-in-vm --timeout 1500 -- $(BIN)/python -m pytest -p no:cacheprovider --timeout=600 $(or $(ARGS),$(VM_TESTS))
+	@FLANPY_TEST_SLOWNESS=15 scripts/run-in-vm --timeout 3000 -- $(BIN)/python -m pytest -p no:cacheprovider --timeout=1200 $(or $(ARGS),$(VM_TESTS))
 
 bench: build ## the benchmark suite, results in bench-results/; ARGS go to flanpy bench
 	@$(BIN)/flanpy bench $(ARGS)
