@@ -62,6 +62,11 @@ def reads_ipv6(peer: Peer) -> bool:
     return info is not None and IPV6 in info.features
 
 
+def _is_unread(peer: Peer) -> bool:
+    """Whether a node is there that does not read IPv6; a reservation that nobody has taken up says nothing of any node."""
+    return not reads_ipv6(peer) and not (peer.lease.is_reservation and peer.attributes.flanpy is None)
+
+
 def screen(config: NetworkConfig, own: Lease, view: View, uplink: Uplink) -> View:
     """The view without the peers on the other family of the underlay; peers that get IPv4 alone stay, and are told."""
     underlay = uplink.underlay
@@ -73,12 +78,12 @@ def screen(config: NetworkConfig, own: Lease, view: View, uplink: Uplink) -> Vie
                 f"it takes packets at {peer.hop.address}, but this node's underlay is IPv{version}: give all nodes an IPv4 address there, "
                 "or none (--iface with an IPv6 address leaves IPv4 aside)"
             )
-        if peer.subnets.ipv4 is None and not reads_ipv6(peer):
+        if peer.subnets.ipv4 is None and _is_unread(peer):
             return _unread(peer)
         return None
 
     seen = screened(view, judge)
-    told = [Refusal(key_of(peer.subnets), _unread(peer)) for peer in seen.peers if peer.subnets.ipv6 and not reads_ipv6(peer)]
+    told = [Refusal(key_of(peer.subnets), _unread(peer)) for peer in seen.peers if peer.subnets.ipv6 and _is_unread(peer)]
     if not told:
         return seen
     return replace(seen, refusals=tuple(sorted((*seen.refusals, *told), key=lambda refusal: refusal.key)))

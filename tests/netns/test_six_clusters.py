@@ -56,7 +56,8 @@ def test_a_node_that_does_not_read_ipv6_gets_ipv4_alone_and_is_named(tmp_path: P
         for address in pods:
             eventually(lambda address=address: two.answers("host1-pod1", address), 10, f"{address} answers")
         two.lab.stop_agent("host2")
-        two.put(key, '{"PublicIP":"172.31.9.2","PublicIPv6":null}')
+        granted = two.etcd("lease/grant", {"TTL": 600})["ID"]
+        two.put(key, '{"PublicIP":"172.31.9.2","PublicIPv6":null}', lease=granted)
         eventually(lambda: named(two), 10, "the peer is named")
         reason = named(two)
         assert reason.endswith("and is sent none; its IPv4 subnet is reached")

@@ -166,6 +166,18 @@ def test_where_there_is_no_ipv4_such_a_node_is_no_peer_at_all() -> None:
     assert (view.peers, [refusal.key for refusal in view.refusals]) == ((), ["subnets/0.0.0.0-0&fd05:3::-64"])
 
 
+@pytest.mark.parametrize("config", [DUAL, ONLY6], ids=["dual stack", "IPv6 alone"])
+def test_a_reservation_that_nobody_has_taken_up_is_no_trouble_and_gets_no_ipv6(config: NetworkConfig) -> None:
+    subnets = Subnets(IPv4Network("10.5.3.0/24") if config.enable_ipv4 else None, IPv6Network("fd05:3::/64"))
+    kept = Lease(subnets, NodeAttributes(IPv4Address("192.0.2.3")), 5, 5, 0)
+    own = DUAL_OWN if config.enable_ipv4 else lease6("", "fd05:1::/64", "192.0.2.1")
+    view = View((Peer(kept.subnets, kept.attributes, Hop(IPv4Address("192.0.2.3"), 8285), kept),), (), ())
+    assert udp.screen(config, own, view, UPLINK) == view
+    table = udp.plan(config, own, view, UPLINK, 1).table
+    assert table is not None
+    assert [entry.prefix.version for entry in table.entries] == ([4] if config.enable_ipv4 else [])
+
+
 def test_a_peer_on_the_other_family_of_the_underlay_is_refused() -> None:
     remote = dual_peer("10.5.2.0/24", "fd05:2::/64", "", "2001:db8::2")
     view = udp.screen(DUAL, DUAL_OWN, View((remote,), (), ()), UPLINK)
