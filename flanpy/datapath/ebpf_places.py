@@ -34,10 +34,18 @@ def put_in_place(loaded: Loaded, spots: tuple[Spot, ...], pins: Pins, hooks: Hoo
             pins.remove(f"prog_{program}")
     if done and not loaded.adopted:
         with _naming("pins"):
-            for name, fd in loaded.maps.items():
-                pins.put(map_pin(name), fd)
+            _pin_maps(loaded, pins)
         loaded = replace(loaded, adopted=True)
     return loaded, done
+
+
+def _pin_maps(loaded: Loaded, pins: Pins) -> None:
+    """Ours under their names; those of another layout go, for no program uses them any more."""
+    for name, fd in loaded.maps.items():
+        pins.put(map_pin(name), fd)
+    for name in set(pins.names()) - {map_pin(name) for name in loaded.maps}:
+        if name.startswith("map"):
+            pins.remove(name)
 
 
 def _attach(loaded: Loaded, spot: Spot, pins: Pins, hooks: Hooks) -> bool:

@@ -246,6 +246,21 @@ def attached_filters(side: EbpfSide, device: str) -> str:
     return side.host.run("tc", "filter", "show", "dev", device, "ingress")
 
 
+def test_maps_of_another_layout_are_replaced_without_a_gap_and_go() -> None:
+    with ebpf_overlay() as made:
+        pins = pins_of(made.b)
+        for name in [name for name in pins.names() if name.startswith("map")]:
+            (pins.directory / name).rename(pins.directory / f"map0_{name.partition('_')[2]}")
+        with probes(made) as counted:
+            leave(made.b)
+            made.b.open()
+            assert isinstance(made.b.datapath, EbpfDatapath) and not made.b.datapath.adopted
+            made.b.publish(table(made.b, made.a, generation=2))
+            wait_for(counted, 200)
+        assert counted.missing == set()
+        assert not [name for name in pins.names() if name.startswith("map0")]
+
+
 def remove_by_hand(side: EbpfSide, hooks: str, program: str, device: str) -> None:
     if hooks == "tcx":
         (pins_of(side).directory / f"link_{program}").unlink()
