@@ -3,7 +3,6 @@
 import json
 import logging
 import socket
-import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -15,11 +14,12 @@ import pytest
 
 from flanpy.agent import control, health
 from flanpy.agent.commands import carry_out
-from flanpy.agent.events import Ask, EventQueue
+from flanpy.agent.events import EventQueue
 from flanpy.agent.health import HealthServer
 from flanpy.agent.logs import ROOT
 from flanpy.agent.notify import ServiceManager, watchdog_s
 from tests.support.answers import STATUS
+from tests.support.edges import answering_loop
 
 
 def echo(command: str, arguments: Any) -> dict[str, Any]:
@@ -29,17 +29,8 @@ def echo(command: str, arguments: Any) -> dict[str, Any]:
 @pytest.fixture
 def loop() -> Iterator[EventQueue]:
     """A loop that carries out what it is asked, until the test ends."""
-    events: EventQueue = SimpleQueue()
-
-    def answer() -> None:
-        while isinstance(item := events.get(), Ask):
-            item.reply.put(carry_out(item.command, item.arguments, echo, dict, dict))
-
-    thread = threading.Thread(target=answer, daemon=True)
-    thread.start()
-    yield events
-    events.put(None)  # type: ignore[arg-type]
-    thread.join(timeout=5)
+    with answering_loop(lambda item: carry_out(item.command, item.arguments, echo, dict, dict)) as events:
+        yield events
 
 
 @pytest.fixture

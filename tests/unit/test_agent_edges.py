@@ -11,7 +11,6 @@ import socket
 import struct
 import subprocess
 import tempfile
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -30,25 +29,19 @@ from flanpy.agent.health import HealthServer
 from flanpy.agent.logs import JsonFormatter, TextFormatter, event
 from flanpy.agent.notify import notify
 from flanpy.errors import FlanpyError, PlatformError, ResourceBusy
+from tests.support.edges import answering_loop
 
 
 @pytest.fixture
 def loop() -> Iterator[EventQueue]:
     """A loop that answers every Ask with its own command, until the test ends."""
-    events: EventQueue = SimpleQueue()
 
-    def answer() -> None:
-        while isinstance(item := events.get(), Ask):
-            alive = item.command == "health"
-            item.reply.put(
-                {"ok": item.command != "no", "error": "as asked", "command": item.command, "alive": alive, "ready": False}
-            )
+    def answer(item: Ask) -> dict[str, Any]:
+        alive = item.command == "health"
+        return {"ok": item.command != "no", "error": "as asked", "command": item.command, "alive": alive, "ready": False}
 
-    thread = threading.Thread(target=answer, daemon=True)
-    thread.start()
-    yield events
-    events.put(None)  # type: ignore[arg-type]
-    thread.join(timeout=5)
+    with answering_loop(answer) as events:
+        yield events
 
 
 @pytest.fixture
