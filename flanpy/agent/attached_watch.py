@@ -110,7 +110,7 @@ class AttachedWatch:
             if self._said.get(name) != problem:
                 log.warning("attached pod not read: %s", problem, extra=event("attached_unreadable", file=name, reason=problem))
         self._said = problems
-        return PodsAttached(tuple(sorted(pods)))
+        return PodsAttached(tuple(sorted(pods, key=lambda pod: pod.place)))
 
     def _bytes(self, name: str) -> bytes:
         descriptor = os.open(self._directory / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)

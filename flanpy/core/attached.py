@@ -25,7 +25,7 @@ DEFAULT_BRIDGE = "cni0"
 """The bridge plugin's own default."""
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True)
 class AttachedPod:
     """One address of a pod on this node. ``attachment`` is container@ifname; ``bridge`` and ``mac`` are "" where there is none."""
 
@@ -36,6 +36,11 @@ class AttachedPod:
     name: str
     bridge: str
     mac: str = ""
+
+    @property
+    def place(self) -> tuple[int, bytes, str]:
+        """By which pods are ordered: addresses of two families have no order of their own."""
+        return self.address.version, self.address.packed, self.attachment
 
 
 def parse_kept(file_name: str, text: bytes, boot: str) -> tuple[AttachedPod, ...]:

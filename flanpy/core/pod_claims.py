@@ -70,7 +70,7 @@ def claim(attached: Iterable[AttachedPod], registry: Registry, view: PodView, ju
     effects: list[PodEffect] = []
     refusals: list[Refusal] = []
     claimed_keys: dict[str, AttachedPod] = {}
-    for pod in sorted(attached):
+    for pod in sorted(attached, key=lambda pod: pod.place):
         key = pod_key(pod.address)
         reason = judge.unfit(pod.address)
         if reason is None and key in claimed_keys:

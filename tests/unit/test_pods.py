@@ -2,7 +2,7 @@
 
 from contextlib import suppress
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address, ip_network
 
 import pytest
 from hypothesis import given
@@ -274,6 +274,16 @@ def test_of_two_pods_with_one_address_on_one_node_one_has_it() -> None:
     assert here == (first,)
     assert len(effects) == 1  # type: ignore[arg-type]
     assert refused == ["pod shop/b attached here: attached twice on this node; a@eth0 has it"]
+
+
+def test_both_addresses_of_a_pod_are_claimed() -> None:
+    dual = config("vxlan", ipv6=True)
+    own = replace(OWN, subnets=Subnets(IPv4Network("10.5.1.0/24"), IPv6Network("fd05:0:0:1::/64")))
+    judged = PodJudge(dual, own, ME, View((), (), ()))
+    both = [attached("fd05:0:0:1::5"), attached("10.5.1.5")]
+    found = claim(both, registry(), judged.view(registry()), judged, WHO)
+    assert found.here == (both[1], both[0])
+    assert [effect.key for effect in found.effects] == ["pods/10.5.1.5", "pods/fd05:0:0:1::5"]
 
 
 def test_a_reservation_s_pods_get_leases_of_their_own_and_are_written_again_in_time() -> None:
