@@ -98,7 +98,16 @@ class ClusterMap:
         for row in routes["table"]:
             if ip_network(row["prefix"]) not in known and row["hop"] in by_hop:
                 entries.append(Entry(ip_network(row["prefix"]), by_hop[row["hop"]]))
-        return cls(own, others, tuple(entries), _networks(status["network"] or ""), dict(_pod_names(pods)))
+        rows, by_id = list(pods), {node.node_id: node for node in ((own, *others) if own else others) if node.node_id}
+        for row in rows:  # where the kernel forwards there is no table
+            prefix, node = ip_network(row["address"]), by_id.get(row.get("node", ""))
+            if (
+                row.get("route") in ("own entry", "guest")
+                and node is not None
+                and prefix not in {each.prefix for each in entries}
+            ):
+                entries.append(Entry(prefix, node))
+        return cls(own, others, tuple(entries), _networks(status["network"] or ""), dict(_pod_names(rows)))
 
     def entry(self, address: Address) -> Entry | None:
         """The longest prefix that holds an address."""
