@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from flanpy.agent.client import ask
 from flanpy.errors import FlanpyError
 from flanpy.lab import topology
 from flanpy.lab.cluster import IMPORT_PATH, Lab
@@ -26,12 +27,6 @@ from flanpy.model import DEFAULT_PREFIX
 from tests.support.pace import SLOWNESS
 
 NETWORK = '{"Network": "10.244.0.0/16", "Backend": {"Type": "udp"}}'
-ASK = """
-import json, sys
-from pathlib import Path
-from flanpy.agent.control import ask
-print(json.dumps(ask(Path(sys.argv[1]), sys.argv[2], arguments=json.loads(sys.argv[3]))))
-"""
 
 
 @contextmanager
@@ -71,9 +66,8 @@ class Cluster:
 
     def ask(self, host: str, command: str, **arguments: Any) -> dict[str, Any]:
         """What the agent of a host answers to a command on its control socket."""
-        argv = [sys.executable, "-c", ASK, self.lab.agent_settings(host)["FLANPY_RUN_DIR"], command, json.dumps(arguments)]
-        answer: dict[str, Any] = json.loads(self.sandbox.run(host, argv, env=IMPORT_PATH).stdout)
-        return answer
+        run_dir = self.sandbox.path(self.lab.agent_settings(host)["FLANPY_RUN_DIR"])
+        return ask(run_dir, command, arguments=arguments)
 
     def verdicts(self, host: str) -> dict[str, int]:
         """Packets by verdict on a host, those that are not zero."""
@@ -211,9 +205,7 @@ class Agent:
 
     def status(self) -> dict[str, Any]:
         """What it says of itself."""
-        done = self.owner.sandbox.run("host1", [sys.executable, "-c", ASK, f"{self.files}/run"], env=IMPORT_PATH)
-        answer: dict[str, Any] = json.loads(done.stdout)
-        return answer
+        return ask(self.owner.sandbox.path(self.files / "run"), "status")
 
     @property
     def subnet_env(self) -> Path:
