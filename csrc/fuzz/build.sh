@@ -5,6 +5,8 @@
 #                                     New inputs and crashes go to build/fuzz/; seeds are in tests/fuzz/corpus/TARGET.
 #   build.sh count [N [TARGET]]       the same for N executions (default: 10 million) each, at the least priority, and write into
 #                                     tests/fuzz/executions.txt how many each target has survived
+#   build.sh keep [TARGET]            keep what has been found: the fewest inputs (of at most 600 bytes) that reach all that is reached now,
+#                                     in tests/fuzz/found/TARGET.tar.gz, where the other commands and the test suite begin
 #   build.sh replay DIRECTORY         build each target with ASan, UBSan and a main of its own into DIRECTORY, for the test suite.
 #   build.sh targets                  list the targets
 #
@@ -45,6 +47,7 @@ need_clang() {
 # build_target TARGET: comparisons guide the fuzzer, but cost nine tenths of the time where a table of 65,536 slots is walked
 build_target() {
     mkdir -p "build/fuzz/corpus/$1"
+    [ ! -f "tests/fuzz/found/$1.tar.gz" ] || tar -xzf "tests/fuzz/found/$1.tar.gz" -C "build/fuzz/corpus/$1"
     guide=
     [ "$1" = table ] && guide=-fno-sanitize-coverage=trace-cmp
     # shellcheck disable=SC2086
@@ -57,6 +60,17 @@ fuzz_target() {
     shift
     ASAN_OPTIONS=quarantine_size_mb=8 "build/fuzz/$target" "$@" -print_final_stats=1 -artifact_prefix="build/fuzz/$target-" \
         "build/fuzz/corpus/$target" "tests/fuzz/corpus/$target"
+}
+
+keep_target() {
+    build_target "$1"
+    rm -rf build/fuzz/kept
+    mkdir -p build/fuzz/kept tests/fuzz/found
+    "build/fuzz/$1" -set_cover_merge=1 -max_len=600 build/fuzz/kept "build/fuzz/corpus/$1" "tests/fuzz/corpus/$1" 2>"build/fuzz/$1-keep.log" ||
+        { tail -5 "build/fuzz/$1-keep.log" >&2; exit 1; }
+    tar --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner --mode=644 -C build/fuzz/kept -c $(ls build/fuzz/kept) |
+        gzip -9n >"tests/fuzz/found/$1.tar.gz"
+    echo "fuzz: $1: $(ls build/fuzz/kept | wc -l) inputs kept" >&2
 }
 
 count_target() {
@@ -87,6 +101,12 @@ count)
         count_target "$target" "${2:-10000000}"
     done
     ;;
+keep)
+    need_clang "${2:-$targets}"
+    for target in ${2:-$targets}; do
+        keep_target "$target"
+    done
+    ;;
 fuzz)
     shift
     fuzz_target "$@"
@@ -95,7 +115,7 @@ targets)
     echo "$targets"
     ;;
 *)
-    sed -n '2,12s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,14s/^# \{0,1\}//p' "$0" >&2
     exit 2
     ;;
 esac
