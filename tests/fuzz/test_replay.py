@@ -41,7 +41,8 @@ def test_the_core_handles_every_known_input_without_a_stray_access(
 
     libFuzzer runs the pure C core: whole batches of packets in and out, what was cut against what is merged, tables against a naive
     look-up. What it has found stands in the repository and is run here.
-    Passes when: no crash, no leak; 10 million executions (tables, which take ten times as long: a million); corpus kept and replayed in the tests.
+    Passes when: no crash, no leak; 10 million executions (tables, which take ten times as long: a million); corpus kept and replayed in
+    the tests.
     """
     with tarfile.open(FOUND / f"{target}.tar.gz") as archive:
         archive.extractall(tmp_path, filter="data")
