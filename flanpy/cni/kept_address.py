@@ -52,12 +52,13 @@ def with_kept_addresses(delegate: JsonDict, addresses: tuple[Address, ...], node
         block = _block(address, node)
         gateway = str(block[1])
         given.append({"address": f"{address}/{block.prefixlen}", "gateway": gateway})
-        routes += [{"dst": str(half), "gw": gateway} for half in block.subnets()]
         routes += [
             {"gw": gateway, **route} for route in delegate["ipam"].get("routes") or () if _version(route) == address.version
         ]
         if delegate.get("isDefaultGateway"):
             routes.append({"dst": "0.0.0.0/0" if address.version == 4 else "::/0", "gw": gateway})
+        # last the half that holds the gateway: IPv6 takes no gateway that is itself behind one
+        routes += [{"dst": str(half), "gw": gateway} for half in reversed(list(block.subnets()))]
     rest = {key: value for key, value in delegate.items() if key not in ("args", "runtimeConfig")}
     ipam = {"type": "static", "addresses": given, "routes": routes}
     return {**rest, **_without_ips(delegate), "isGateway": False, "isDefaultGateway": False, MARK: True, "ipam": ipam}
