@@ -10,8 +10,8 @@ import pytest
 from tests.support import rows as rows_module
 from tests.support.rows import FAULTS, ROWS, rows
 
-COMING = {7, 22}
-"""Rows whose tests come with the datapath's own process and with the new fuzzing runs."""
+COMING = {7}
+"""Rows whose tests come with the datapath's own process."""
 ROOT = Path(__file__).resolve().parents[2]
 
 
