@@ -7,10 +7,12 @@
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.support.clusters import eventually
+from tests.support.cni import Answer
 from tests.support.pods import Nodes, three_nodes
 
 BACKENDS = {
@@ -72,3 +74,27 @@ def _home_again(nodes: Nodes, web: str) -> None:
     for host in ("host1", "host2", "host3"):
         assert not any(line.startswith(f"{web} ") for line in nodes.cluster.routes(host)), host
     assert nodes.cluster.sandbox.run("host1", ["ip", "neigh", "show", "proxy"]).stdout == ""
+
+
+@pytest.mark.parametrize("backend", ["udp", "vxlan"])
+def test_a_pod_keeps_its_addresses_of_both_families(backend: str, tmp_path: Path) -> None:
+    families = '"Network": "10.244.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:244::/48"'
+    with three_nodes(tmp_path, f'{{{families}, "Backend": {{"Type": "{backend}"}}}}', ipv6=True) as nodes:
+        web, web6 = _addresses(nodes.attach(1, "old", "web"))
+        for host, pod in ((1, "near"), (3, "far")):
+            assert nodes.attach(host, pod, pod).status == 0
+        eventually(lambda: len(nodes.ways(3)) == 6, 15, "both addresses of all are registered")
+        assert _addresses(nodes.attach(2, "new", "web", web, web6)) == (web, web6)
+        moved = ("shop/web", "own entry")
+        eventually(lambda: {nodes.ways(host)[each] for host in (1, 3) for each in (web, web6)} == {moved}, 15, "it has moved")
+        nodes.detach(1, "old")
+        for pod in ("far", "near"):
+            assert nodes.answered(pod, web) == 3
+            eventually(lambda pod=pod: nodes.answered(pod, web6) == 3, 15, f"{pod} reaches it by IPv6")  # type: ignore[misc]
+        assert nodes.runtimes[1].call("CHECK", "new").status == 0
+
+
+def _addresses(answer: Answer) -> tuple[str, str]:
+    assert answer.status == 0, answer
+    first, second = (str(item["address"]).split("/")[0] for item in answer.json["ips"])
+    return first, second

@@ -20,6 +20,7 @@ from flanpy.lab.cluster import Lab
 from flanpy.lab.registry import LabSpec
 from flanpy.lab.sandbox import Sandbox
 from tests.support.clusters import NETWORK, Cluster
+from tests.support.dual_stack import underlay6_script
 
 DEBIAN_PLUGINS = "/usr/lib/cni"
 
@@ -55,6 +56,7 @@ class Runtime:
     host: str
     bin_dir: Path
     keys: dict[str, Any] = field(default_factory=dict)
+    ipv6: bool = False
 
     def path(self, *parts: str) -> Path:
         """A file of the host, as it can be opened from here."""
@@ -97,7 +99,8 @@ class Runtime:
 
     def new_namespace(self, pod: str) -> None:
         """An empty network namespace with its loopback up."""
-        self.sandbox.script(f"ip netns add {pod}\n{topology._sysctl(pod, topology.QUIET_IPV6)}ip -n {pod} link set lo up\n")
+        quiet = "" if self.ipv6 else topology._sysctl(pod, topology.QUIET_IPV6)
+        self.sandbox.script(f"ip netns add {pod}\n{quiet}ip -n {pod} link set lo up\n")
 
     def addresses(self, network: str = "cbr0") -> list[str]:
         """What host-local has given away."""
@@ -128,19 +131,25 @@ class Call:
 
 @contextmanager
 def cni_cluster(
-    logs: Path, *, hosts: int = 2, network: str = NETWORK, datapath: str = "userspace", flags: tuple[str, ...] = ()
+    logs: Path,
+    *,
+    hosts: int = 2,
+    network: str = NETWORK,
+    datapath: str = "userspace",
+    flags: tuple[str, ...] = (),
+    ipv6: bool = False,
 ) -> Iterator[tuple[Cluster, list[Runtime]]]:
     """Hosts with real agents and no pods yet, and a runtime on each."""
     bin_dir = logs / "bin"
     install(bin_dir)
     with Sandbox.create() as sandbox:
         lab = Lab(LabSpec("test", hosts, 1, network, datapath=datapath, agent_flags=("--ip-masq", *flags)), sandbox, logs)
-        sandbox.script(topology.underlay_script(lab.plan))
+        sandbox.script(topology.underlay_script(lab.plan) + (underlay6_script(lab.plan) if ipv6 else ""))
         lab.start_etcd()
         lab.put_network_config(network)
         names = [host.name for host in lab.plan.hosts]
         lab.start_agents(names)
-        yield Cluster(lab), [Runtime(sandbox, name, bin_dir) for name in names]
+        yield Cluster(lab), [Runtime(sandbox, name, bin_dir, ipv6=ipv6) for name in names]
 
 
 SUBNET_ENV = "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.7.1/24\nFLANNEL_MTU=1472\nFLANNEL_IPMASQ=true\n"

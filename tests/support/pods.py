@@ -42,11 +42,11 @@ class Nodes:
         """Address -> (pod, route), as a host's agent has them."""
         return {row["address"]: (f"{row['namespace']}/{row['pod']}", row["route"]) for row in self.pods(host)["pods"]}
 
-    def attach(self, host: int, pod: str, name: str, ip: str = "") -> Answer:
-        """A namespace ``pod``, attached as the pod shop/NAME; with an address if one is asked for."""
+    def attach(self, host: int, pod: str, name: str, *ips: str) -> Answer:
+        """A namespace ``pod``, attached as the pod shop/NAME; with addresses if some are asked for."""
         runtime = self.runtimes[host - 1]
         runtime.new_namespace(pod)
-        keys = {"runtimeConfig": {"ips": [ip]}} if ip else {}
+        keys = {"runtimeConfig": {"ips": list(ips)}} if ips else {}
         return runtime.call("ADD", pod, config=runtime.config(**keys), CNI_ARGS=ARGS.format(name))
 
     def detach(self, host: int, pod: str) -> None:
@@ -88,7 +88,8 @@ class Probes:
 
 
 @contextmanager
-def three_nodes(logs: Path, network: str = NETWORK, datapath: str = "userspace") -> Iterator[Nodes]:
+def three_nodes(logs: Path, network: str = NETWORK, datapath: str = "userspace", *, ipv6: bool = False) -> Iterator[Nodes]:
     """Hosts 1 to 3 with real agents and no pods yet."""
-    with cni_cluster(logs, hosts=3, network=network, datapath=datapath, flags=("--pod-registry",)) as (cluster, runtimes):
+    settings = {"network": network, "datapath": datapath, "ipv6": ipv6}
+    with cni_cluster(logs, hosts=3, flags=("--pod-registry",), **settings) as (cluster, runtimes):  # type: ignore[arg-type]
         yield Nodes(cluster, runtimes)
