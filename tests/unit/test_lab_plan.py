@@ -9,7 +9,7 @@ from flanpy.errors import UsageError
 from flanpy.lab import topology
 from flanpy.lab.dissect import layers
 from flanpy.lab.plan import HostPlan, PodPlan, check_name, fixed_subnets, plan_lab, plan_segment
-from flanpy.lab.sniff_one import is_udp_to
+from flanpy.lab.sniff_one import is_ping_to
 
 PING_IN_UDP = bytes.fromhex(
     "0200000000020200000000010800"
@@ -116,16 +116,16 @@ def test_exec_without_a_place_or_a_command_is_refused(words: list[str]) -> None:
 
 
 def test_the_sniffer_knows_its_port() -> None:
-    assert is_udp_to(PING_IN_UDP, 8285)
-    assert not is_udp_to(PING_IN_UDP, 8286)
+    assert is_ping_to(PING_IN_UDP, 8285)
+    assert not is_ping_to(PING_IN_UDP, 8286)
 
 
 def test_the_sniffer_takes_no_packet_that_is_cut_off_before_its_ports() -> None:
-    assert not any(is_udp_to(PING_IN_UDP[:length], 8285) for length in range(42))
+    assert not any(is_ping_to(PING_IN_UDP[:length], 8285) for length in range(42))
 
 
 def test_the_sniffer_takes_nothing_but_udp() -> None:
-    assert not is_udp_to(PING_IN_UDP[:23] + b"\x06" + PING_IN_UDP[24:], 8285)
+    assert not is_ping_to(PING_IN_UDP[:23] + b"\x06" + PING_IN_UDP[24:], 8285)
 
 
 def test_a_packet_is_taken_apart_down_to_the_pods_own_bytes() -> None:
