@@ -34,7 +34,9 @@ STRANGERS = {
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with cluster(tmp_path_factory.mktemp("logs"), hosts=2, pods=1, agent_flags=("--pod-registry",)) as running:
+    with cluster(
+        tmp_path_factory.mktemp("logs"), hosts=2, pods=1, agent_flags=("--pod-registry", "--peer-probe-interval=10")
+    ) as running:
         yield running
 
 

@@ -15,7 +15,7 @@ from tests.support.six import Six, six
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Six]:
-    with six(tmp_path_factory.mktemp("logs"), "udp", "6", "6") as running:
+    with six(tmp_path_factory.mktemp("logs"), "udp", "6", "6", flags=("--peer-probe-interval=1",)) as running:
         (target,) = running.pods("host2-pod1")
         eventually(lambda: running.answers("host1-pod1", target), 15, "the pods reach each other")
         yield running

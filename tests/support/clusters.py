@@ -27,11 +27,14 @@ from flanpy.model import DEFAULT_PREFIX
 from tests.support.pace import SLOWNESS
 
 NETWORK = '{"Network": "10.244.0.0/16", "Backend": {"Type": "udp"}}'
+QUIET = ("--peer-probe-interval=0",)
+"""Agents that send no probes, so that counters hold what a test has sent and nothing else."""
 
 
 @contextmanager
 def cluster(logs: Path, *, hosts: int = 2, pods: int = 1, network: str = NETWORK, **spec: Any) -> Iterator[Cluster]:
-    """A running lab; it ends with the block, and by itself when this process dies."""
+    """A running lab; it ends with the block, and by itself when this process dies. Probes only where ``agent_flags`` ask for them."""
+    spec["agent_flags"] = (*QUIET, *spec.get("agent_flags", ()))
     with Sandbox.create() as sandbox:
         lab = Lab(LabSpec("test", hosts, pods, network, **{"datapath": "userspace", **spec}), sandbox, logs, SLOWNESS)
         lab.build()

@@ -19,7 +19,7 @@ from flanpy.lab import topology
 from flanpy.lab.cluster import Lab
 from flanpy.lab.registry import LabSpec
 from flanpy.lab.sandbox import Sandbox
-from tests.support.clusters import NETWORK, Cluster
+from tests.support.clusters import NETWORK, QUIET, Cluster
 from tests.support.dual_stack import underlay6_script
 
 DEBIAN_PLUGINS = "/usr/lib/cni"
@@ -143,7 +143,7 @@ def cni_cluster(
     bin_dir = logs / "bin"
     install(bin_dir)
     with Sandbox.create() as sandbox:
-        lab = Lab(LabSpec("test", hosts, 1, network, datapath=datapath, agent_flags=("--ip-masq", *flags)), sandbox, logs)
+        lab = Lab(LabSpec("test", hosts, 1, network, datapath=datapath, agent_flags=(*QUIET, "--ip-masq", *flags)), sandbox, logs)
         sandbox.script(topology.underlay_script(lab.plan) + (underlay6_script(lab.plan) if ipv6 else ""))
         lab.start_etcd()
         lab.put_network_config(network)

@@ -24,7 +24,7 @@ from flanpy.lab.plan import UPLINK
 from flanpy.lab.registry import LabSpec
 from flanpy.lab.sandbox import Sandbox
 from flanpy.model import Network
-from tests.support.clusters import Cluster
+from tests.support.clusters import QUIET, Cluster
 
 ASK = """
 import json, sys
@@ -127,11 +127,20 @@ def network(backend: str, inner: str) -> str:
 
 @contextmanager
 def six(
-    logs: Path, backend: str, inner: str, outer: str, *, by_address6: bool = False, datapath: str = "userspace"
+    logs: Path,
+    backend: str,
+    inner: str,
+    outer: str,
+    *,
+    by_address6: bool = False,
+    datapath: str = "userspace",
+    flags: tuple[str, ...] = (),
 ) -> Iterator[Six]:
     """Two hosts with these families inside and on the underlay ("4", "6" or "46"), agents and pods."""
     with Sandbox.create() as sandbox:
-        lab = SixLab(LabSpec("test", 2, 1, network(backend, inner), datapath=datapath), sandbox, logs)
+        lab = SixLab(
+            LabSpec("test", 2, 1, network(backend, inner), datapath=datapath, agent_flags=(*QUIET, *flags)), sandbox, logs
+        )
         lab.outer, lab.by_address6 = outer, by_address6
         sandbox.script(topology.underlay_script(lab.plan))
         if "6" in outer:
