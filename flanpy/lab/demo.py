@@ -31,6 +31,8 @@ PORT = 8285
 PINGS = 3
 ROUNDS = 3
 RETURN_LIMIT_S = 20.0
+QUIET = ("--peer-probe-interval=0",)
+"""No probes between the agents: the counters below are those of the pings alone."""
 
 
 def run_demo(datapath: str) -> None:
@@ -38,7 +40,7 @@ def run_demo(datapath: str) -> None:
     check_machine(datapath, further=(("iperf3", "iperf3"),))
     began_s = time.monotonic()
     config = json.dumps({"Network": NETWORK, "Backend": {"Type": "udp", "Port": PORT}})
-    spec = LabSpec(free_name("demo"), hosts=3, pods=2, network_config=config, datapath=datapath)
+    spec = LabSpec(free_name("demo"), hosts=3, pods=2, network_config=config, datapath=datapath, agent_flags=QUIET)
     with Screen() as screen, _terminated_like_interrupted():
         screen.title("Three hosts join an overlay")
         with lifecycle.temporary(spec, screen.working) as lab:
