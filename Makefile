@@ -79,7 +79,7 @@ pin: setup ## pin the newest dependencies anew
 	@$(BIN)/python -m pip freeze --all | grep -viE '^(pip|flanpy)\b|^-e|^\#' >requirements/test.txt
 
 clean: ## remove what was built
-	@rm -rf build dist *.egg-info flanpy/*/*.so flanpy/*/*.o flanpy/*/_core.c flanpy/*/_native.c bench-results .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf build dist *.egg-info flanpy/*/*.so flanpy/*/*.o flanpy/datapath/flanpy-datapath flanpy/*/_core.c flanpy/*/_native.c bench-results .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find flanpy tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean ## and the virtual environment

@@ -137,15 +137,34 @@ static int underlay_family(int udp_fd)
     return family;
 }
 
-static int init_worker(struct fp_worker *worker)
+size_t fp_stats_page_bytes(void)
 {
-    size_t page = (sizeof(struct fp_stats) + FP_CACHE_LINE - 1) / FP_CACHE_LINE * FP_CACHE_LINE;
-    int error = 0;
+    return (sizeof(struct fp_stats) + FP_CACHE_LINE - 1) / FP_CACHE_LINE * FP_CACHE_LINE;
+}
 
-    worker->stats = aligned_alloc(FP_CACHE_LINE, page);
+/* Counters of lent pages go on from where they stand; what they say of a worker's state is of an earlier one. */
+static int init_stats(struct fp_worker *worker, void *lent)
+{
+    worker->stats_are_lent = lent != NULL;
+    if (lent) {
+        worker->stats = lent;
+        __atomic_store_n(&worker->stats->generation, 0, __ATOMIC_RELAXED);
+        __atomic_store_n(&worker->stats->failed, 0, __ATOMIC_RELAXED);
+        return 0;
+    }
+    worker->stats = aligned_alloc(FP_CACHE_LINE, fp_stats_page_bytes());
     if (!worker->stats)
         return -ENOMEM;
-    memset(worker->stats, 0, page);
+    memset(worker->stats, 0, fp_stats_page_bytes());
+    return 0;
+}
+
+static int init_worker(struct fp_worker *worker, void *lent)
+{
+    int error = init_stats(worker, lent);
+
+    if (error)
+        return error;
     worker->context = (struct fp_context){.counters = &worker->stats->verdicts,
                                           .mtu_bytes = worker->settings.mtu_bytes,
                                           .options = worker->settings.options,
@@ -173,7 +192,8 @@ static void free_worker(struct fp_worker *worker)
         close(worker->route_fd);
     fp_outward_free(worker);
     fp_inward_free(worker);
-    free(worker->stats);
+    if (!worker->stats_are_lent)
+        free(worker->stats);
 }
 
 static int start_thread(struct fp_worker *worker, size_t number)
@@ -225,6 +245,12 @@ static struct fp_datapath *new_datapath(size_t n_queues, size_t n_workers)
 
 int fp_datapath_start(const struct fp_queue *queues, size_t n_queues, const struct fp_settings *settings, struct fp_datapath **out)
 {
+    return fp_datapath_start_in(queues, n_queues, settings, NULL, out);
+}
+
+int fp_datapath_start_in(const struct fp_queue *queues, size_t n_queues, const struct fp_settings *settings, void *pages,
+                         struct fp_datapath **out)
+{
     size_t per_queue = settings->threads_per_queue == 2 ? 2 : 1;
     struct fp_datapath *datapath;
     int error = 0;
@@ -241,7 +267,7 @@ int fp_datapath_start(const struct fp_queue *queues, size_t n_queues, const stru
                                      .route_fd = -1};
         worker->directions = per_queue == 1 ? FP_OUTWARD | FP_INWARD : i % 2 ? FP_INWARD : FP_OUTWARD;
         if (!error)
-            error = init_worker(worker);
+            error = init_worker(worker, pages ? (uint8_t *)pages + i * fp_stats_page_bytes() : NULL);
     }
     for (size_t i = 0; i < datapath->n_workers && !error; i++)
         error = start_thread(&datapath->workers[i], i);
@@ -290,6 +316,14 @@ static void add_stats(struct fp_stats *sum, const struct fp_stats *page)
         sum->generation = generation;
     if (!sum->failed)
         sum->failed = __atomic_load_n(&page->failed, __ATOMIC_RELAXED);
+}
+
+void fp_stats_sum(const void *pages, size_t n_pages, struct fp_stats *out)
+{
+    memset(out, 0, sizeof(*out));
+    out->generation = n_pages ? UINT64_MAX : 0;
+    for (size_t i = 0; i < n_pages; i++)
+        add_stats(out, (const struct fp_stats *)(const void *)((const uint8_t *)pages + i * fp_stats_page_bytes()));
 }
 
 int fp_datapath_stats(const struct fp_datapath *datapath, size_t queue, struct fp_stats *out)

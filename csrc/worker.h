@@ -65,10 +65,27 @@ int fp_datapath_start(const struct fp_queue *queues, size_t n_queues, const stru
                       struct fp_datapath **out);
 
 /*
+ * The same with pages for the counters that are the caller's: fp_stats_page_bytes() for each thread (n_queues times threads_per_queue),
+ * aligned to a cache line, readable by others while the threads run, and by later datapaths, which go on counting in them.
+ */
+int fp_datapath_start_in(const struct fp_queue *queues, size_t n_queues, const struct fp_settings *settings, void *pages,
+                         struct fp_datapath **out);
+size_t fp_stats_page_bytes(void);
+
+/*
  * Forward by a copy of this table from now on. Returns when every worker has let go of the old one and frees it.
  * 0, -EINVAL (fp_table_check), -ENOMEM, -ETIMEDOUT (a worker is stuck; the new table is still published, the old kept).
  */
 int fp_datapath_publish(struct fp_datapath *datapath, const void *table, size_t bytes);
+
+/*
+ * The same without a copy: a page-aligned read-only mapping of memory that nobody can change any more. It is the datapath's to unmap
+ * unless -EINVAL or -ENOMEM come back.
+ */
+int fp_datapath_publish_mapped(struct fp_datapath *datapath, void *mapped, size_t bytes);
+
+/* Add up such pages as they are now: counters summed, the oldest generation, the first failure. Zeros for no page. Never blocks. */
+void fp_stats_sum(const void *pages, size_t n_pages, struct fp_stats *out);
 
 /* Snapshot of one queue's counters. -ERANGE for a queue that is not there. Never blocks. */
 int fp_datapath_stats(const struct fp_datapath *datapath, size_t queue, struct fp_stats *out);

@@ -49,10 +49,13 @@ union fp_socket_address {
     struct sockaddr_in6 v6;
 };
 
-/* A published table: the blob follows on the next cache line. */
+/* A published table: a copy that follows on the next cache line, or a read-only mapping that is ours to undo. */
 struct fp_snapshot {
     struct fp_snapshot *retired; /* older ones that a stuck worker may still hold */
-    uint64_t reserved[7];
+    const struct fp_table *table;
+    void *mapped; /* NULL: a copy */
+    size_t mapped_bytes;
+    uint64_t reserved[4];
     uint8_t blob[];
 };
 _Static_assert(sizeof(struct fp_snapshot) == FP_CACHE_LINE, "the blob behind it must be aligned to 64");
@@ -86,6 +89,7 @@ struct fp_worker {
     struct fp_bucket too_big_bucket; /* path MTU discovery must not wait for a flood of other errors to end */
     uint64_t idle_since_ns; /* 0: busy, or already asleep once since the last traffic */
     struct fp_stats *stats; /* on cache lines of its own */
+    bool stats_are_lent;    /* by the caller of fp_datapath_start_in, who keeps them */
 };
 
 /* One turn of a direction: a bounded batch. True when there was something to do. */

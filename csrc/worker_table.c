@@ -1,12 +1,13 @@
 /*
  * worker_table.c: the hand-over of route tables from the thread that publishes to the workers; the theory stands in worker.c.
  *
- *   publish: copy -> check -> store-release -> wake all -> wait until all have moved on -> free the old one
+ *   publish: copy or mapping -> check -> store-release -> wake all -> wait until all have moved on -> free the old one
  *   worker:  load-acquire once a turn -> say under the lock that it has moved on
  */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "worker_state.h"
@@ -20,7 +21,7 @@ void fp_worker_pick_up_table(struct fp_worker *worker)
 
     if (table == worker->held)
         return;
-    worker->context.table = (const struct fp_table *)(const void *)table->blob;
+    worker->context.table = table->table;
     __atomic_store_n(&worker->stats->generation, fp_table_generation(worker->context.table), __ATOMIC_RELAXED);
     fp_worker_work(worker, FP_WORK_TABLES, 1);
     pthread_mutex_lock(&datapath->lock);
@@ -42,6 +43,8 @@ void fp_snapshots_free(struct fp_snapshot *snapshot)
     while (snapshot) {
         struct fp_snapshot *older = snapshot->retired;
 
+        if (snapshot->mapped)
+            munmap(snapshot->mapped, snapshot->mapped_bytes);
         free(snapshot);
         snapshot = older;
     }
@@ -66,29 +69,20 @@ static int wait_for_workers(struct fp_datapath *datapath, const struct fp_snapsh
     return error ? -ETIMEDOUT : 0;
 }
 
-static struct fp_snapshot *copy_table(const void *table, size_t bytes)
+static struct fp_snapshot *new_snapshot(size_t blob_bytes)
 {
-    size_t rounded = (sizeof(struct fp_snapshot) + bytes + FP_CACHE_LINE - 1) / FP_CACHE_LINE * FP_CACHE_LINE;
+    size_t rounded = (sizeof(struct fp_snapshot) + blob_bytes + FP_CACHE_LINE - 1) / FP_CACHE_LINE * FP_CACHE_LINE;
     struct fp_snapshot *snapshot = aligned_alloc(FP_CACHE_LINE, rounded);
 
-    if (!snapshot)
-        return NULL;
-    memset(snapshot, 0, sizeof(*snapshot));
-    memcpy(snapshot->blob, table, bytes);
+    if (snapshot)
+        memset(snapshot, 0, sizeof(*snapshot));
     return snapshot;
 }
 
-int fp_datapath_publish(struct fp_datapath *datapath, const void *table, size_t bytes)
+static int put_up(struct fp_datapath *datapath, struct fp_snapshot *snapshot)
 {
-    struct fp_snapshot *snapshot = copy_table(table, bytes);
     int error;
 
-    if (!snapshot)
-        return -ENOMEM;
-    if (fp_table_check(snapshot->blob, bytes) != 0) {
-        free(snapshot);
-        return -EINVAL;
-    }
     pthread_mutex_lock(&datapath->publishing);
     snapshot->retired = datapath->table;
     __atomic_store_n(&datapath->table, snapshot, __ATOMIC_RELEASE);
@@ -101,4 +95,34 @@ int fp_datapath_publish(struct fp_datapath *datapath, const void *table, size_t 
     }
     pthread_mutex_unlock(&datapath->publishing);
     return error;
+}
+
+int fp_datapath_publish(struct fp_datapath *datapath, const void *table, size_t bytes)
+{
+    struct fp_snapshot *snapshot = new_snapshot(bytes);
+
+    if (!snapshot)
+        return -ENOMEM;
+    memcpy(snapshot->blob, table, bytes);
+    if (fp_table_check(snapshot->blob, bytes) != 0) {
+        free(snapshot);
+        return -EINVAL;
+    }
+    snapshot->table = (const struct fp_table *)(const void *)snapshot->blob;
+    return put_up(datapath, snapshot);
+}
+
+int fp_datapath_publish_mapped(struct fp_datapath *datapath, void *mapped, size_t bytes)
+{
+    struct fp_snapshot *snapshot;
+
+    if (fp_table_check(mapped, bytes) != 0)
+        return -EINVAL;
+    snapshot = new_snapshot(0);
+    if (!snapshot)
+        return -ENOMEM;
+    snapshot->table = mapped;
+    snapshot->mapped = mapped;
+    snapshot->mapped_bytes = bytes;
+    return put_up(datapath, snapshot);
 }

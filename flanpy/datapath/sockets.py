@@ -12,9 +12,11 @@ Over IPv6, IPV6_PMTUDISC_WANT is the same; there no router fragments anyway.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import re
 import socket
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,13 +69,38 @@ def open_underlay(address: Address, port: int, queues: int = 1, *, buffer_bytes:
         for _ in range(queues):
             sockets.append(_open(address))
             _bind(sockets[-1], address, port, shared=queues > 1)
-        said = {line: None for each in sockets for line in _tune(each, buffer_bytes)}
-        gro = all(_has_gro(each) for each in sockets)
-        max_segments = probe_segments()
+        return _prepared(sockets, buffer_bytes)
     except BaseException:
         for each in sockets:
             each.close()
         raise
+
+
+def adopt_underlay(descriptors: Sequence[int], address: IPv4Address, port: int, queues: int = 1) -> Underlay | None:
+    """The sockets that somebody else has opened as ``open_underlay`` does, by copies of their descriptors; what waits in them is kept.
+
+    None when they are not so many sockets that are bound to ``address`` and ``port``.
+    """
+    sockets: list[socket.socket] = []
+    try:
+        for descriptor in descriptors:
+            sockets.append(socket.socket(fileno=fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 0)))
+        if len(sockets) == queues and all(each.getsockname()[:2] == (str(address), port) for each in sockets):
+            return _prepared(sockets, BUFFER_BYTES)
+    except BaseException:
+        for each in sockets:
+            each.close()
+        raise
+    for each in sockets:
+        each.close()
+    return None
+
+
+def _prepared(sockets: list[socket.socket], buffer_bytes: int) -> Underlay:
+    """Bound sockets with all options set; the same again for sockets that have them already."""
+    said = {line: None for each in sockets for line in _tune(each, buffer_bytes)}
+    gro = all(_has_gro(each) for each in sockets)
+    max_segments = probe_segments()
     if not gro:
         said["UDP_GRO: not in this kernel (Linux 5.0 and newer have it); each datagram costs a system call"] = None
     if max_segments == 1:

@@ -1,4 +1,6 @@
-"""The userspace datapath: C threads between a TUN device and UDP sockets; this class starts, feeds, reads and stops them.
+"""The userspace datapath in this very process: C threads between a TUN device and UDP sockets, started, fed, read and stopped here.
+
+For benchmarks and tests of the workers: agents let flanpy-datapath have them (process.py), which outlives the agent.
 
 ForwardTable --core.build_table--> flat blob --publish--> workers (csrc/worker.c)        no Python runs where packets do
 """
@@ -138,12 +140,21 @@ def _start(settings: DatapathSettings, tun: TunQueues, underlay: Underlay, tunin
             f"{settings.device}: {settings.queues} queues need as many of TUN ({len(tun.fds)}) and UDP ({len(underlay.fds)})"
         )
     queues = ffi.new("struct fp_queue[]", list(zip(tun.fds, underlay.fds, strict=True)))
+    out = ffi.new("struct fp_datapath **")
+    error = lib.fp_datapath_start(queues, settings.queues, native_settings(settings, tun, underlay, tuning), out)
+    if error:
+        raise DatapathError(f"{settings.device}: the workers cannot start: {os.strerror(-error)}")
+    return out[0]
+
+
+def native_settings(settings: DatapathSettings, tun: TunQueues, underlay: Underlay, tuning: Tuning) -> Any:
+    """``struct fp_settings *``."""
     options = (
         (lib.FP_OPT_SOURCE_CHECK if settings.source_check else 0)
         | (lib.FP_OPT_USO if "uso" in tun.features else 0)
         | (0 if "coalesce" in tun.features else lib.FP_OPT_NO_COALESCE)
     )
-    native = ffi.new(
+    return ffi.new(
         "struct fp_settings *",
         {
             "mtu_bytes": settings.mtu_bytes,
@@ -157,8 +168,3 @@ def _start(settings: DatapathSettings, tun: TunQueues, underlay: Underlay, tunin
             "gso_retry_ms": round(tuning.gso_retry_s * 1000),
         },
     )
-    out = ffi.new("struct fp_datapath **")
-    error = lib.fp_datapath_start(queues, settings.queues, native, out)
-    if error:
-        raise DatapathError(f"{settings.device}: the workers cannot start: {os.strerror(-error)}")
-    return out[0]

@@ -2,7 +2,8 @@
 
     open /dev/net/tun -> TUNSETIFF (the name, exclusive) -> TUNSETVNETHDRSZ -> TUNSETOFFLOAD -> sysctls of the device -> probe
 
-The device is left down and without MTU and address: that is the business of the links. It goes away with its last descriptor.
+The device is left down and without MTU and address: that is the business of the links. It goes away with its last descriptor, which
+is the agent's or its datapath process's: whoever starts anew adopts what the other still has.
 Nothing here knows packets, except for the one that the probe writes to find out whether the kernel takes merged ones.
 """
 
@@ -15,7 +16,9 @@ import io
 import os
 import socket
 import struct
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from flanpy.errors import PlatformError, ResourceBusy
@@ -25,6 +28,7 @@ CLONE_DEVICE = "/dev/net/tun"
 TUNSETIFF = 0x400454CA
 TUNSETPERSIST = 0x400454CB
 TUNGETIFF = 0x800454D2
+TUNGETDEVNETNS = 0x54E3
 TUNSETOFFLOAD = 0x400454D0
 TUNSETVNETHDRSZ = 0x400454D8
 SIOCSIFTXQLEN = 0x8943
@@ -101,15 +105,58 @@ def open_tun(name: str, queues: int = 1, *, keep: bool = False) -> Tun:
             _keep(files[0].fileno(), name, existed=existed)
         features = _enable_offloads([file.fileno() for file in files])
         degraded = _without(name, features) + _configure(name)
-        if "tso" in features and (_scratch_takes_merged_packets() if existed else takes_merged_packets(files[0].fileno())):
-            features |= {"coalesce"}
-        elif "tso" in features:
-            degraded += (f"{name}: this kernel refuses merged packets ({os.uname().release}); each is written by itself",)
+        own = partial(takes_merged_packets, files[0].fileno())
+        merged, said = _merging(name, features, _scratch_takes_merged_packets if existed else own)
     except BaseException:
         for file in files:
             file.close()
         raise
-    return Tun(name=name, files=tuple(files), features=features, degraded=degraded)
+    return Tun(name=name, files=tuple(files), features=features | merged, degraded=degraded + said)
+
+
+def adopt_tun(name: str, descriptors: Sequence[int], queues: int, *, keep: bool = False) -> Tun | None:
+    """The device that somebody else has opened as ``open_tun`` does, by copies of its descriptors; packets that wait in it are kept.
+
+    None when they are not so many queues of a device of this name in this network namespace any more.
+    """
+    if len(descriptors) != queues or not all(_is_queue(descriptor, name) for descriptor in descriptors):
+        return None
+    files: list[io.FileIO] = []
+    try:
+        for descriptor in descriptors:
+            files.append(io.FileIO(fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 0), "r+b", closefd=True))
+        fcntl.ioctl(files[0].fileno(), TUNSETPERSIST, int(keep))
+        features = _enable_offloads([file.fileno() for file in files])
+        degraded = _without(name, features) + _configure(name)
+        merged, said = _merging(name, features, _scratch_takes_merged_packets)
+    except BaseException:
+        for file in files:
+            file.close()
+        raise
+    return Tun(name=name, files=tuple(files), features=features | merged, degraded=degraded + said)
+
+
+def _is_queue(descriptor: int, name: str) -> bool:
+    """Whether this is a queue, as we open them, of the device of this name in the network namespace that we are in."""
+    request = bytearray(40)
+    try:
+        fcntl.ioctl(descriptor, TUNGETIFF, request)
+        there, flags = struct.unpack_from("16sH", request)
+        with os.fdopen(fcntl.ioctl(descriptor, TUNGETDEVNETNS)) as namespace:
+            here = os.fstat(namespace.fileno()).st_ino == Path("/proc/thread-self/ns/net").stat().st_ino
+    except OSError:  # EBADFD: the device has been deleted
+        return False
+    wanted = IFF_TUN | IFF_NO_PI | IFF_VNET_HDR | IFF_MULTI_QUEUE
+    return bool(here) and there.rstrip(b"\0") == name.encode() and flags & wanted == wanted
+
+
+def _merging(name: str, features: frozenset[str], probe: Callable[[], bool]) -> tuple[frozenset[str], tuple[str, ...]]:
+    """``coalesce`` if this kernel takes merged packets, or what is said when it does not."""
+    if "tso" not in features:
+        return frozenset(), ()
+    if probe():
+        return frozenset({"coalesce"}), ()
+    return frozenset(), (f"{name}: this kernel refuses merged packets ({os.uname().release}); each is written by itself",)
 
 
 def _open_clone() -> io.FileIO:

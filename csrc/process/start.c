@@ -1,0 +1,112 @@
+/*
+ * start.c: START and TABLE. Whatever arrives is checked here before it is used: sizes of memory files by themselves, not by what the
+ * message says of them, and seals, for a file that somebody could still cut short or change would kill us or lead the workers astray.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "process.h"
+
+static bool has_seals(int fd, int wanted)
+{
+    int seals = fcntl(fd, F_GET_SEALS);
+
+    return seals >= 0 && (seals & wanted) == wanted;
+}
+
+static off_t size_of(int fd)
+{
+    return lseek(fd, 0, SEEK_END);
+}
+
+static void close_all(const int *fds, size_t count)
+{
+    for (size_t i = 0; i < count; i++)
+        close(fds[i]);
+}
+
+static int map_pages(struct process *process, int fd, uint32_t n_pages)
+{
+    size_t bytes = n_pages * fp_stats_page_bytes();
+    void *pages;
+
+    if (!has_seals(fd, F_SEAL_SHRINK) || size_of(fd) < (off_t)bytes)
+        return -EINVAL;
+    pages = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (pages == MAP_FAILED)
+        return -errno;
+    process->pages = pages;
+    process->n_pages = n_pages;
+    return 0;
+}
+
+static int start_workers(struct process *process, const struct fp_message_start *start, const int *fds)
+{
+    struct fp_queue queues[FP_PROTOCOL_QUEUES_MAX];
+    uint32_t per_queue = start->settings.threads_per_queue == 2 ? 2 : 1;
+    int error = map_pages(process, fds[2 * start->n_queues], start->n_queues * per_queue);
+
+    if (error)
+        return error;
+    for (uint32_t i = 0; i < start->n_queues; i++)
+        queues[i] = (struct fp_queue){.tun_fd = fds[2 * i], .udp_fd = fds[2 * i + 1]};
+    error = fp_datapath_start_in(queues, start->n_queues, &start->settings, process->pages, &process->datapath);
+    if (error)
+        munmap(process->pages, process->n_pages * fp_stats_page_bytes());
+    return error;
+}
+
+int process_start(struct process *process, const struct fp_message_start *start, const int *fds)
+{
+    int error = process->datapath ? -EALREADY : start_workers(process, start, fds);
+
+    if (error) {
+        close_all(fds, 2 * (size_t)start->n_queues + 1);
+        return error;
+    }
+    process->settings = start->settings;
+    process->n_queues = start->n_queues;
+    memcpy(process->fds, fds, 2 * (size_t)start->n_queues * sizeof(*fds));
+    process->pages_fd = fds[2 * start->n_queues];
+    memcpy(process->version, start->version, sizeof(process->version));
+    process->confined |= process_set_limits(process->n_queues, process->n_pages);
+    if (process_filter_system_calls() == 0)
+        process->confined |= FP_CONFINED_SYSCALLS;
+    return 0;
+}
+
+/* 0, or -errno with nothing changed. -ETIMEDOUT: a worker is stuck, the others forward by the new table. */
+static int publish(struct process *process, uint64_t bytes, int fd)
+{
+    void *mapped;
+    int error;
+
+    if (!has_seals(fd, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE) || size_of(fd) != (off_t)bytes)
+        return -EINVAL;
+    /* Private: until Linux 6.7 a shared mapping of a sealed file is refused even to those who only read. */
+    mapped = mmap(NULL, bytes, PROT_READ, MAP_PRIVATE, fd, 0);
+    if (mapped == MAP_FAILED)
+        return -errno;
+    error = fp_datapath_publish_mapped(process->datapath, mapped, bytes);
+    if (error == -EINVAL || error == -ENOMEM)
+        munmap(mapped, bytes);
+    return error;
+}
+
+int process_table(struct process *process, const struct fp_message_table *table, int fd)
+{
+    int error = process->datapath ? publish(process, table->bytes, fd) : -ENOTCONN;
+
+    if (error && error != -ETIMEDOUT) {
+        close(fd);
+        return error;
+    }
+    if (process->table_fd >= 0)
+        close(process->table_fd);
+    process->table_fd = fd;
+    process->table_bytes = table->bytes;
+    return error;
+}

@@ -1,0 +1,86 @@
+"""Memory that we share with the datapath process: pages of counters, which it writes and we read without asking; sealed tables.
+
+Both are memfds: they live as long as somebody has them, whichever process that is, so counters go on where an earlier one has left them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from flanpy.datapath import DatapathStats, VerdictCount
+from flanpy.datapath.core import VERDICTS, WORK_COUNTERS, TableBlob, ffi, lib
+
+F_ADD_SEALS = 1033
+F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW, F_SEAL_WRITE = 1, 2, 4, 8
+"""Of fcntl(2): no more seals; never smaller; never larger; never written again."""
+
+
+class Pages:
+    """The counters of every worker thread, ``per_queue`` for each queue."""
+
+    def __init__(self, fd: int, queues: int, per_queue: int) -> None:
+        self.fd = fd
+        self._queues = queues
+        self._per_queue = per_queue
+        self._map = mmap.mmap(fd, queues * per_queue * lib.fp_stats_page_bytes(), mmap.MAP_SHARED, mmap.PROT_READ)
+        self._memory: Any = ffi.from_buffer("uint8_t[]", self._map)
+
+    def close(self) -> None:
+        """Unmap and close; safe to call twice."""
+        if self.fd >= 0:
+            ffi.release(self._memory)
+            self._map.close()
+            os.close(self.fd)
+            self.fd = -1
+
+    def stats(self) -> DatapathStats:
+        """All threads together."""
+        sum_ = self._sum(0, self._queues * self._per_queue)
+        verdicts = {
+            name: VerdictCount(sum_.verdicts.by[number].packets, sum_.verdicts.by[number].bytes)
+            for number, name in enumerate(VERDICTS)
+        }
+        counters = {name: sum_.work[number] for number, name in enumerate(WORK_COUNTERS)}
+        return DatapathStats(generation=sum_.generation, verdicts=verdicts, counters=counters)
+
+    def failures(self) -> Iterator[tuple[int, int]]:
+        """(queue, errno) of every queue whose worker cannot go on."""
+        for queue in range(self._queues):
+            failed = self._sum(queue * self._per_queue, self._per_queue).failed
+            if failed:
+                yield queue, failed
+
+    def _sum(self, first: int, count: int) -> Any:
+        out = ffi.new("struct fp_stats *")
+        lib.fp_stats_sum(self._memory + first * lib.fp_stats_page_bytes(), count, out)
+        return out
+
+
+def new_pages(queues: int, per_queue: int) -> Pages:
+    """Pages of zeros, which nobody can cut short under the process's feet."""
+    fd = os.memfd_create("flanpy-counters", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(fd, queues * per_queue * lib.fp_stats_page_bytes())
+        fcntl.fcntl(fd, F_ADD_SEALS, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW)
+        return Pages(fd, queues, per_queue)
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def sealed_table(blob: TableBlob) -> int:
+    """A memfd with this table that nobody can change any more."""
+    fd = os.memfd_create("flanpy-table", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        view = memoryview(ffi.buffer(blob.memory, blob.size))
+        while view:
+            view = view[os.write(fd, view) :]
+        fcntl.fcntl(fd, F_ADD_SEALS, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
