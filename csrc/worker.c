@@ -112,10 +112,28 @@ static void sleep_in_poll(struct fp_worker *worker)
         return; /* EAGAIN: somebody else's wake-up was taken with ours */
 }
 
+static void say_running(struct fp_datapath *datapath)
+{
+    pthread_mutex_lock(&datapath->lock);
+    datapath->running++;
+    pthread_cond_signal(&datapath->moved_on);
+    pthread_mutex_unlock(&datapath->lock);
+}
+
+/* A new thread makes system calls of its own before it is ours: whoever shuts the process in waits for that. */
+static void wait_until_running(struct fp_datapath *datapath)
+{
+    pthread_mutex_lock(&datapath->lock);
+    while (datapath->running < datapath->started)
+        pthread_cond_wait(&datapath->moved_on, &datapath->lock);
+    pthread_mutex_unlock(&datapath->lock);
+}
+
 static void *run(void *argument)
 {
     struct fp_worker *worker = argument;
 
+    say_running(worker->datapath);
     while (!__atomic_load_n(&worker->datapath->stop, __ATOMIC_ACQUIRE)) {
         fp_worker_pick_up_table(worker);
         if (turn(worker))
@@ -271,6 +289,7 @@ int fp_datapath_start_in(const struct fp_queue *queues, size_t n_queues, const s
     }
     for (size_t i = 0; i < datapath->n_workers && !error; i++)
         error = start_thread(&datapath->workers[i], i);
+    wait_until_running(datapath);
     if (error)
         fp_datapath_stop(datapath);
     else

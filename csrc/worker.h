@@ -58,7 +58,7 @@ struct fp_stats {
 struct fp_datapath;
 
 /*
- * Start the threads of each queue, which leave packets where they are until a first table is published.
+ * Start the threads of each queue, which leave packets where they are until a first table is published. All run when it returns.
  * 0, or -errno (ENOMEM, EAGAIN from pthread_create, EINVAL settings). Signals are blocked in the threads.
  */
 int fp_datapath_start(const struct fp_queue *queues, size_t n_queues, const struct fp_settings *settings,

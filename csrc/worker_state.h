@@ -68,7 +68,8 @@ struct fp_datapath {
     struct fp_snapshot *table; /* stored with release, loaded with acquire */
     int stop;
     pthread_mutex_t publishing; /* one publish at a time */
-    pthread_mutex_t lock;       /* guards fp_worker.held */
+    pthread_mutex_t lock;       /* guards fp_worker.held and `running` */
+    size_t running;             /* threads that have begun */
     pthread_cond_t moved_on;
 };
 

@@ -62,13 +62,14 @@ int main(int argc, char **argv)
 {
     struct process process = {.listener = LISTENER_FD, .starter = geteuid(), .pages_fd = -1, .table_fd = -1};
     uint32_t uid, gid;
-    bool trial = argc == 4 && strcmp(argv[3], "--try-forbidden") == 0;
+    bool forbidden = argc == 4 && strcmp(argv[3], "--try-forbidden") == 0;
+    bool unfiltered = argc == 4 && strcmp(argv[3], "--try-unfiltered") == 0;
 
-    if ((argc != 3 && !trial) || !read_id(argv[1], &uid) || !read_id(argv[2], &gid))
+    if ((argc != 3 && !forbidden && !unfiltered) || !read_id(argv[1], &uid) || !read_id(argv[2], &gid))
         return usage();
     process.confined = process_drop_privileges(uid, gid);
-    if (trial)
-        return process_try_forbidden();
+    if (forbidden || unfiltered)
+        return process_try_forbidden(forbidden);
     close_foreign_descriptors();
     if (chdir("/") != 0) /* keeps no mount busy */
         return usage();

@@ -49,6 +49,6 @@ uint32_t process_set_limits(size_t n_queues, size_t n_threads);
 int process_filter_system_calls(void);
 
 /* forbidden.c: try what must not work any more and print what came of it; the exit status is 0 when nothing worked. */
-int process_try_forbidden(void);
+int process_try_forbidden(bool filter);
 
 #endif

@@ -1,5 +1,6 @@
 """What flanpy has left on this host, and how it goes: routes, firewall rules, BPF programs, devices, files. Touches nothing else.
 
+    process   the datapath's, found by its socket in the run directory
     routes    those with our protocol number                      rules     our table in nft, our chains in iptables
     bpf       pins of the ebpf datapath, filters, its devices     links     devices by the name and kind that our backends give them
     files     lock and control socket; node id and keys on demand
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from flanpy.agent import files
 from flanpy.agent.client import SOCKET_NAME
+from flanpy.agent.datapaths import end_process, running_process
 from flanpy.backends import ipip as ipip_backend
 from flanpy.backends import udp, wireguard
 from flanpy.core.reconcile import Difference
@@ -41,12 +43,13 @@ FIXED_NAMES = {
 }
 PROGRAMS = (("fp_encap", True), ("fp_decap", False), ("fp_merged", False), ("fp_bypass", False))
 """The datapath's programs, and whether they hang where packets leave."""
+DATAPATH_SOCKETS = ("datapath.sock", "datapath.sock.new")
 STATE_FILES = (files.NODE_ID_FILE, files.WIREGUARD_KEY_FILE)
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One thing that is ours: its sort (``route``, ``rules``, ``bpf``, ``device``, ``file``), its name, and how it goes."""
+    """One thing that is ours: its sort (``process``, ``route``, ``rules``, ``bpf``, ``device``, ``file``), its name, and how it goes."""
 
     sort: str
     name: str
@@ -65,17 +68,26 @@ def find(
 ) -> list[Item]:
     """All that is there, in the order in which it goes: what carries packets last.
 
-    Raises ResourceBusy when somebody has the tunnel open, PlatformError.
+    Raises ResourceBusy when somebody has the tunnel open who is not our datapath process, PlatformError.
     ``state_dir``, ``subnet_file``: what the node knows itself by goes too.
     ``for_flanneld``: not the devices and routes that a flanneld on this host takes over as they are, so that packets go on.
     """
-    if not for_flanneld or Pins.of(udp.DEVICE).directory.is_dir():
+    process = running_process(run_dir)
+    if process is None and (not for_flanneld or Pins.of(udp.DEVICE).directory.is_dir()):
         refuse_open(kernel, udp.DEVICE)
-    found = [*_rules(), *_routes(kernel, for_flanneld), *_bpf(kernel), *(() if for_flanneld else _links(kernel))]
-    paths = [run_dir / SOCKET_NAME, run_dir / files.LOCK_FILE]
+    found = [*_rules(), *_routes(kernel, for_flanneld), *_bpf(kernel), *_process(run_dir, process)]
+    found += [] if for_flanneld else _links(kernel)
+    sockets = () if process is not None else DATAPATH_SOCKETS  # they go with it
+    paths = [run_dir / name for name in (SOCKET_NAME, *sockets, files.LOCK_FILE)]
     paths += [state_dir / name for name in STATE_FILES] if state_dir is not None else []
     paths += [subnet_file] if subnet_file is not None else []
     return found + [Item("file", str(path), path.unlink) for path in paths if path.exists()]
+
+
+def _process(run_dir: Path, pid: int | None) -> Iterator[Item]:
+    """It holds the tunnel device, which goes with it unless it is kept."""
+    if pid is not None:
+        yield Item("process", f"flanpy-datapath (pid {pid})", lambda: end_process(run_dir))
 
 
 def _routes(kernel: Kernel, for_flanneld: bool) -> Iterator[Item]:

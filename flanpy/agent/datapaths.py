@@ -1,12 +1,14 @@
 """Which datapath runs on this machine: opens the one that was asked for, or the best that works here, and says why.
 
-The TUN device and the underlay's sockets are opened here and belong to the datapath from then on.
+The TUN device and the underlay's sockets are opened here, or taken from the process that an earlier agent has left, and belong to
+the datapath from then on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flanpy.backends import udp
@@ -15,7 +17,10 @@ from flanpy.errors import DatapathError, InterfaceError, PlatformError
 from flanpy.kernel.netlink import Kernel
 
 if TYPE_CHECKING:
-    from flanpy.datapath.userspace import UserspaceDatapath
+    from flanpy.datapath.process import ProcessDatapath
+    from flanpy.datapath.process_launch import Found
+    from flanpy.datapath.sockets import Underlay
+    from flanpy.kernel.tun import Tun
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,25 +32,35 @@ class Choice:
     degraded: tuple[str, ...] = ()
 
 
-def open_datapath(kind: str, settings: DatapathSettings, kernel: Kernel, *, proven: bool = False) -> tuple[Choice, Datapath]:
+@dataclass(frozen=True, slots=True)
+class Home:
+    """Where the datapath process is found again, and whom to call, by any thread, when it has ended."""
+
+    run_dir: Path
+    lost: Callable[[], None] = lambda: None
+
+
+def open_datapath(
+    kind: str, settings: DatapathSettings, kernel: Kernel, home: Home, *, proven: bool = False
+) -> tuple[Choice, Datapath]:
     """Open ``auto``, ``userspace`` or ``ebpf``. Raises PlatformError, ResourceBusy, InterfaceError or DatapathError.
 
-    When it raises, nothing is left open. ``proven``: ebpf has run in this process before, so that probing it again, which takes as long
-    as opening it, would tell nothing new.
+    When it raises, nothing is left open; a process that was there before may go on. ``proven``: ebpf has run in this process before, so
+    that probing it again, which takes as long as opening it, would tell nothing new.
     """
     if kind == "userspace":
-        return _open_userspace(settings, kernel, "asked for")
+        return _open_userspace(settings, kernel, home, "asked for")
     problem = _beyond_ebpf(settings) or (None if proven else _ebpf_problem(settings, kernel))
     if problem is None:
         try:
-            return _open_ebpf(settings, kernel, "asked for" if kind == "ebpf" else "auto: every probe passed")
+            return _open_ebpf(settings, kernel, home, "asked for" if kind == "ebpf" else "auto: every probe passed")
         except (DatapathError, PlatformError) as error:
             if kind == "ebpf":
                 raise
             problem = str(error)
     if kind == "ebpf":
         raise PlatformError(f"--datapath ebpf: {problem} (`flanpy datapath probe` tells more)")
-    return _open_userspace(settings, kernel, f"auto: ebpf cannot run here ({problem})")
+    return _open_userspace(settings, kernel, home, f"auto: ebpf cannot run here ({problem})")
 
 
 def _ebpf_problem(settings: DatapathSettings, kernel: Kernel) -> str | None:
@@ -61,16 +76,18 @@ def _beyond_ebpf(settings: DatapathSettings) -> str | None:
     return "its programs do not speak IPv6 on the underlay yet" if settings.underlay_address.version == 6 else None
 
 
-def _open_userspace(settings: DatapathSettings, kernel: Kernel, reason: str) -> tuple[Choice, Datapath]:
+def _open_userspace(settings: DatapathSettings, kernel: Kernel, home: Home, reason: str) -> tuple[Choice, Datapath]:
     from flanpy.datapath.ebpf import cleanup
+    from flanpy.datapath.ebpf_pins import Pins
     from flanpy.kernel.bpf_host import BpfHost
 
-    # Of an earlier run with ebpf, whose device is still there; one that still runs holds the port.
-    datapath = _userspace(settings, keep=False, prepare=lambda: cleanup(settings.device, BpfHost(kernel)))
+    if Pins.of(settings.device).directory.is_dir():
+        end_process(home.run_dir)  # it serves programs that go now, with their device
+    datapath = _process(settings, home, keep=False, prepare=lambda: cleanup(settings.device, BpfHost(kernel)))
     return Choice("userspace", reason, datapath.degraded), datapath
 
 
-def _open_ebpf(settings: DatapathSettings, kernel: Kernel, reason: str) -> tuple[Choice, Datapath]:
+def _open_ebpf(settings: DatapathSettings, kernel: Kernel, home: Home, reason: str) -> tuple[Choice, Datapath]:
     from flanpy.datapath.ebpf import EbpfDatapath, EbpfOptions
     from flanpy.datapath.ebpf_pins import Pins
     from flanpy.kernel.bpf_host import BpfHost
@@ -79,7 +96,7 @@ def _open_ebpf(settings: DatapathSettings, kernel: Kernel, reason: str) -> tuple
     underlay = host.device_of(settings.underlay_address)
     if underlay is None:
         raise InterfaceError(f"{settings.underlay_address}: no interface of this machine has this address any more")
-    userspace = _userspace(settings, keep=True, prepare=Pins.of(settings.device).make)
+    userspace = _process(settings, home, keep=True, prepare=Pins.of(settings.device).make)
     datapath = EbpfDatapath(settings, EbpfOptions(underlay, bypass=settings.ebpf_bypass), userspace, host)
     return Choice("ebpf", f"{reason}; attached by {datapath.hooks}", datapath.degraded), datapath
 
@@ -99,25 +116,93 @@ def features_left() -> frozenset[str]:
         return frozenset()
 
 
-def remove_leftovers(kernel: Kernel) -> None:
-    """Remove what an agent with the ebpf datapath has left to carry on, on a node whose backend needs none any more."""
+def remove_leftovers(kernel: Kernel, run_dir: Path) -> None:
+    """Remove what an agent with a datapath has left to carry on, on a node whose backend needs none any more."""
     from flanpy.datapath.ebpf import cleanup
     from flanpy.kernel.bpf_host import BpfHost
 
+    end_process(run_dir)
     cleanup(udp.DEVICE, BpfHost(kernel))
 
 
-def _userspace(settings: DatapathSettings, *, keep: bool, prepare: Callable[[], object]) -> UserspaceDatapath:
-    """``prepare`` runs once the port is ours, before the TUN device is opened."""
+def running_process(run_dir: Path) -> int | None:
+    """The pid of the datapath process that an agent has left in this run directory, or None."""
+    from flanpy.datapath.process_launch import is_running
+
+    return is_running(run_dir)
+
+
+def end_process(run_dir: Path) -> bool:
+    """End the datapath process of this run directory; whether there was one."""
+    from flanpy.datapath.process_launch import find_process
+
+    found = find_process(run_dir)
+    if found is None:
+        return False
+    found.end()
+    found.close()
+    return True
+
+
+def _process(settings: DatapathSettings, home: Home, *, keep: bool, prepare: Callable[[], object]) -> ProcessDatapath:
+    """The userspace datapath in its process, the one that is there or another.
+
+    ``prepare`` runs once the port is ours, before the TUN device is opened.
+    """
+    from flanpy.datapath.process import ProcessDatapath, ProcessOptions
+    from flanpy.datapath.process_launch import find_process
+
+    found = find_process(home.run_dir)
+    try:
+        tun, underlay = _adopt(settings, found, keep=keep)
+        same = tun is not None and underlay is not None
+        tun, underlay = _complete(settings, found, tun, underlay, keep=keep, prepare=prepare)
+    except BaseException:
+        if found is not None:
+            found.close()
+        raise
+    return ProcessDatapath(settings, tun, underlay, ProcessOptions(home.run_dir, home.lost), found, same_queues=same)
+
+
+def _adopt(settings: DatapathSettings, found: Found | None, *, keep: bool) -> tuple[Tun | None, Underlay | None]:
+    """Of what was found, what can be used as it is."""
+    from flanpy.datapath.sockets import adopt_underlay
+    from flanpy.kernel.tun import adopt_tun
+
+    if found is None:
+        return None, None
+    underlay = adopt_underlay(found.state.udp_fds, settings.underlay_address, settings.port, settings.queues)
+    try:
+        return adopt_tun(settings.device, found.state.tun_fds, settings.queues, keep=keep), underlay
+    except BaseException:
+        if underlay is not None:
+            underlay.close()
+        raise
+
+
+def _complete(
+    settings: DatapathSettings,
+    found: Found | None,
+    tun: Tun | None,
+    underlay: Underlay | None,
+    *,
+    keep: bool,
+    prepare: Callable[[], object],
+) -> tuple[Tun, Underlay]:
+    """Open what could not be adopted."""
     from flanpy.datapath.sockets import open_underlay
-    from flanpy.datapath.userspace import UserspaceDatapath
     from flanpy.kernel.tun import open_tun
 
-    underlay = open_underlay(settings.underlay_address, settings.port, settings.queues)
     try:
+        if found is not None and tun is None:
+            # its device is gone or has another number of queues: nothing flows through it, and it may hold name and port
+            found.end()
+            found.state.give_up_queues()
+        underlay = underlay or open_underlay(settings.underlay_address, settings.port, settings.queues)
         prepare()
-        tun = open_tun(settings.device, settings.queues, keep=keep)
+        return tun or open_tun(settings.device, settings.queues, keep=keep), underlay
     except BaseException:
-        underlay.close()
+        for each in (tun, underlay):
+            if each is not None:
+                each.close()
         raise
-    return UserspaceDatapath(settings, tun, underlay)

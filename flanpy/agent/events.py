@@ -100,6 +100,11 @@ class RulesChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class DatapathLost:
+    """The datapath process has ended: the next check starts another, and should not wait for its time."""
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """SIGTERM or SIGINT, by name."""
 
@@ -133,6 +138,7 @@ Event = (
     | LeaseOutcome
     | KernelChanged
     | RulesChanged
+    | DatapathLost
     | Stop
     | ReloadAsked
     | Ask

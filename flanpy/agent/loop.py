@@ -23,6 +23,7 @@ from flanpy.agent.events import (
     Ask,
     ConfigRead,
     ConfigTouched,
+    DatapathLost,
     Event,
     EventQueue,
     KernelChanged,
@@ -166,6 +167,8 @@ class Loop:
             case RulesChanged():
                 self._machine.firewall.touched()
                 self._soon()
+            case DatapathLost():
+                self._state.timers["check"] = time.monotonic()
             case Ask():
                 item.reply.put(carry_out(item.command, item.arguments, self._answer, self._reload_options, self._reload.describe))
             case ReloadAsked():

@@ -16,13 +16,13 @@ from pathlib import Path
 
 from flanpy import backends
 from flanpy.agent import files, obstacles, overlay
-from flanpy.agent.datapaths import Choice, features_left, open_datapath, remove_leftovers
+from flanpy.agent.datapaths import Choice, Home, features_left, open_datapath, remove_leftovers, running_process
 from flanpy.agent.hooks import Hooks, run_command
 from flanpy.agent.logs import event
 from flanpy.backends import wireguard
 from flanpy.config.options import AgentOptions
 from flanpy.core.x25519 import public_key
-from flanpy.datapath import Datapath, DatapathSettings, DatapathStats
+from flanpy.datapath import Datapath, DatapathSettings, DatapathStats, ProcessStatus
 from flanpy.errors import DatapathError, FlanpyError, PlatformError
 from flanpy.kernel import links, stand_ins
 from flanpy.kernel.firewall import Firewall
@@ -63,13 +63,15 @@ class Running:
     settings: DatapathSettings
     datapath: Datapath
     table: ForwardTable | None = field(default=None)
+    restarts: int = 0
 
 
 class Machine:
     """Everything of ours on this machine; ``close`` lets go of the datapath."""
 
-    def __init__(self, kernel: Kernel, kind: str, firewall: Firewall, *, teardown: bool = False) -> None:
+    def __init__(self, kernel: Kernel, kind: str, firewall: Firewall, home: Home, *, teardown: bool = False) -> None:
         self._kernel = kernel
+        self._home = home
         self._kind = kind
         self._teardown = teardown
         self.firewall = firewall
@@ -106,14 +108,14 @@ class Machine:
 
     def check_free(self, config: NetworkConfig, uplink: Uplink) -> None:
         """That nobody else has what the backend needs. Raises ResourceBusy, InterfaceError or PlatformError."""
-        obstacles.check_free(self._kernel, config, uplink)
+        obstacles.check_free(self._kernel, config, uplink, ours=running_process(self._home.run_dir) is not None)
 
     def left(self) -> str:
         """What stays on this machine when the agent ends, in words; "" when nothing does."""
-        ebpf = self.choice is not None and self.choice.kind == "ebpf" and not self._teardown
+        carried = f"the {self.choice.kind} datapath" if self.choice is not None and not self._teardown else ""
         placement = self.firewall.placement
         parts = [
-            "the ebpf datapath" if ebpf else "",
+            carried,
             ", ".join(self._devices),
             "the routes" if self._routed and not self._devices else "",
             "the masquerade rules" if placement is not None and placement.masquerade else "",
@@ -193,7 +195,7 @@ class Machine:
     def _leave_datapath(self) -> int:
         """The kernel carries the packets: what an earlier run with a datapath has left goes, once."""
         if not self._swept:
-            remove_leftovers(self._kernel)
+            remove_leftovers(self._kernel, self._home.run_dir)
             self._swept = True
         return 0
 
@@ -201,7 +203,7 @@ class Machine:
         """Open the datapath when there is none, it has failed, or it was opened for something else; whether anything was done."""
         if (running := self._running) is not None:
             try:
-                running.datapath.check()
+                self._check(running)
             except DatapathError as error:
                 log.warning("%s; starting it anew", error, extra=event("datapath_failed", reason=str(error)))
                 self._close_datapath()
@@ -209,15 +211,18 @@ class Machine:
                 if _serves(running, settings):
                     return 0
                 self._close_datapath()
-        choice, datapath = open_datapath(self._kind, settings, self._kernel, proven=self._proven)
+        choice, datapath = open_datapath(self._kind, settings, self._kernel, self._home, proven=self._proven)
         self._proven = choice.kind == "ebpf"
         self._running = Running(choice, settings, datapath)
+        process = datapath.process
+        told = f"; process {process.pid} {'adopted' if process.adopted else 'started'}" if process is not None else ""
         log.info(
-            "datapath %s on %s: %s",
+            "datapath %s on %s: %s%s",
             choice.kind,
             settings.device,
             choice.reason,
-            extra=event("datapath_started", kind=choice.kind, device=settings.device, reason=choice.reason),
+            told,
+            extra=event("datapath_started", kind=choice.kind, device=settings.device, reason=choice.reason, process=told[2:]),
         )
         for line in choice.degraded:
             log.warning("datapath %s: %s", choice.kind, line, extra=event("datapath_degraded", kind=choice.kind, reason=line))
@@ -240,15 +245,33 @@ class Machine:
         if self._running is None:
             return "no datapath runs yet" if self._wanted else None
         try:
-            self._running.datapath.check()
+            self._check(self._running)
         except (FlanpyError, OSError) as error:
             return str(error)
         return None
+
+    def _check(self, running: Running) -> None:
+        """Raise DatapathError when the datapath cannot go on; a process that it had to start anew is said."""
+        running.datapath.check()
+        process = running.datapath.process
+        if process is not None and process.restarts != running.restarts:
+            running.restarts = process.restarts
+            log.warning(
+                "datapath %s; process %d has taken its place",
+                process.ended,
+                process.pid,
+                extra=event("datapath_restarted", ended=process.ended, pid=process.pid, restarts=process.restarts),
+            )
 
     @property
     def choice(self) -> Choice | None:
         """Which datapath runs and why, or None when none does."""
         return self._running.choice if self._running else None
+
+    @property
+    def process(self) -> ProcessStatus | None:
+        """The process that carries the packets for userspace, or None when none does."""
+        return self._running.datapath.process if self._running else None
 
     @property
     def features(self) -> frozenset[str] | None:
@@ -269,7 +292,7 @@ class Machine:
             running.datapath.close()
 
     def close(self) -> None:
-        """Let go of the datapath: userspace ends with its device, ebpf carries on unless it is to be torn down."""
+        """Let go of the datapath, which carries on unless it is to be torn down."""
         self._hooks.close()
         running, self._running = self._running, None
         if running is not None and self._teardown:

@@ -179,6 +179,12 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric("flanpy_datapath_bytes_total", "counter", "Bytes of those packets.", _verdicts("bytes"), ("verdict",)),
     Metric("flanpy_datapath_work_total", "counter", "What the workers do besides: system calls, sleeps.", _work, ("work",)),
+    Metric(
+        "flanpy_datapath_restarts_total",
+        "counter",
+        "Datapath processes that ended and were replaced by this agent.",
+        lambda s, _: _one(s["datapath"]["process"]["restarts"]) if s["datapath"] and s["datapath"]["process"] else [],
+    ),
     _gauge(
         "flanpy_table_generation",
         "Number of the route table that every worker has.",
@@ -236,7 +242,12 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "flanpy_reconcile_failures_total", "counter", "Passes that had problems.", lambda s, _: _one(s["reconcile"]["failed"])
     ),
-    _process("process_cpu_seconds_total", "counter", "CPU time of the agent, its workers included.", lambda p: p.cpu_seconds),
+    _process(
+        "process_cpu_seconds_total",
+        "counter",
+        "CPU time of the agent; the datapath process has its own.",
+        lambda p: p.cpu_seconds,
+    ),
     _process("process_resident_memory_bytes", "gauge", "Resident memory of the agent.", lambda p: p.resident_bytes),
     _process("process_open_fds", "gauge", "Open file descriptors of the agent.", lambda p: p.open_fds),
     _process("process_start_time_seconds", "gauge", "When the agent was started (Unix time).", lambda p: p.start_time_s),

@@ -1,6 +1,6 @@
 """Whether the port and the device that a backend needs are free or ours: asked before anything is leased or written. Changes nothing.
 
-udp         the port can be bound; nobody has flannel0 open          (the ebpf datapath that outlived its agent holds neither)
+udp         the port can be bound; nobody has flannel0 open          (or our datapath process has them, which outlived its agent)
 vxlan       its device's name is not another kind's; the port can be bound, or a VXLAN device has it (they share one)
 wireguard   its device's name is not another kind's; the port can be bound, or our device is there and has it
 ipip        its device's name is not another kind's
@@ -18,13 +18,17 @@ from flanpy.kernel.wireguard import KIND
 from flanpy.model import NetworkConfig, Uplink
 
 
-def check_free(kernel: Kernel, config: NetworkConfig, uplink: Uplink) -> None:
-    """Raises ResourceBusy naming who holds what, InterfaceError when the underlay's address has gone, PlatformError."""
+def check_free(kernel: Kernel, config: NetworkConfig, uplink: Uplink, *, ours: bool = False) -> None:
+    """Raises ResourceBusy naming who holds what, InterfaceError when the underlay's address has gone, PlatformError.
+
+    ``ours``: a datapath process of ours runs, so what a datapath needs is held and will be adopted.
+    """
     match config.backend.type:
         case "udp":
-            _check_port(config, "Port", uplink)
             own_device(kernel, udp.DEVICE, "tun")
-            refuse_open(kernel, udp.DEVICE)
+            if not ours:
+                _check_port(config, "Port", uplink)
+                refuse_open(kernel, udp.DEVICE)
         case vxlan.TYPE:
             _check_vxlan(kernel, config, uplink)
         case ipip.TYPE:

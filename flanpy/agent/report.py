@@ -221,13 +221,14 @@ def _rules(machine: Machine) -> dict[str, str | None] | None:
 
 
 def _datapath(machine: Machine) -> dict[str, Any] | None:
-    choice, stats = machine.choice, machine.stats()
+    choice, stats, process = machine.choice, machine.stats(), machine.process
     if choice is None or stats is None:
         return None
     return {
         "kind": choice.kind,
         "reason": choice.reason,
         "degraded": list(choice.degraded),
+        "process": None if process is None else {"pid": process.pid, "adopted": process.adopted, "restarts": process.restarts},
         "table_generation": stats.generation,
         "verdicts": {name: {"packets": count.packets, "bytes": count.bytes} for name, count in stats.verdicts.items()},
         "counters": stats.counters,
@@ -239,7 +240,15 @@ def _kernel_datapath(state: State) -> dict[str, Any] | None:
     if state.plan is None or state.config is None or state.plan.desired.table is not None:
         return None
     reason = f"backend {state.config.backend.type}: the kernel carries the packets"
-    return {"kind": "kernel", "reason": reason, "degraded": [], "table_generation": 0, "verdicts": {}, "counters": {}}
+    return {
+        "kind": "kernel",
+        "reason": reason,
+        "degraded": [],
+        "process": None,
+        "table_generation": 0,
+        "verdicts": {},
+        "counters": {},
+    }
 
 
 def _reconcile(passes: Passes) -> dict[str, Any]:

@@ -22,7 +22,8 @@ from flanpy import __version__
 from flanpy.agent import files
 from flanpy.agent.attached_watch import AttachedWatch
 from flanpy.agent.control import ControlServer
-from flanpy.agent.events import EventQueue, KernelChanged, ReloadAsked, RulesChanged, Stop
+from flanpy.agent.datapaths import Home
+from flanpy.agent.events import DatapathLost, EventQueue, KernelChanged, ReloadAsked, RulesChanged, Stop
 from flanpy.agent.executor import Executor
 from flanpy.agent.health import HealthPlace
 from flanpy.agent.logs import event, set_up
@@ -103,7 +104,8 @@ def _run_loop(
         )
     )
     stack.callback(store.close)
-    machine = Machine(kernel, options.datapath, _firewall(options, events, stack), teardown=options.teardown)
+    home = Home(options.run_dir, lambda: events.put(DatapathLost()))
+    machine = Machine(kernel, options.datapath, _firewall(options, events, stack), home, teardown=options.teardown)
     stack.callback(machine.close)
     executor, watcher = Executor(store, events), Watcher(store, events, pods=options.pod_registry)
     readiness = Readiness(options.subnet_file, options.ip_masq)

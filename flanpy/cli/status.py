@@ -104,6 +104,9 @@ def _network(status: Mapping[str, Any]) -> str:
 
 def _datapath(datapath: Mapping[str, Any] | None, counts: Mapping[str, int]) -> Iterator[tuple[str, str]]:
     yield "datapath", f"{datapath['kind']} ({printable(datapath['reason'])})" if datapath else "none yet"
+    if process := (datapath or {}).get("process"):
+        restarts = f", started anew {process['restarts']} ×" if process["restarts"] else ""
+        yield "process", f"{process['pid']}, {'adopted' if process['adopted'] else 'started'} by this agent{restarts}"
     generation = f", table {datapath['table_generation']}" if datapath and datapath["table_generation"] else ""
     words = {"kept": "kept without a lease", "foreign": "foreign", "refused": "refused"}
     others = "".join(f", {counts[name]} {word}" for name, word in words.items() if counts[name])

@@ -52,6 +52,16 @@ class DatapathStats:
     counters: dict[str, int]
 
 
+@dataclass(frozen=True, slots=True)
+class ProcessStatus:
+    """The process that carries packets in userspace. ``ended`` says how the last one did that had to be started again."""
+
+    pid: int
+    adopted: bool
+    restarts: int
+    ended: str = ""
+
+
 class Datapath(Protocol):
     """A running datapath."""
 
@@ -60,6 +70,10 @@ class Datapath(Protocol):
     features: frozenset[str]
     """What this node's receiver can take, for the lease (FlanpyInfo.features)."""
 
+    @property
+    def process(self) -> ProcessStatus | None:
+        """The process that carries packets in userspace, None when they are carried in this one."""
+
     def publish(self, table: ForwardTable) -> None:
         """Forward by this table from now on; returns when every worker has it. No packet is lost by it."""
 
@@ -67,10 +81,10 @@ class Datapath(Protocol):
         """Counters, read without disturbing the workers."""
 
     def check(self) -> None:
-        """Raise DatapathError when a worker has died or can no longer work (TUN device gone), with the reason."""
+        """Put back what somebody has removed or killed; raise DatapathError when it cannot go on (TUN device gone), with the reason."""
 
     def close(self) -> None:
-        """Stop the workers (within 1 s also under flood) and let go; an ebpf datapath stays and carries on. Safe to call twice."""
+        """Let go: what outlives us, a process or programs in the kernel, carries on. Safe to call twice."""
 
     def teardown(self) -> None:
         """Close, and remove what would outlive us."""

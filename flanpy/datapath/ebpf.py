@@ -2,7 +2,7 @@
 
     publish   table -> userspace workers, then -> one snapshot for the programs, seen by every packet from then on
     stats     verdicts of both added up: each packet meets its verdict in exactly one of them
-    close     the userspace half stops; programs, maps and device stay and carry on (``teardown`` removes them)
+    close     programs, maps, device and the userspace half's process stay and carry on (``teardown`` removes them)
 
 Programs are attached with the first table, so that they never meet an empty one; a new process adopts maps and programs that an
 earlier one has pinned, and replaces programs in their place when its own differ.
@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
-from flanpy.datapath import Datapath, DatapathSettings, DatapathStats, VerdictCount
+from flanpy.datapath import Datapath, DatapathSettings, DatapathStats, ProcessStatus, VerdictCount
 from flanpy.datapath import ebpf_syscall as bpf
 from flanpy.datapath.core import VERDICTS
 from flanpy.datapath.ebpf_attach import Hooks, Spot, TcxHooks, has_tcx
@@ -98,6 +98,11 @@ class EbpfDatapath:
         self.close()
 
     @property
+    def process(self) -> ProcessStatus | None:
+        """The process of the userspace half."""
+        return self._userspace.process
+
+    @property
     def adopted(self) -> bool:
         """Whether the maps of an earlier process, with its routes and counters, are in use."""
         return self._running().adopted
@@ -140,7 +145,7 @@ class EbpfDatapath:
             self._repairs += self._attach(header)
 
     def close(self) -> None:
-        """Stop the userspace half and let go of the programs, which carry on by their pins; safe to call twice."""
+        """Let go of the userspace half and of the programs, which carry on by their pins; safe to call twice."""
         self._userspace.close()
         with self._lock:
             prober, self._prober = self._prober, None
@@ -154,9 +159,10 @@ class EbpfDatapath:
             self._pins.release()
 
     def teardown(self) -> None:
-        """Close, and remove programs, maps, pins and devices."""
+        """Close, end the userspace half, and remove programs, maps, pins and devices."""
         with self._lock:
             self._hooks.sweep(())
+        self._userspace.teardown()
         self.close()
         self._pins.clear()
         self._host.remove_merging_device(self._settings.device)

@@ -25,7 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from flanpy.datapath import DatapathSettings, DatapathStats
+from flanpy.datapath import DatapathSettings, DatapathStats, ProcessStatus
 from flanpy.datapath.core import build_table, ffi, lib
 from flanpy.datapath.process_launch import EXECUTABLE, SOCKET_NAME, Found, await_end, end_process, kill, launch, version_of
 from flanpy.datapath.process_pages import Pages, new_pages, sealed_table
@@ -55,16 +55,6 @@ class ProcessOptions:
     lost: Callable[[], None] = lambda: None
     tuning: Tuning = field(default_factory=Tuning)
     executable: Path = EXECUTABLE
-
-
-@dataclass(frozen=True, slots=True)
-class ProcessStatus:
-    """The process that carries the packets. ``ended`` says how the last one did that had to be started again."""
-
-    pid: int
-    adopted: bool
-    restarts: int
-    ended: str = ""
 
 
 class ProcessDatapath:
@@ -123,7 +113,12 @@ class ProcessDatapath:
         blob = build_table(table)
         with self._lock:
             connection = self._running()
-            self._keep_table(sealed_table(blob), blob.size)
+            try:
+                self._keep_table(sealed_table(blob), blob.size)
+            except OSError as exc:
+                raise DatapathError(
+                    f"{self._settings.device}: no memory file for table {table.generation}: {exc.strerror}"
+                ) from exc
             assert self._table is not None
             try:
                 connection.table(*self._table)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from flanpy.datapath.process_build import EXECUTABLE as _BUILT
 from flanpy.datapath.process_wire import Connection, State
-from flanpy.errors import DatapathError, PlatformError
+from flanpy.errors import DatapathError
 
 EXECUTABLE = Path(__file__).with_name(_BUILT.name)
 SOCKET_NAME = "datapath.sock"
@@ -96,7 +96,7 @@ def is_running(run_dir: Path) -> int | None:
 
 
 def launch(run_dir: Path, executable: Path = EXECUTABLE) -> tuple[Connection, Path]:
-    """Start a process that waits for START; its connection and its socket's path. Raises PlatformError."""
+    """Start a process that waits for START; its connection and its socket's path. Raises DatapathError."""
     path = run_dir / FRESH_SOCKET_NAME
     user, group = _user()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
@@ -109,7 +109,7 @@ def launch(run_dir: Path, executable: Path = EXECUTABLE) -> tuple[Connection, Pa
         reason = (
             f"{exc.strerror}; install flanpy anew, or `make build` in a checkout" if isinstance(exc, FileNotFoundError) else exc
         )
-        raise PlatformError(f"{executable}: the datapath process cannot be started: {reason}") from exc
+        raise DatapathError(f"{executable}: the datapath process cannot be started: {reason}") from exc
     return Connection(ours, pid), path
 
 
@@ -203,6 +203,6 @@ def version_of(executable: Path) -> str:
     try:
         return hashlib.sha256(executable.read_bytes()).hexdigest()
     except OSError as exc:
-        raise PlatformError(
+        raise DatapathError(
             f"{executable}: cannot be read: {exc.strerror}; install flanpy anew, or `make build` in a checkout"
         ) from exc

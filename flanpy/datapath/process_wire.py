@@ -33,7 +33,7 @@ class Gone(DatapathError):
     """The process has ended, or hung up."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class State:
     """What a process says of itself. ``settings`` (``struct fp_settings``) and ``pages_fit`` compare with this build's forms.
 
@@ -58,9 +58,14 @@ class State:
         return self.tun_fds + self.udp_fds + tuple(fd for fd in (self.pages_fd, self.table_fd) if fd is not None)
 
     def close(self) -> None:
-        """Close all descriptors."""
-        for fd in self.fds:
-            os.close(fd)
+        """Close all descriptors; safe to call twice."""
+        _close(list(self.fds))
+        self.tun_fds, self.udp_fds, self.pages_fd, self.table_fd = (), (), None, None
+
+    def give_up_queues(self) -> None:
+        """Close TUN queues and sockets, and keep counters and table."""
+        _close([*self.tun_fds, *self.udp_fds])
+        self.tun_fds, self.udp_fds = (), ()
 
 
 class Connection:

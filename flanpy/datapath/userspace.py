@@ -58,6 +58,7 @@ class UserspaceDatapath:
     """A running userspace datapath. It owns the TUN queues and sockets that it is given and closes them, also when it cannot start."""
 
     kind = "userspace"
+    process = None
 
     def __init__(self, settings: DatapathSettings, tun: TunQueues, underlay: Underlay, tuning: Tuning | None = None) -> None:
         self.features = FEATURES | ({IPV6} if settings.tunnel_address6 is not None else frozenset())

@@ -140,7 +140,7 @@ def test_a_taken_port_is_said_with_its_holder_and_had_once_it_is_free(host: Clus
 
 
 def test_a_second_agent_leases_nothing_while_the_first_has_the_port(host: Cluster) -> None:
-    with Agent(host) as first:
+    with Agent(host, "--teardown") as first:
         first.says("ready: subnet")
         with Agent(host, name="b") as second:
             second.says("is in use by")
@@ -217,7 +217,7 @@ def test_an_exhausted_pool_is_said_and_had_once_a_subnet_is_free(tmp_path: Path)
             assert agent.subnet() == "10.50.0.9/30"
 
 
-@pytest.mark.parametrize("flags", [["--datapath=userspace"], ["--datapath=ebpf", "--teardown"]])
+@pytest.mark.parametrize("flags", [["--datapath=userspace", "--teardown"], ["--datapath=ebpf", "--teardown"]])
 def test_a_clean_stop_leaves_the_lease_and_subnet_env_and_nothing_else(host: Cluster, flags: list[str]) -> None:
     with Agent(host, *flags) as agent:
         agent.says("ready: subnet")
@@ -230,8 +230,9 @@ def test_a_clean_stop_leaves_the_lease_and_subnet_env_and_nothing_else(host: Clu
     assert sorted(Path(path).name for path in left) == ["agent.lock", "node-id", "subnet.env"]
 
 
-def test_the_ebpf_datapath_outlives_a_clean_stop(host: Cluster) -> None:
-    with Agent(host, "--datapath=ebpf") as agent:
+@pytest.mark.parametrize("datapath", ["userspace", "ebpf"])
+def test_the_datapath_outlives_a_clean_stop(host: Cluster, datapath: str) -> None:
+    with Agent(host, f"--datapath={datapath}") as agent:
         agent.says("ready: subnet")
         assert agent.stop() == 0
     assert "flannel0" in links(host)

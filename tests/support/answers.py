@@ -30,6 +30,7 @@ STATUS: dict[str, Any] = {
         "kind": "userspace",
         "reason": "asked for",
         "degraded": ["no UDP GRO: the kernel has none"],
+        "process": {"pid": 4243, "adopted": True, "restarts": 2},
         "table_generation": 12,
         "verdicts": {
             "encapsulated": {"packets": 1204, "bytes": 1500000},

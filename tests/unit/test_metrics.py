@@ -98,7 +98,7 @@ flanpy_reconcile_duration_seconds_count 5
 # HELP flanpy_reconcile_failures_total Passes that had problems.
 # TYPE flanpy_reconcile_failures_total counter
 flanpy_reconcile_failures_total 1
-# HELP process_cpu_seconds_total CPU time of the agent, its workers included.
+# HELP process_cpu_seconds_total CPU time of the agent; the datapath process has its own.
 # TYPE process_cpu_seconds_total counter
 process_cpu_seconds_total 1.25
 # HELP process_resident_memory_bytes Resident memory of the agent.
