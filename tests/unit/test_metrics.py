@@ -47,6 +47,9 @@ flanpy_datapath_bytes_total{verdict="drop_ttl"} 0
 # TYPE flanpy_datapath_work_total counter
 flanpy_datapath_work_total{work="tun_reads"} 300
 flanpy_datapath_work_total{work="polls"} 12
+# HELP flanpy_datapath_restarts_total Datapath processes that ended and were replaced by this agent.
+# TYPE flanpy_datapath_restarts_total counter
+flanpy_datapath_restarts_total 2
 # HELP flanpy_table_generation Number of the route table that every worker has.
 # TYPE flanpy_table_generation gauge
 flanpy_table_generation 12

@@ -36,6 +36,7 @@ def test_status_is_one_screen() -> None:
         "lease     10.244.7.0/24, 23 h 12 min left",
         "network   10.244.0.0/16, backend udp, port 8285",
         "datapath  userspace (asked for)",
+        "process   4243, adopted by this agent, started anew 2 ×",
         "peers     3, 1 kept without a lease, 1 foreign, 1 refused, table 12",
         "device    flannel0, MTU 1472",
         "uplink    eth0 172.31.9.1, MTU 1500",
