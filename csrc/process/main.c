@@ -21,6 +21,7 @@
  *   we are killed  the agent holds the same descriptors: packets wait in the TUN queue and the sockets until it has started another
  *   TUN deleted    the workers say so in the counters' pages and sleep (worker.c); the agent sees it there
  */
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -52,6 +53,14 @@ static bool read_id(const char *text, uint32_t *id)
     return true;
 }
 
+/* An agent that has given up CAP_KILL ends a process that does not listen as the user that it runs as. */
+static int end_another(const char *text)
+{
+    uint32_t pid;
+
+    return read_id(text, &pid) && pid > 1 && kill((pid_t)pid, SIGKILL) == 0 ? 0 : 1;
+}
+
 /* Descriptors that were open in the agent by an oversight are none of our business, least of all in here. */
 static void close_foreign_descriptors(void)
 {
@@ -65,9 +74,13 @@ int main(int argc, char **argv)
     bool forbidden = argc == 4 && strcmp(argv[3], "--try-forbidden") == 0;
     bool unfiltered = argc == 4 && strcmp(argv[3], "--try-unfiltered") == 0;
 
-    if ((argc != 3 && !forbidden && !unfiltered) || !read_id(argv[1], &uid) || !read_id(argv[2], &gid))
+    bool end = argc == 5 && strcmp(argv[3], "--end") == 0;
+
+    if ((argc != 3 && !forbidden && !unfiltered && !end) || !read_id(argv[1], &uid) || !read_id(argv[2], &gid))
         return usage();
     process.confined = process_drop_privileges(uid, gid);
+    if (end)
+        return end_another(argv[4]);
     if (forbidden || unfiltered)
         return process_try_forbidden(forbidden);
     close_foreign_descriptors();

@@ -17,6 +17,7 @@ from flanpy.errors import DatapathError, InterfaceError, PlatformError
 from flanpy.kernel.netlink import Kernel
 
 if TYPE_CHECKING:
+    from flanpy.agent.notify import Keeper
     from flanpy.datapath.process import ProcessDatapath
     from flanpy.datapath.process_launch import Found
     from flanpy.datapath.sockets import Underlay
@@ -34,10 +35,11 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Home:
-    """Where the datapath process is found again, and whom to call, by any thread, when it has ended."""
+    """Where the datapath process is found again, whom to call, by any thread, when it has ended, and who keeps descriptors for us."""
 
     run_dir: Path
-    lost: Callable[[], None] = lambda: None
+    lost: Callable[[], None]
+    keeper: Keeper
 
 
 def open_datapath(
@@ -116,12 +118,14 @@ def features_left() -> frozenset[str]:
         return frozenset()
 
 
-def remove_leftovers(kernel: Kernel, run_dir: Path) -> None:
+def remove_leftovers(kernel: Kernel, home: Home) -> None:
     """Remove what an agent with a datapath has left to carry on, on a node whose backend needs none any more."""
     from flanpy.datapath.ebpf import cleanup
     from flanpy.kernel.bpf_host import BpfHost
 
-    end_process(run_dir)
+    end_process(home.run_dir)
+    home.keeper.close()
+    home.keeper.forget()
     cleanup(udp.DEVICE, BpfHost(kernel))
 
 
@@ -154,26 +158,29 @@ def _process(settings: DatapathSettings, home: Home, *, keep: bool, prepare: Cal
 
     found = find_process(home.run_dir)
     try:
-        tun, underlay = _adopt(settings, found, keep=keep)
-        same = tun is not None and underlay is not None
+        given = (found.state.tun_fds, found.state.udp_fds) if found is not None else (home.keeper.tun, home.keeper.udp)
+        tun, underlay = _adopt(settings, *given, keep=keep)
+        same = found is not None and tun is not None and underlay is not None
+        home.keeper.close()  # what was of use has been copied, and the rest would keep a device alive
         tun, underlay = _complete(settings, found, tun, underlay, keep=keep, prepare=prepare)
     except BaseException:
         if found is not None:
             found.close()
         raise
+    home.keeper.keep(tun.fds, underlay.fds)
     return ProcessDatapath(settings, tun, underlay, ProcessOptions(home.run_dir, home.lost), found, same_queues=same)
 
 
-def _adopt(settings: DatapathSettings, found: Found | None, *, keep: bool) -> tuple[Tun | None, Underlay | None]:
-    """Of what was found, what can be used as it is."""
+def _adopt(
+    settings: DatapathSettings, tun_fds: tuple[int, ...], udp_fds: tuple[int, ...], *, keep: bool
+) -> tuple[Tun | None, Underlay | None]:
+    """Of what is there, what can be used as it is."""
     from flanpy.datapath.sockets import adopt_underlay
     from flanpy.kernel.tun import adopt_tun
 
-    if found is None:
-        return None, None
-    underlay = adopt_underlay(found.state.udp_fds, settings.underlay_address, settings.port, settings.queues)
+    underlay = adopt_underlay(udp_fds, settings.underlay_address, settings.port, settings.queues)
     try:
-        return adopt_tun(settings.device, found.state.tun_fds, settings.queues, keep=keep), underlay
+        return adopt_tun(settings.device, tun_fds, settings.queues, keep=keep), underlay
     except BaseException:
         if underlay is not None:
             underlay.close()

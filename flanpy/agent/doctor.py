@@ -17,6 +17,7 @@ from typing import Any
 
 from flanpy.agent import host_checks as judge
 from flanpy.agent.control import ask
+from flanpy.agent.datapaths import running_process
 from flanpy.agent.firewall_check import Chain, from_iptables, from_nft
 from flanpy.agent.host_checks import Check
 from flanpy.agent.path_mtu import PathMtu, measure_all
@@ -40,7 +41,7 @@ def examine(run_dir: Path) -> Iterator[Check]:
             "agent", "error", str(error), "systemctl start flanpy, or: flanpy agent --etcd-endpoints http://10.0.0.1:2379"
         )
         yield judge.others_check(_others(None))
-        yield judge.port_check(UDP_PORT, _udp_bound(UDP_PORT), agent_runs=False)
+        yield judge.port_check(UDP_PORT, _udp_bound(UDP_PORT), agent_runs=False, process=running_process(run_dir))
         yield _ebpf()
         return
     yield from judge.agent_checks(status)

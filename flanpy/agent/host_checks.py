@@ -63,11 +63,13 @@ def udp_port(status: Mapping[str, Any]) -> int | None:
     return None
 
 
-def port_check(port: int, bound: bool, *, agent_runs: bool) -> Check:
-    """Whether the socket of the udp backend is there, or, without an agent, its place free."""
+def port_check(port: int, bound: bool, *, agent_runs: bool, process: int | None = None) -> Check:
+    """Whether the socket of the udp backend is there, or, without an agent, its place free or held by the process that one has left."""
     name = f"UDP port {port}"
     if agent_runs:
         return Check(name, "ok", "bound") if bound else Check(name, "error", "nobody listens", "restart the agent")
+    if bound and process is not None:
+        return Check(name, "ok", f"held by the datapath process {process}, which carries on without an agent")
     if bound:
         return Check(name, "warning", "taken though no agent answers", f"ss -ulpn sport = :{port} shows by whom")
     return Check(name, "ok", "free")

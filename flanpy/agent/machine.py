@@ -195,7 +195,7 @@ class Machine:
     def _leave_datapath(self) -> int:
         """The kernel carries the packets: what an earlier run with a datapath has left goes, once."""
         if not self._swept:
-            remove_leftovers(self._kernel, self._home.run_dir)
+            remove_leftovers(self._kernel, self._home)
             self._swept = True
         return 0
 
@@ -297,6 +297,7 @@ class Machine:
         running, self._running = self._running, None
         if running is not None and self._teardown:
             running.datapath.teardown()
+            self._home.keeper.forget()
         elif running is not None:
             running.datapath.close()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import random
 import signal
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from queue import SimpleQueue
 from types import FrameType
 
 from flanpy import __version__
-from flanpy.agent import files
+from flanpy.agent import files, privileges
 from flanpy.agent.attached_watch import AttachedWatch
 from flanpy.agent.control import ControlServer
 from flanpy.agent.datapaths import Home
@@ -29,7 +30,7 @@ from flanpy.agent.health import HealthPlace
 from flanpy.agent.logs import event, set_up
 from flanpy.agent.loop import Loop
 from flanpy.agent.machine import Machine
-from flanpy.agent.notify import notify
+from flanpy.agent.notify import Keeper, notify
 from flanpy.agent.peer_paths import PeerPaths
 from flanpy.agent.readiness import Readiness
 from flanpy.agent.reload import Reload
@@ -67,6 +68,8 @@ def run_agent(options: AgentOptions, load: Callable[[], AgentOptions]) -> int:
     with ExitStack() as stack:
         stack.enter_context(_signals(events))
         log.info("flanpy agent %s", __version__, extra=event("starting", version=__version__))
+        if not options.keep_capabilities:
+            _give_up_capabilities(options)
         files.make_directory(options.run_dir, "--run-dir")
         files.make_directory(options.state_dir, "--state-dir")
         stack.enter_context(files.exclusive(options.run_dir))
@@ -104,7 +107,9 @@ def _run_loop(
         )
     )
     stack.callback(store.close)
-    home = Home(options.run_dir, lambda: events.put(DatapathLost()))
+    keeper = Keeper(os.environ, os.getpid())
+    stack.callback(keeper.close)
+    home = Home(options.run_dir, lambda: events.put(DatapathLost()), keeper)
     machine = Machine(kernel, options.datapath, _firewall(options, events, stack), home, teardown=options.teardown)
     stack.callback(machine.close)
     executor, watcher = Executor(store, events), Watcher(store, events, pods=options.pod_registry)
@@ -149,6 +154,19 @@ def _firewall(options: AgentOptions, events: EventQueue, stack: ExitStack) -> Fi
     stack.callback(watch.close)
     firewall.is_watched = True
     return firewall
+
+
+def _give_up_capabilities(options: AgentOptions) -> None:
+    files_of_flags = (options.etcd_cafile, options.etcd_certfile, options.etcd_keyfile)
+    names = privileges.needed(options.datapath, files_of_flags)
+    try:
+        lacking = privileges.keep_only(names)
+    except OSError as error:
+        log.warning("capabilities: all are kept: %s", error, extra=event("capabilities_kept", reason=str(error)))
+        return
+    log.debug(
+        "capabilities: %s; not held: %s", ", ".join(sorted(names)), ", ".join(lacking) or "none", extra=event("capabilities")
+    )
 
 
 def _file(name: str) -> Path | None:

@@ -252,7 +252,7 @@ AGENT_FLAGS = (
     ),
     Flag(
         "teardown",
-        "remove the datapath when the agent stops; without it an ebpf datapath stays and carries on",
+        "remove the datapath when the agent stops; without it the datapath stays and carries on",
         False,
         boolean=True,
         group="datapath",
@@ -267,6 +267,14 @@ AGENT_FLAGS = (
         _number(0, 10000, "(microseconds)"),
         "US",
         "datapath",
+        flannel=False,
+    ),
+    Flag(
+        "keep-capabilities",
+        "give up no capability at start; for commands of the extension backend that need more than NET_ADMIN",
+        False,
+        boolean=True,
+        group="agent",
         flannel=False,
     ),
     Flag("healthz-ip", "address of the health server", IPv4Address("0.0.0.0"), _ipv4, "IP", "agent", live=True),
@@ -352,6 +360,7 @@ class AgentOptions:
     teardown: bool
     queues: int
     spin_us: int
+    keep_capabilities: bool
     healthz_ip: IPv4Address
     healthz_port: int
     peer_probe_interval: int

@@ -32,7 +32,7 @@ from flanpy.datapath.process_pages import Pages, new_pages, sealed_table
 from flanpy.datapath.process_watch import Watch
 from flanpy.datapath.process_wire import Connection, Gone, Unresponsive
 from flanpy.datapath.sockets import Underlay
-from flanpy.datapath.userspace import FEATURES, Tuning, TunQueues, native_settings
+from flanpy.datapath.userspace import FEATURES, IPV6, Tuning, TunQueues, native_settings
 from flanpy.errors import DatapathError
 from flanpy.model import ForwardTable
 
@@ -61,7 +61,6 @@ class ProcessDatapath:
     """A running userspace datapath in its own process. It owns what it is given, also when it cannot start."""
 
     kind = "userspace"
-    features = FEATURES
 
     def __init__(
         self,
@@ -74,6 +73,7 @@ class ProcessDatapath:
         same_queues: bool = False,
     ) -> None:
         """``same_queues``: ``tun`` and ``underlay`` are those of ``found``, none opened anew."""
+        self.features = FEATURES | ({IPV6} if settings.tunnel_address6 is not None else frozenset())
         self._settings, self._tun, self._underlay, self._options = settings, tun, underlay, options
         self._lock = threading.RLock()
         self._connection: Connection | None = None
@@ -224,7 +224,7 @@ class ProcessDatapath:
         if self._ended is None:
             self._stop_watching()
             if hung:
-                kill(connection.pid)
+                kill(connection)
             self._ended = await_end(connection, self._path)
         if time.monotonic() - self._launched_s < RESTART_PAUSE_S:
             return

@@ -10,10 +10,9 @@ import fcntl
 import hashlib
 import os
 import pwd
-import select
 import signal
 import socket
-from collections.abc import Iterator
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,8 +23,6 @@ from flanpy.errors import DatapathError
 EXECUTABLE = Path(__file__).with_name(_BUILT.name)
 SOCKET_NAME = "datapath.sock"
 FRESH_SOCKET_NAME = "datapath.sock.new"
-COMMAND_NAME = "flanpy-datapath"
-"""As /proc/PID/comm has it."""
 USERS = ("flanpy", "nobody")
 """Who the process runs as: the first that this machine has."""
 END_TIMEOUT_S = 2.0
@@ -73,7 +70,7 @@ def find_process(run_dir: Path) -> Found | None:
         try:
             state = connection.hello()
         except DatapathError:
-            kill(connection.pid)
+            kill(connection)
             connection.close()
             path.unlink(missing_ok=True)
             continue
@@ -102,7 +99,7 @@ def launch(run_dir: Path, executable: Path = EXECUTABLE) -> tuple[Connection, Pa
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
     try:
         with theirs, _bound(path) as listener:
-            pid = _spawn(executable, [COMMAND_NAME, str(user), str(group)], listener, theirs)
+            pid = _spawn(executable, [executable.name, str(user), str(group)], listener, theirs)
     except OSError as exc:
         ours.close()
         path.unlink(missing_ok=True)
@@ -158,44 +155,47 @@ def end_process(connection: Connection, path: Path) -> str:
     with suppress(DatapathError):
         connection.stop()
         return await_end(connection, path)
-    kill(connection.pid)
+    kill(connection)
     return await_end(connection, path)
 
 
 def await_end(connection: Connection, path: Path) -> str:
     """Wait for a process that is ending, reap it if it is ours, and take away its socket; how it ended."""
     pid = connection.pid
-    for pidfd in _open_pidfd(pid):
-        if not select.select([pidfd], [], [], END_TIMEOUT_S)[0]:
-            kill(pid)
-            select.select([pidfd], [], [], END_TIMEOUT_S)
+    if not connection.await_hang_up(END_TIMEOUT_S):
+        kill(connection)
+        connection.await_hang_up(END_TIMEOUT_S)
     connection.close()
     with suppress(OSError):
         path.unlink()
+    return _reap(pid)
+
+
+def _reap(pid: int) -> str:
+    """How it ended. It hangs up before it can be reaped: that much is waited for."""
+    deadline_s = time.monotonic() + END_TIMEOUT_S
     try:
         ended, status = os.waitpid(pid, os.WNOHANG)
+        while ended == 0 and time.monotonic() < deadline_s:
+            time.sleep(0.001)
+            ended, status = os.waitpid(pid, os.WNOHANG)
     except ChildProcessError:  # an earlier agent's child
         return "has ended"
     code = os.waitstatus_to_exitcode(status)
     return "has ended" if ended == 0 else f"was ended by {signal.Signals(-code).name}" if code < 0 else f"has exited with {code}"
 
 
-def _open_pidfd(pid: int) -> Iterator[int]:
-    """Its pidfd, if a datapath process has this pid."""
+def kill(connection: Connection) -> None:
+    """SIGKILL to the process at the other end. While it has not hung up it lives, so its pid cannot be another's by now.
+
+    The signal comes from our executable as the process's own user, for we have no CAP_KILL, and as nobody it could hit nobody of ours.
+    """
+    if connection.is_lost:
+        return
+    user, group = _user()
     with suppress(OSError):
-        pidfd = os.pidfd_open(pid)
-        try:
-            if Path(f"/proc/{pid}/comm").read_text(encoding="ascii").strip() == COMMAND_NAME:
-                yield pidfd
-        finally:
-            os.close(pidfd)
-
-
-def kill(pid: int) -> None:
-    """SIGKILL to a datapath process; nobody else is hit."""
-    for pidfd in _open_pidfd(pid):
-        with suppress(OSError):
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        helper = os.posix_spawn(EXECUTABLE, [EXECUTABLE.name, str(user), str(group), "--end", str(connection.pid)], {})
+        os.waitpid(helper, 0)
 
 
 def version_of(executable: Path) -> str:

@@ -100,11 +100,15 @@ class Connection:
     @property
     def is_lost(self) -> bool:
         """Whether the other end has hung up."""
+        return self.await_hang_up(0)
+
+    def await_hang_up(self, within_s: float) -> bool:
+        """Wait for the end of the process; whether it has come."""
         if self._socket.fileno() < 0:
             return True
         poller = select.poll()
         poller.register(self._socket, POLLRDHUP)
-        return bool(poller.poll(0))
+        return bool(poller.poll(within_s * 1e3))
 
     def hello(self) -> State:
         """How the process is, with all its descriptors. Raises Gone, Unresponsive or DatapathError."""

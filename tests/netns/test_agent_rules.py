@@ -130,7 +130,7 @@ def test_iptables_keeps_the_rules_where_it_is_asked_for(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     with bare(tmp_path_factory.mktemp("logs")) as one:
-        with Agent(one, "--ip-masq", "--firewall=iptables", "--iptables-resync=1") as agent:
+        with Agent(one, "--ip-masq", "--firewall=iptables", "--iptables-resync=1", "--teardown") as agent:
             agent.says("ready: subnet", 30)
             before = saved(one)
             assert "-j FLANPY-POSTRTG" in before and "-j FLANPY-FWD" in before

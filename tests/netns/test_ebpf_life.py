@@ -22,7 +22,8 @@ from pathlib import Path
 
 import pytest
 
-from flanpy.agent.datapaths import open_datapath
+from flanpy.agent.datapaths import Home, open_datapath
+from flanpy.agent.notify import Keeper
 from flanpy.datapath import ebpf_syscall as bpf
 from flanpy.datapath.ebpf import EbpfDatapath, cleanup
 from flanpy.datapath.ebpf_attach import Spot, TcxHooks
@@ -499,7 +500,7 @@ def test_an_underlay_without_link_headers_is_refused() -> None:
         assert cleanup_in(made.a)
 
 
-def test_the_probe_names_an_underlay_without_link_headers_and_auto_takes_userspace() -> None:
+def test_the_probe_names_an_underlay_without_link_headers_and_auto_takes_userspace(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "flanpy", "datapath", "probe", "--output", "json"]
     with ebpf_overlay(("userspace", "userspace")) as made:
         made.a.close()
@@ -509,7 +510,8 @@ def test_the_probe_names_an_underlay_without_link_headers_and_auto_takes_userspa
         told = {probe["name"]: probe for probe in json.loads(host.run(*command, check=False))["probes"]}["underlay"]
         assert not told["ok"] and "l3: ebpf needs" in told["reason"] and "--datapath userspace" in told["cure"]
         with inside(host), Kernel() as kernel:
-            choice, datapath = open_datapath("auto", replace(made.a.settings, underlay_address=IPv4Address("192.0.2.1")), kernel)
+            settings = replace(made.a.settings, underlay_address=IPv4Address("192.0.2.1"))
+            choice, datapath = open_datapath("auto", settings, kernel, home_in(tmp_path))
             datapath.teardown()
         assert choice.kind == "userspace" and "l3: ebpf needs an underlay interface with Ethernet headers" in choice.reason
 
@@ -519,13 +521,17 @@ def cleanup_in(side: EbpfSide) -> bool:
         return cleanup("flannel0", BpfHost(kernel), side.options.pin_root)
 
 
-def test_a_second_agent_leaves_the_programs_of_the_first_alone() -> None:
+def home_in(run_dir: Path) -> Home:
+    return Home(run_dir, lambda: None, Keeper({}, 0))
+
+
+def test_a_second_agent_leaves_the_programs_of_the_first_alone(tmp_path: Path) -> None:
     with ebpf_overlay() as made:
         with inside(made.a.host), Kernel() as kernel, pytest.raises(ResourceBusy, match="8285"):
             pins = Pins.of("flannel0")
             pins.make()  # as an agent's of this namespace, in its usual place
             try:
-                open_datapath("userspace", made.a.settings, kernel)
+                open_datapath("userspace", made.a.settings, kernel, home_in(tmp_path))
             finally:
                 assert pins.clear(), "swept away"
         assert " 2 received" in made.a.pod.run("ping", "-c2", "-i0.1", "-W1", str(made.b.pod_address))

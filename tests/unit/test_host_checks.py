@@ -176,6 +176,11 @@ def test_the_port_is_bound_by_the_agent_and_by_nobody_else(bound: bool, runs: bo
     assert port_check(8285, bound, agent_runs=runs).level == level
 
 
+def test_the_port_may_be_held_by_the_process_that_an_agent_has_left() -> None:
+    found = port_check(8285, True, agent_runs=False, process=4243)
+    assert (found.level, found.reason) == ("ok", "held by the datapath process 4243, which carries on without an agent")
+
+
 @pytest.mark.parametrize(
     ("backend", "port", "expected"), [("udp", 8285, 8285), ("vxlan", 0, 8472), ("vxlan", 4789, 4789), ("host-gw", None, None)]
 )
