@@ -108,7 +108,8 @@ class Machine:
 
     def check_free(self, config: NetworkConfig, uplink: Uplink) -> None:
         """That nobody else has what the backend needs. Raises ResourceBusy, InterfaceError or PlatformError."""
-        obstacles.check_free(self._kernel, config, uplink, ours=running_process(self._home.run_dir) is not None)
+        ours = running_process(self._home.run_dir) is not None or bool(self._home.keeper.tun)
+        obstacles.check_free(self._kernel, config, uplink, ours=ours)
 
     def left(self) -> str:
         """What stays on this machine when the agent ends, in words; "" when nothing does."""

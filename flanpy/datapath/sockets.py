@@ -76,7 +76,7 @@ def open_underlay(address: Address, port: int, queues: int = 1, *, buffer_bytes:
         raise
 
 
-def adopt_underlay(descriptors: Sequence[int], address: IPv4Address, port: int, queues: int = 1) -> Underlay | None:
+def adopt_underlay(descriptors: Sequence[int], address: Address, port: int, queues: int = 1) -> Underlay | None:
     """The sockets that somebody else has opened as ``open_underlay`` does, by copies of their descriptors; what waits in them is kept.
 
     None when they are not so many sockets that are bound to ``address`` and ``port``.
