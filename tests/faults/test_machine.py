@@ -148,17 +148,18 @@ def repaired(two: Cluster, what: str, damage: Callable[[], object]) -> str:
 
 @contextmanager
 def own_file_system(two: Cluster) -> Iterator[None]:
-    """State and subnet.env of host1's agent lie on a file system of 256 KB of their own; its lock and socket on another."""
+    """State and subnet.env of host1's agent lie on a file system of 256 KB of their own; its lock and sockets where they were."""
     with_agent_stopped(
         two,
-        "mkdir /run/lab/saved; cp -a /run/lab/host1/. /run/lab/saved/; mount -t tmpfs -o size=256k none /run/lab/host1;"
-        "cp -a /run/lab/saved/. /run/lab/host1/; mount -t tmpfs -o size=256k none /run/lab/host1/run",
+        "mkdir /run/lab/saved /run/lab/run; cp -a /run/lab/host1/. /run/lab/saved/; mount --bind /run/lab/host1/run /run/lab/run;"
+        "mount -t tmpfs -o size=256k none /run/lab/host1; cp -a /run/lab/saved/. /run/lab/host1/;"
+        "mount --move /run/lab/run /run/lab/host1/run",
     )
     try:
         yield
     finally:
         two.sandbox.script("mount -o remount,rw /run/lab/host1; rm -f /run/lab/host1/filler")
-        with_agent_stopped(two, "umount /run/lab/host1/run /run/lab/host1; rm -r /run/lab/saved")
+        with_agent_stopped(two, "umount /run/lab/host1/run /run/lab/host1; rm -r /run/lab/saved; rmdir /run/lab/run")
 
 
 def with_agent_stopped(two: Cluster, words: str) -> None:
