@@ -159,6 +159,17 @@ class Loop:
                 self._on_lease_outcome(outcome)
             case StoreFailed():
                 self._store_fails(READING, item)
+            case KernelChanged() | RulesChanged() | DatapathLost():
+                self._on_machine(item)
+            case Ask():
+                item.reply.put(carry_out(item.command, item.arguments, self._answer, self._reload_options, self._reload.describe))
+            case ReloadAsked():
+                self._reload_options()
+            case Stop(signal):
+                self._stopped_by = signal
+
+    def _on_machine(self, item: KernelChanged | RulesChanged | DatapathLost) -> None:
+        match item:
             case KernelChanged(what):
                 log.debug("kernel: %s", what, extra=event("kernel_changed", what=str(what)))
                 self._state.look_at_underlay = True
@@ -169,12 +180,6 @@ class Loop:
                 self._soon()
             case DatapathLost():
                 self._state.timers["check"] = time.monotonic()
-            case Ask():
-                item.reply.put(carry_out(item.command, item.arguments, self._answer, self._reload_options, self._reload.describe))
-            case ReloadAsked():
-                self._reload_options()
-            case Stop(signal):
-                self._stopped_by = signal
 
     def _soon(self) -> None:
         """Something on this machine has changed: a pass now, or a little later while passes fail."""
