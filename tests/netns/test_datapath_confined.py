@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -78,17 +79,21 @@ def test_a_process_that_hangs_is_replaced_when_it_has_to_take_a_table(two: Clust
         two.delete("subnets/10.244.249.0-24")
 
 
-def test_another_mtu_is_taken_over_without_loss(two: Cluster) -> None:
-    """The process is replaced by one with other settings on the same descriptors; the device stays."""
-    before = process(two)["pid"]
+def test_other_settings_are_taken_over_without_loss(two: Cluster) -> None:
+    """The next agent wants other settings: another process takes over on the same descriptors, and the device stays."""
+    before, spec = process(two)["pid"], two.lab.spec
     index = json.loads(two.sandbox.run("host1", ["ip", "-j", "link", "show", "flannel0"]).stdout)[0]["ifindex"]
-    with probes(two) as stream:
-        for mtu_bytes in (1400, 1500):
-            two.sandbox.run("host1", ["ip", "link", "set", "eth0", "mtu", str(mtu_bytes)])
-            eventually(lambda mtu=mtu_bytes: two.status("host1")["mtu_bytes"] == mtu - 28, 5, "the device has the MTU")
-            stream.wait(100)
+    try:
+        with probes(two) as stream:
+            two.lab.spec = replace(spec, agent_flags=(*spec.agent_flags, "--spin-us=100"))
+            two.lab.stop_agent("host1")
+            two.lab.start_agents(["host1"])
+            eventually(lambda: process(two)["pid"] != before, 20, "another process has taken over")
+            stream.wait(200)
+    finally:
+        two.lab.spec = spec
     assert stream.total.lost == 0
-    assert process(two)["pid"] != before
+    assert not two.sandbox.process_alive(before)
     assert json.loads(two.sandbox.run("host1", ["ip", "-j", "link", "show", "flannel0"]).stdout)[0]["ifindex"] == index
 
 
