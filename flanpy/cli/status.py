@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from flanpy.cli.output import Paint, add_agent_arguments, ask_agent, duration, number, paint, printable, show, show_json, size
-from flanpy.errors import AgentAbsent
+from flanpy.errors import AgentAbsent, UsageError
 
 DESCRIPTION = """\
 Lease, datapath and why this one, table, peers, etcd, drops by reason, and what is wrong.
@@ -27,6 +27,7 @@ exit status:
 LISTED = 10
 """Problems that are shown; --output json has them all."""
 POLL_S = 0.1
+WAIT_S_MOST = 86400.0
 SENT, RECEIVED = "encapsulated", "decapsulated"
 
 
@@ -39,6 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Ask, print, and say by the exit status how it is."""
+    if not 0 <= arguments.wait <= WAIT_S_MOST:
+        raise UsageError(f"--wait: {arguments.wait:g} is out of range (0 to {WAIT_S_MOST:g} seconds)")
     status = wait(arguments, time.monotonic() + arguments.wait)
     if arguments.output == "json":
         show_json(status)

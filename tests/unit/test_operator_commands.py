@@ -245,6 +245,12 @@ def test_status_waits_no_longer_than_it_may(tmp_path: Path) -> None:
     assert main.main(["status", "--run-dir", str(tmp_path), "--wait", "0.3"]) == 10
 
 
+@pytest.mark.parametrize("seconds", ["nan", "inf", "-1"])
+def test_status_refuses_to_wait_for_what_is_no_time(seconds: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["status", "--run-dir", str(tmp_path), f"--wait={seconds}"]) == 2
+    assert capsys.readouterr().err == f"flanpy: --wait: {seconds} is out of range (0 to 86400 seconds)\n"
+
+
 @contextmanager
 def answering(run_dir: Path, serve: Callable[[socket.socket], None]) -> Iterator[None]:
     """Something that is no agent behind the control socket, for one client."""
