@@ -7,16 +7,18 @@ when it is asked for, so that ``flanpy status`` does not pay for scapy, grpc or 
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import sys
 import textwrap
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from flanpy import __version__
 from flanpy.config.flags import did_you_mean
-from flanpy.errors import FlanpyError
+from flanpy.errors import FlanpyError, PlatformError
 
 COMMANDS = {
     "agent": "run the agent of this node",
@@ -53,6 +55,8 @@ start here:
   flanpy status                   see how the agent of this host is
   flanpy agent --help             what to run on each host, beside flanneld or instead of it
 """
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Why standard output takes no more: a full disk, a quota, a limit on the size of files."""
 
 
 class Texts(argparse.RawDescriptionHelpFormatter):
@@ -105,8 +109,15 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def _write_no_more() -> None:
+    """What is still buffered would fail again when Python ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status that ``flanpy.errors`` documents."""
+    if sys.stdout is None:  # closed by whoever started us: Python's own word for it
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - until the process ends
     arguments = parse(sys.argv[1:] if argv is None else argv)
     try:
         status: int = arguments.run(arguments)
@@ -116,7 +127,13 @@ def main(argv: list[str] | None = None) -> int:
         print(f"flanpy: {error}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _write_no_more()
         return 141
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        _write_no_more()
+        print(f"flanpy: cannot write: {error.strerror}", file=sys.stderr)
+        return PlatformError.exit_code
     except KeyboardInterrupt:
         return 130

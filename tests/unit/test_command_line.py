@@ -58,3 +58,13 @@ def test_prose_of_help_fits_the_terminal(command: str) -> None:
     assert [
         line for line in done.stdout.splitlines() if len(line) > 80 and not line.startswith(" ") and not line.endswith(":")
     ] == []
+
+
+@pytest.mark.parametrize(
+    ("where", "status", "said"),
+    [(">/dev/full", 5, "flanpy: cannot write: No space left on device\n"), (">&-", 0, "")],
+)
+def test_an_output_that_takes_nothing_brings_no_traceback(where: str, status: int, said: str) -> None:
+    command = f"exec {sys.executable} -m flanpy completion bash {where}"
+    ended = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stderr) == (status, said)
