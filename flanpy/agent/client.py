@@ -28,6 +28,10 @@ def ask(
     request = {"command": command, **({"arguments": dict(arguments)} if arguments else {})}
     try:
         answer = json.loads(_exchange(path, json.dumps(request).encode() + b"\n", time.monotonic() + timeout_s))
+    except TimeoutError as error:
+        raise AgentAbsent(
+            f"no agent answers at {path} (timed out): one is there, and hangs or was halted; `flanpy doctor` says which process"
+        ) from error
     except OSError as error:
         reason = error.strerror or error or "time is over"
         raise AgentAbsent(f"no agent answers at {path} ({reason}); is `flanpy agent` running here?") from error

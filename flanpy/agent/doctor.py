@@ -10,7 +10,7 @@ import os
 import re
 import socket
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 from flanpy.agent import host_checks as judge
 from flanpy.agent.control import ask
 from flanpy.agent.datapaths import running_process
+from flanpy.agent.files import LOCK_FILE
 from flanpy.agent.firewall_check import Chain, from_iptables, from_nft
 from flanpy.agent.host_checks import Check
 from flanpy.agent.path_mtu import PathMtu, measure_all
@@ -37,10 +38,10 @@ def examine(run_dir: Path) -> Iterator[Check]:
     try:
         status = ask(run_dir, "status", arguments={"brief": True})
     except AgentAbsent as error:
-        yield Check(
-            "agent", "error", str(error), "systemctl start flanpy, or: flanpy agent --etcd-endpoints http://10.0.0.1:2379"
-        )
-        yield judge.others_check(_others(None))
+        others = _others(None)
+        silent = _silent(run_dir, others)
+        yield judge.absent_check(str(error), silent)
+        yield judge.others_check({pid: name for pid, name in others.items() if pid != silent})
         yield judge.port_check(UDP_PORT, _udp_bound(UDP_PORT), agent_runs=False, process=running_process(run_dir))
         yield _ebpf()
         return
@@ -153,6 +154,12 @@ def _others(own_pid: int | None) -> dict[int, str]:
             if name and _namespace(folder) == here:
                 found[int(folder.name)] = name
     return found
+
+
+def _silent(run_dir: Path, others: Mapping[int, str]) -> int | None:
+    """The agent of this run directory that is there though it does not answer; None where there is none."""
+    holder = _read(f"{run_dir / LOCK_FILE}").strip()
+    return int(holder) if holder.isdecimal() and int(holder) in others else None
 
 
 def _agent_name(words: Sequence[str]) -> str | None:

@@ -45,6 +45,14 @@ def agent_checks(status: Mapping[str, Any]) -> list[Check]:
     return [*found, *(lacks or [Check("datapath", "ok", f"{datapath['kind']}: {datapath['reason']}")])]
 
 
+def absent_check(problem: str, silent: int | None) -> Check:
+    """That no agent answers; ``silent`` is the process that has the run directory's lock all the same."""
+    if silent is None:
+        return Check("agent", "error", problem, "systemctl start flanpy, or: flanpy agent --etcd-endpoints http://10.0.0.1:2379")
+    reason = f"process {silent} is the agent and does not answer: it hangs or was halted"
+    return Check("agent", "error", reason, f"systemctl restart flanpy, or: kill -9 {silent} and start it again; packets go on")
+
+
 def others_check(others: Mapping[int, str]) -> Check:
     """Processes of flanneld and other agents in this network namespace, by id."""
     if not others:

@@ -7,6 +7,7 @@ import pytest
 from flanpy.agent.firewall_check import Chain, FilterRule, forward_problem, from_iptables, from_nft, port_problem
 from flanpy.agent.host_checks import (
     Check,
+    absent_check,
     agent_checks,
     clock_check,
     conntrack_check,
@@ -246,6 +247,14 @@ def test_what_may_be_wrong_with_the_host_is_told_with_its_cure() -> None:
     assert [offload_check("eth0", lro).level for lro in (None, False, True)] == ["ok", "ok", "warning"]
     assert [check.level for count in ("10", "950", "x") for check in conntrack_check(count, "1000")] == ["ok", "warning"]
     assert conntrack_check("", "") == []
+
+
+def test_an_agent_that_hangs_is_no_second_agent() -> None:
+    hung = absent_check("no agent answers", 7)
+    assert hung.reason == "process 7 is the agent and does not answer: it hangs or was halted"
+    assert hung.cure.startswith("systemctl restart flanpy")
+    gone = absent_check("no agent answers", None)
+    assert (gone.reason, gone.cure.split(",")[0]) == ("no agent answers", "systemctl start flanpy")
 
 
 def test_two_agents_on_a_host_and_lost_routes_are_errors() -> None:
