@@ -9,8 +9,9 @@ from pathlib import Path
 from flanpy.cli.output import add_agent_arguments, run_dir, show, show_json, table
 
 DESCRIPTION = """\
-Remove every device, route, firewall rule, BPF program and file of the run directory that flanpy has left on this host, and nothing
-else. Stop the agent first. Needs root, and neither an agent nor etcd: the lease expires by itself (`flanpy release` gives it back).
+End the datapath process that goes on without an agent, and remove every device, route, firewall rule, BPF program and file of the run
+directory that flanpy has left on this host, and nothing else. Stop the agent first. Needs root, and neither an agent nor etcd: the
+lease expires by itself (`flanpy release` gives it back).
 Devices of the names that flannel gives them (flannel.1, flannel.ipip, ...) are also those of a flanneld on this host: stop it first.
 
 With --for-flanneld the devices and routes that flanneld takes over as they are (vxlan, host-gw, ipip) stay, and packets go on. To switch
