@@ -80,6 +80,8 @@ def port_check(port: int, bound: bool, *, agent_runs: bool, process: int | None 
         return Check(name, "ok", f"held by the datapath process {process}, which carries on without an agent")
     if bound:
         return Check(name, "warning", "taken though no agent answers", f"ss -ulpn sport = :{port} shows by whom")
+    if process is not None:
+        return Check(name, "ok", f"free; the datapath process {process} carries on without an agent, by another port")
     return Check(name, "ok", "free")
 
 

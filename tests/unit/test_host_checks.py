@@ -257,6 +257,11 @@ def test_an_agent_that_hangs_is_no_second_agent() -> None:
     assert (gone.reason, gone.cure.split(",")[0]) == ("no agent answers", "systemctl start flanpy")
 
 
+def test_a_datapath_left_at_another_port_is_named_too() -> None:
+    left = port_check(8285, False, agent_runs=False, process=9)
+    assert (left.level, left.reason) == ("ok", "free; the datapath process 9 carries on without an agent, by another port")
+
+
 def test_two_agents_on_a_host_and_lost_routes_are_errors() -> None:
     assert others_check({7: "flanneld"}).reason == "flanneld (process 7) runs here too: two agents undo each other's work"
     assert others_check({}).level == "ok"
