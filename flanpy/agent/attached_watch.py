@@ -2,6 +2,8 @@
 
 The directory is all that agent and plugin share: pods that came while the agent was away are read at the start, and the plugin never
 waits for the agent. A file is whole or not there (the plugin renames). Every ``RESCAN_S`` everything is read again.
+
+What cannot be read for the moment (no descriptor left, say) is as it was: an attached pod that we do not see must not lose its place.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import ctypes
 import logging
 import os
 import select
+import stat
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -42,6 +45,7 @@ class AttachedWatch:
         self._rescan_ms = int(rescan_s * 1000)
         self._boot = BOOT_ID.read_text(encoding="ascii").strip()
         self._said: dict[str, str] = {}
+        self._last: dict[str, tuple[AttachedPod, ...]] = {}
         self._inotify = _open_inotify()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         try:
@@ -82,7 +86,7 @@ class AttachedWatch:
         for number in (self._inotify, self._wake):
             poll.register(number, select.POLLIN)
         while True:
-            self._sink(self._read())
+            self._look()
             ready = poll.poll(self._rescan_ms)
             if any(number == self._wake for number, _ in ready):
                 return
@@ -91,31 +95,59 @@ class AttachedWatch:
             with suppress(OSError):  # tried again with the next look
                 self._look_at_directory()
 
-    def _read(self) -> PodsAttached:
-        pods: list[AttachedPod] = []
-        problems: dict[str, str] = {}
+    def _look(self) -> None:
+        """Tell what is attached. A defect is said and costs this look alone: without this thread no pod would be seen any more."""
         try:
-            names = sorted(path.name for path in self._directory.iterdir() if not path.name.startswith("."))
-        except OSError as error:
-            names = []
-            problems["."] = f"{self._directory}: {error.strerror}"
-        for name in names[:MAX_PODS]:
-            try:
-                pods += parse_kept(name, self._bytes(name), self._boot)
-            except FileNotFoundError:
-                continue
-            except (CodecError, OSError) as error:
-                problems[name] = f"{self._directory}: {error}"
+            problems = self._read()
+        except Exception as error:
+            log.exception("attached pods not read; they are read again soon", extra=event("attached_failed", reason=repr(error)))
+            return
         for name, problem in problems.items():
             if self._said.get(name) != problem:
                 log.warning("attached pod not read: %s", problem, extra=event("attached_unreadable", file=name, reason=problem))
         self._said = problems
-        return PodsAttached(tuple(sorted(pods, key=lambda pod: pod.place)))
+        if "." not in problems:
+            self._sink(
+                PodsAttached(tuple(sorted((pod for pods in self._last.values() for pod in pods), key=lambda pod: pod.place)))
+            )
+
+    def _read(self) -> dict[str, str]:
+        """Read everything into ``_last``; what is wrong, by file (".": the directory, and then nothing was read)."""
+        try:
+            names = sorted(path.name for path in self._directory.iterdir() if not path.name.startswith("."))
+        except FileNotFoundError:
+            names = []
+        except OSError as error:
+            return {".": f"{self._directory}: {error.strerror}"}
+        pods: dict[str, tuple[AttachedPod, ...]] = {}
+        problems: dict[str, str] = {}
+        for name in names[:MAX_PODS]:
+            try:
+                pods[name] = parse_kept(name, self._bytes(name), self._boot)
+            except FileNotFoundError:
+                continue
+            except CodecError as error:
+                problems[name] = f"{self._directory}: {error}"
+            except OSError as error:
+                pods[name] = self._last.get(name, ())
+                problems[name] = f"{self._directory}: {ascii(name)[:80]}: {error.strerror}"
+        self._last = pods
+        return problems
 
     def _bytes(self, name: str) -> bytes:
         descriptor = os.open(self._directory / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as file:
-            return file.read(MAX_FILE_BYTES)
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise CodecError(f"{ascii(name)[:80]}: not a regular file")
+            return _read_all(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _read_all(descriptor: int) -> bytes:
+    """At most ``MAX_FILE_BYTES``; what is cut is no JSON."""
+    with os.fdopen(descriptor, "rb", closefd=False) as file:
+        return file.read(MAX_FILE_BYTES)
 
 
 _libc = ctypes.CDLL(None, use_errno=True)
