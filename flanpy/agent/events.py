@@ -105,6 +105,14 @@ class DatapathLost:
 
 
 @dataclass(frozen=True, slots=True)
+class ThreadEnded:
+    """A thread that nothing starts again has ended by a defect."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """SIGTERM or SIGINT, by name."""
 
@@ -139,6 +147,7 @@ Event = (
     | KernelChanged
     | RulesChanged
     | DatapathLost
+    | ThreadEnded
     | Stop
     | ReloadAsked
     | Ask

@@ -38,6 +38,7 @@ from flanpy.agent.events import (
     StoreFailed,
     SubnetsChanged,
     SubnetsListed,
+    ThreadEnded,
 )
 from flanpy.agent.executor import Executor, ReadConfig
 from flanpy.agent.logs import event
@@ -165,6 +166,8 @@ class Loop:
                 item.reply.put(carry_out(item.command, item.arguments, self._answer, self._reload_options, self._reload.describe))
             case ReloadAsked():
                 self._reload_options()
+            case ThreadEnded(name, reason):
+                self._state.defect = f"a defect in flanpy: its thread {name} has ended ({reason}); restart the agent"
             case Stop(signal):
                 self._stopped_by = signal
 

@@ -121,6 +121,7 @@ def _own_problems(state: State, readiness: Readiness, underlay: Underlay) -> lis
         readiness.problem if state.plan else None,
         state.store_fault.message if state.store_fault else None,
         state.pods.problem if state.pods else None,
+        state.defect,
     ]
     told = [shortened(item) for item in dict.fromkeys(item for item in found if item)]
     more = len(told) - OWN_TOLD

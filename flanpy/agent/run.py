@@ -20,7 +20,7 @@ from queue import SimpleQueue
 from types import FrameType
 
 from flanpy import __version__
-from flanpy.agent import files, privileges
+from flanpy.agent import defects, files, privileges
 from flanpy.agent.attached_watch import AttachedWatch
 from flanpy.agent.control import ControlServer
 from flanpy.agent.datapaths import Home
@@ -67,6 +67,7 @@ def run_agent(options: AgentOptions, load: Callable[[], AgentOptions]) -> int:
     events: EventQueue = SimpleQueue()
     with ExitStack() as stack:
         stack.enter_context(_signals(events))
+        stack.enter_context(defects.told(events))
         log.info("flanpy agent %s", __version__, extra=event("starting", version=__version__))
         if not options.keep_capabilities:
             _give_up_capabilities(options)

@@ -51,6 +51,8 @@ class State:
     allowance: Allowance = field(default_factory=Allowance)
     refused: dict[str, str] = field(default_factory=dict)
     pods: PodKeeper | None = None
+    defect: str | None = None
+    """Which thread has ended that nothing starts again; it stays until the agent is restarted."""
     timers: dict[str, float] = field(default_factory=dict)
     """When the loop does what next, by name, on the monotonic clock."""
 
