@@ -74,11 +74,13 @@ class PeerProber:
             return self._probes.health()
 
     def close(self) -> None:
-        """Stop asking and answering."""
+        """Stop asking and answering; called once."""
         self._closing = True
         os.eventfd_write(self._wake, 1)
-        if self._thread.is_alive():
+        if self._thread.ident is not None:
             self._thread.join(timeout=2)
+        if not self._thread.is_alive():
+            os.close(self._wake)
 
     # ------------------------------------------------------------------------------------------------ the thread
 

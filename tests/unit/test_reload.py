@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from flanpy.agent.peer_paths import PeerPaths
 from flanpy.agent.reload import Reload
 from flanpy.config.options import AGENT_FLAGS, AgentOptions, add_agent_flags, load_agent_options
 from flanpy.errors import ResourceBusy, UsageError
@@ -110,3 +111,16 @@ def test_every_option_that_is_marked_live_is_one_and_has_a_place_in_the_values()
     live = {flag.key for flag in AGENT_FLAGS if flag.live}
     assert live
     assert live <= set(AgentOptions.__slots__)
+
+
+def test_other_probe_intervals_cost_no_descriptor() -> None:
+    def held() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    paths = PeerPaths(5.0, 8286)
+    before = held()
+    for words in (["--peer-probe-interval=3"], ["--peer-probe-interval=4"]):
+        paths.use(options(*words))
+    assert held() == before
+    paths.close()
+    assert held() == before - 1
