@@ -112,6 +112,18 @@ def test_all_run_one_image_of_this_version() -> None:
     assert {each["image"] for each in containers()} == {f"flanpy:{__version__}"}
 
 
+def test_the_agent_finds_what_the_plugin_keeps_on_the_host() -> None:
+    spec = one("DaemonSet", "flanpy")["spec"]["template"]["spec"]
+    (agent,) = spec["containers"]
+    names = {mount["mountPath"]: mount["name"] for mount in agent["volumeMounts"]}
+    places = {volume["name"]: volume["hostPath"]["path"] for volume in spec["volumes"] if "hostPath" in volume}
+    parser = argparse.ArgumentParser()
+    add_agent_flags(parser)
+    options = load_agent_options(parser.parse_args([]), {})
+    for path in (options.cni_data_dir, options.run_dir, options.state_dir):
+        assert places[names[str(path)]] == str(path)
+
+
 def test_the_plugin_is_installed_below_the_mounts_of_the_host() -> None:
     (install,) = one("DaemonSet", "flanpy")["spec"]["template"]["spec"]["initContainers"]
     arguments = parse(install["command"][1:])
