@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from ipaddress import ip_address
 from pathlib import Path
 
 from flanpy.agent import files
@@ -198,12 +197,3 @@ def _read_claimed(path: Path) -> frozenset[str]:
     except ValueError:
         return frozenset()
     return frozenset(item for item in kept if isinstance(item, str)) if isinstance(kept, list) else frozenset()
-
-
-def find_place(plan: PodPlan, text: str) -> Address | None:
-    """The address of the pod that an operator names: by its address, ``namespace/name``, or a name that only one pod has."""
-    with suppress(ValueError):
-        return ip_address(text)
-    pods = [place.entry.pod for place in plan.view.places.values()]
-    found = {pod.address for pod in pods if text in (pod.shown, pod.name, pod.container)}
-    return found.pop() if len(found) == 1 else None

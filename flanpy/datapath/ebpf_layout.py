@@ -146,12 +146,6 @@ def _put6(levels: _Levels, words: list[tuple[int, int, int]]) -> Shared6:
     return six
 
 
-def snapshot_generation(header_chunk: bytes) -> int:
-    """The generation in a header chunk."""
-    generation: int = struct.unpack_from("=Q", header_chunk, 8)[0]
-    return generation
-
-
 def _words(table: ForwardTable, hops: list[Hop], family: int) -> Iterable[tuple[int, int, int]]:
     """(prefix length, network, word) of every prefix of a family."""
     numbers = {hop: FIRST_HOP + number for number, hop in enumerate(hops)}

@@ -29,7 +29,6 @@ PROBES_A_TURN = 20
 
 _SLOTS, _TICK_SHIFT, _TICKS = 4096, 27, 4
 _SOL_PACKET, _PACKET_VNET_HDR = 263, 15
-_ETH_P_IP = 0x0800
 _NEEDS_CSUM, _GSO_TCPV4 = 1, 1
 _TOTAL_BYTES, _HEADERS_BYTES = 65480, 40
 """With all headers still below 65,536 bytes, from where on the kernel cuts for any device."""
