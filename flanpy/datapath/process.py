@@ -19,7 +19,6 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -178,6 +177,8 @@ class ProcessDatapath:
         if not len(self._tun.fds) == len(self._underlay.fds) == queues:
             raise DatapathError(f"{self._settings.device}: {queues} queues need as many of TUN and UDP")
         version = version_of(self._options.executable)
+        if found is not None and not found.has_ended:
+            found.move(self._path)  # the place beside is for one that takes over from it
         state = found.state if found is not None else None
         fits = state is not None and state.pages_fit and state.pages_fd is not None and state.n_pages == queues * threads
         if state is not None and state.pages_fd is not None and fits:
@@ -190,8 +191,6 @@ class ProcessDatapath:
         if found is None or found.has_ended or not same:
             self._launch(version, found)
         else:
-            with suppress(FileNotFoundError):
-                found.path.rename(self._path)
             self._confined = found.state.confined
             self._use(found.connection, adopted=True)
 

@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import os
 import pwd
+import select
 import signal
 import socket
 import time
@@ -50,6 +51,12 @@ class Found:
             end_process(self.connection, self.path)
             self.has_ended = True
 
+    def move(self, path: Path) -> None:
+        """Its socket is found there from now on."""
+        with suppress(FileNotFoundError):
+            self.path.rename(path)
+        self.path = path
+
     def close(self, *, hang_up: bool = True) -> None:
         """Close the descriptors that it has given, and hang up: a process that has not been ended goes on."""
         self.state.close()
@@ -71,8 +78,7 @@ def find_process(run_dir: Path) -> Found | None:
             state = connection.hello()
         except DatapathError:
             kill(connection)
-            connection.close()
-            path.unlink(missing_ok=True)
+            await_end(connection, path)  # until then it has name and port
             continue
         there = Found(path, connection, state)
         if state.running and (found is None or (found.state.table_fd is None and state.table_fd is not None)):
@@ -168,7 +174,22 @@ def await_end(connection: Connection, path: Path) -> str:
     connection.close()
     with suppress(OSError):
         path.unlink()
+    _await_exit(pid)
     return _reap(pid)
+
+
+def _await_exit(pid: int) -> None:
+    """It hangs up a moment before its other descriptors are closed, the underlay's port among them: wait for these, too."""
+    try:
+        process = os.pidfd_open(pid)
+    except OSError:
+        return
+    try:
+        poller = select.poll()
+        poller.register(process, select.POLLIN)
+        poller.poll(END_TIMEOUT_S * 1e3)
+    finally:
+        os.close(process)
 
 
 def _reap(pid: int) -> str:
