@@ -213,7 +213,7 @@ def kill(connection: Connection) -> None:
     """
     if connection.is_lost:
         return
-    user, group = _user()
+    user, group = connection.user or _user()  # an earlier agent may have found another one
     with suppress(OSError):
         helper = os.posix_spawn(EXECUTABLE, [EXECUTABLE.name, str(user), str(group), "--end", str(connection.pid)], {})
         os.waitpid(helper, 0)

@@ -69,11 +69,12 @@ class State:
 
 
 class Connection:
-    """An open connection; ``pid`` is the process at its other end. Not thread-safe."""
+    """An open connection; ``pid`` is the process at its other end, ``user`` its user and group, None: as of today. Not thread-safe."""
 
-    def __init__(self, opened: socket.socket, pid: int) -> None:
+    def __init__(self, opened: socket.socket, pid: int, user: tuple[int, int] | None = None) -> None:
         self._socket = opened
         self.pid = pid
+        self.user = user
         self._socket.settimeout(REPLY_TIMEOUT_S)
 
     @classmethod
@@ -83,11 +84,11 @@ class Connection:
         try:
             opened.settimeout(REPLY_TIMEOUT_S)
             opened.connect(str(path))
-            pid = struct.unpack("3i", opened.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+            pid, user, group = struct.unpack("iII", opened.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         except OSError:
             opened.close()
             return None
-        return cls(opened, pid)
+        return cls(opened, pid, (user, group))
 
     def fileno(self) -> int:
         """For poll: POLLHUP when the process has ended."""
