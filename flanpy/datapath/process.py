@@ -27,7 +27,7 @@ from typing import Self
 from flanpy.datapath import DatapathSettings, DatapathStats, ProcessStatus
 from flanpy.datapath.core import build_table, ffi, lib
 from flanpy.datapath.process_launch import EXECUTABLE, SOCKET_NAME, Found, await_end, end_process, kill, launch, version_of
-from flanpy.datapath.process_pages import Pages, new_pages, sealed_table
+from flanpy.datapath.process_pages import Pages, is_pages, is_table, new_pages, sealed_table
 from flanpy.datapath.process_watch import Watch
 from flanpy.datapath.process_wire import Connection, Gone, Unresponsive
 from flanpy.datapath.sockets import Underlay
@@ -180,12 +180,18 @@ class ProcessDatapath:
         if found is not None and not found.has_ended:
             found.move(self._path)  # the place beside is for one that takes over from it
         state = found.state if found is not None else None
-        fits = state is not None and state.pages_fit and state.pages_fd is not None and state.n_pages == queues * threads
+        fits = (
+            state is not None
+            and state.pages_fit
+            and state.pages_fd is not None
+            and state.n_pages == queues * threads
+            and is_pages(state.pages_fd, queues, threads)
+        )
         if state is not None and state.pages_fd is not None and fits:
             self._pages = Pages(os.dup(state.pages_fd), queues, threads)
         else:
             self._pages = new_pages(queues, threads)
-        if state is not None and state.table_fd is not None:
+        if state is not None and state.table_fd is not None and is_table(state.table_fd, state.table_bytes):
             self._table = os.dup(state.table_fd), state.table_bytes
         same = same_queues and fits and state is not None and (state.version, state.settings) == (version, self._native)
         if found is None or found.has_ended or not same:

@@ -14,7 +14,7 @@ from typing import Any
 from flanpy.datapath import DatapathStats, VerdictCount
 from flanpy.datapath.core import VERDICTS, WORK_COUNTERS, TableBlob, ffi, lib
 
-F_ADD_SEALS = 1033
+F_ADD_SEALS, F_GET_SEALS = 1033, 1034
 F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW, F_SEAL_WRITE = 1, 2, 4, 8
 """Of fcntl(2): no more seals; never smaller; never larger; never written again."""
 
@@ -70,6 +70,26 @@ def new_pages(queues: int, per_queue: int) -> Pages:
     except BaseException:
         os.close(fd)
         raise
+
+
+def is_pages(fd: int, queues: int, per_queue: int) -> bool:
+    """Whether an earlier process's descriptor is memory for so many counters that cannot be cut short under our feet."""
+    return _is_sealed(fd, F_SEAL_SHRINK) and os.fstat(fd).st_size >= queues * per_queue * lib.fp_stats_page_bytes()
+
+
+def is_table(fd: int, size: int) -> bool:
+    """Whether an earlier process's descriptor is a table that a process of this build takes: sealed, of this size and layout."""
+    if not _is_sealed(fd, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE) or not 0 < size == os.fstat(fd).st_size:
+        return False
+    with mmap.mmap(fd, size, mmap.MAP_PRIVATE, mmap.PROT_READ) as mapped, ffi.from_buffer(mapped) as memory:
+        return bool(lib.fp_table_check(memory, size) == 0)
+
+
+def _is_sealed(fd: int, seals: int) -> bool:
+    try:
+        return fcntl.fcntl(fd, F_GET_SEALS) & seals == seals
+    except OSError:  # not a memory file at all
+        return False
 
 
 def sealed_table(blob: TableBlob) -> int:
