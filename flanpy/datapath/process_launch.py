@@ -119,14 +119,12 @@ def launch(run_dir: Path, executable: Path = EXECUTABLE) -> tuple[Connection, Pa
 def _bound(path: Path) -> socket.socket:
     path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
-    before = os.umask(0o177)
     try:
         listener.bind(str(path))
+        path.chmod(0o600)  # nobody can connect before the process listens; a umask would be that of all threads
     except BaseException:
         listener.close()
         raise
-    finally:
-        os.umask(before)
     return listener
 
 
