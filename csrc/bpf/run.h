@@ -149,7 +149,9 @@ FP_INLINE _Bool fp_checksum_is_right(const struct fp_run *run, __u32 offset, con
 FP_INLINE _Bool fp_is_probe(struct __sk_buff *skb, __u32 offset, const struct fp_inner *inner)
 {
     __be32 ports = 1;
-    return inner->protocol == FP_TCP && (inner->version == 6 || inner->headers == FP_IP4_BYTES) &&
+    /* A later fragment has no ports: zeros there are somebody's data. */
+    return inner->protocol == FP_TCP &&
+           (inner->version == 6 || (inner->headers == FP_IP4_BYTES && !(inner->v4.fragment_be & FP_BE16(FP_MF_OR_OFFSET)))) &&
            !bpf_skb_load_bytes(skb, offset + inner->headers, &ports, sizeof ports) && ports == 0;
 }
 

@@ -121,6 +121,12 @@ def test_a_good_packet_is_taken_by_the_program(programs: Programs) -> None:
     assert ran.packet == Packet(**{**_fields(FROM_PEER), "ttl": 8}).raw()
 
 
+@pytest.mark.parametrize("more", [0, 1], ids=["last", "not-last"])
+def test_a_tcp_fragment_of_zeros_is_no_probe(programs: Programs, more: int) -> None:
+    fragment = bytes(IP(src="10.5.2.9", dst="10.5.1.7", ttl=9, proto=6, frag=5, flags=more) / Raw(bytes(40)))
+    assert programs.run("fp_decap", outer(fragment)).verdict == "decapsulated"
+
+
 def _fields(packet: Packet) -> dict[str, object]:
     return {name: getattr(packet, name) for name in Packet.__slots__}
 
