@@ -11,7 +11,7 @@ struct fp_tunnel {
     struct fp_inner inner;
 };
 
-/* The end of the link header and the changed start of the inner one, stored by one call. */
+/* The end of the link header and the changed start of the inner one, stored by one call where that leaves sums as they are. */
 struct fp_tail {
     __be16 type_be;
     __u8 inner[FP_HEAD_BYTES];
@@ -144,7 +144,15 @@ FP_INLINE long fp_strip(struct fp_run *run, struct fp_tunnel *tunnel)
     long failed = bpf_skb_adjust_room(run->skb, -(__s32)FP_OUTER_BYTES, BPF_ADJ_ROOM_MAC,
                                       BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET |
                                           (six ? FP_ADJ_ROOM_DECAP_L3_IPV6 : 0));
-    return failed ? failed : bpf_skb_store_bytes(run->skb, FP_ETHERNET_BYTES - sizeof tail.type_be, &tail, sizeof tail, 0);
+    if (failed)
+        return failed;
+    if (!six)
+        return bpf_skb_store_bytes(run->skb, FP_ETHERNET_BYTES - sizeof tail.type_be, &tail, sizeof tail, 0);
+    /* No header checksum makes up for the change: where the device has summed up the packet, that sum, which begins at the header, has
+     * to follow. */
+    failed = bpf_skb_store_bytes(run->skb, FP_ETHERNET_BYTES - sizeof tail.type_be, &tail.type_be, sizeof tail.type_be, 0);
+    return failed ? failed
+                  : bpf_skb_store_bytes(run->skb, FP_ETHERNET_BYTES, tail.inner, sizeof tail.inner, BPF_F_RECOMPUTE_CSUM);
 }
 
 FP_INLINE int fp_decapsulate(struct __sk_buff *skb)
