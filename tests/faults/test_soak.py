@@ -35,7 +35,9 @@ def seed() -> int:
 def five(tmp_path_factory: pytest.TempPathFactory, seed: int) -> Iterator[Cluster]:
     """Five hosts with the one datapath or the other, by the seed."""
     kind = ("userspace", "ebpf")[seed % 2]
-    with cluster(tmp_path_factory.mktemp("logs"), hosts=len(HOSTS), pods=1, datapath=kind) as running:
+    with cluster(
+        tmp_path_factory.mktemp("logs"), hosts=len(HOSTS), pods=1, datapath=kind, agent_flags=("--etcd-loss-grace=5",)
+    ) as running:
         yield running
 
 

@@ -89,12 +89,14 @@ def hops_of(made: EbpfOverlay) -> list[str]:
 
 def test_a_traceroute_shows_both_ends_of_the_tunnel() -> None:
     with ebpf_overlay(ipv6=True) as made:
+        know_neighbours(made)
         assert hops_of(made) == ["fd00:5:1::1", "fd00:5:1::", "fd00:5:2::", "fd00:5:2::", "fd00:5:2::2"]
         assert made.a.packets("drop_ttl") == made.b.packets("drop_ttl") == 1
 
 
 def test_a_subnet_that_nobody_has_is_unreachable_and_a_large_packet_too_big() -> None:
     with ebpf_overlay(ipv6=True) as made:
+        know_neighbours(made)
         ping = ("ping", "-6", "-n", "-c1", "-W2")
         assert "From fd00:5:1:: icmp_seq=1 Destination unreachable: No route" in made.a.pod.run(
             *ping, "fd00:5:99::1", check=False

@@ -96,7 +96,8 @@ def test_leases_come_from_etcd_without_an_agent(two: Cluster) -> None:
 
 
 def test_a_subnet_is_reserved_and_released(two: Cluster) -> None:
-    free = next(f"10.244.{third}.0/24" for third in (77, 78, 79) if f"10.244.{third}.0/24" not in answer(two, "leases"))
+    taken = {row["subnets"] for row in answer(two, "leases")["leases"]}
+    free = next(f"10.244.{third}.0/24" for third in (77, 78, 79) if f"10.244.{third}.0/24" not in taken)
     done = flanpy(two, "reserve", free, "--public-ip", "172.31.9.88")
     assert (done.returncode, done.stdout) == (0, f"{free} is reserved for 172.31.9.88\n")
     assert flanpy(two, "reserve", free, "--public-ip", "172.31.9.89").returncode == 7
