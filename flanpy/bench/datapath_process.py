@@ -1,7 +1,8 @@
 """A datapath of ours as a process of a bed: TUN device, sockets, one published table, no etcd and no agent.
 
-Says ``ready`` when its threads run; the device's address, MTU and routes are the bed's to set. Each line on standard input is
-answered with the datapath's counters as a line of JSON; SIGTERM ends it.
+What carries packets in userspace is flanpy-datapath, confined as an agent confines it, for that is what operators run; ``--in-process``
+has the same threads here, so that the confinement can be measured. Says ``ready`` when the threads run; the device's address, MTU
+and routes are the bed's to set. Each line on standard input is answered with the datapath's counters as a line of JSON; SIGTERM ends it.
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ import json
 import os
 import select
 import sys
-from contextlib import closing
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 from flanpy.bench.proxy_process import parse_route, stop_at_sigterm
 from flanpy.datapath import Datapath, DatapathSettings
+from flanpy.datapath.process import ProcessDatapath, ProcessOptions
 from flanpy.datapath.sockets import open_underlay
 from flanpy.datapath.userspace import Tuning, UserspaceDatapath
 from flanpy.kernel.tun import open_tun
@@ -39,6 +43,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--queues", type=int, default=1)
     parser.add_argument("--threads-per-queue", type=int, default=Tuning().threads_per_queue)
     parser.add_argument("--spin-us", type=int, default=None)
+    parser.add_argument("--in-process", action="store_true", help="threads of this process, not flanpy-datapath")
     return parser.parse_args()
 
 
@@ -52,8 +57,8 @@ def table_of(arguments: argparse.Namespace) -> ForwardTable:
     return ForwardTable(generation=1, entries=tuple(peers), local=(local,))
 
 
-def open_datapath(arguments: argparse.Namespace) -> Datapath:
-    """The datapath of the kind that is asked for; it owns everything below it."""
+def open_datapath(arguments: argparse.Namespace, run_dir: Path) -> Datapath:
+    """The datapath of the kind that is asked for; it owns everything below it. ``run_dir`` is for its process."""
     settings = DatapathSettings(
         device=arguments.device,
         tunnel_address=arguments.route[0].network.network_address,
@@ -66,7 +71,12 @@ def open_datapath(arguments: argparse.Namespace) -> Datapath:
         settings = dataclasses.replace(settings, spin_us=arguments.spin_us)
     underlay = open_underlay(arguments.address, arguments.port, arguments.queues)
     tun = open_tun(arguments.device, arguments.queues)
-    userspace = UserspaceDatapath(settings, tun, underlay, Tuning(threads_per_queue=arguments.threads_per_queue))
+    tuning = Tuning(threads_per_queue=arguments.threads_per_queue)
+    userspace: Datapath
+    if arguments.in_process:
+        userspace = UserspaceDatapath(settings, tun, underlay, tuning)
+    else:
+        userspace = ProcessDatapath(settings, tun, underlay, ProcessOptions(run_dir, tuning=tuning))
     if arguments.kind == "userspace":
         return userspace
     from flanpy.datapath.ebpf import EbpfDatapath, EbpfOptions
@@ -79,6 +89,17 @@ def open_datapath(arguments: argparse.Namespace) -> Datapath:
     pins.mkdir(exist_ok=True)
     options = EbpfOptions(arguments.underlay, bypass=arguments.bypass, pin_root=pins)
     return EbpfDatapath(settings, options, userspace, BpfHost(Kernel()))
+
+
+@contextmanager
+def running(arguments: argparse.Namespace) -> Iterator[Datapath]:
+    """The datapath until the block ends, and then nothing of it. /run is private to a bed's sandbox and ends with it."""
+    with tempfile.TemporaryDirectory(prefix="flanpy-bench-", dir="/run") as run_dir:
+        datapath = open_datapath(arguments, Path(run_dir))
+        try:
+            yield datapath
+        finally:
+            datapath.teardown()
 
 
 def answer_until_stopped(datapath: Datapath, stop: int) -> None:
@@ -98,7 +119,7 @@ def main() -> None:
     """Run until SIGTERM."""
     arguments = parse_arguments()
     stop = stop_at_sigterm()
-    with closing(open_datapath(arguments)) as datapath:
+    with running(arguments) as datapath:
         datapath.publish(table_of(arguments))
         print("ready", flush=True)
         answer_until_stopped(datapath, stop)
