@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from flanpy.bench.bounds import bounds
 from flanpy.bench.goals import OURS, Verdict, judge
 from flanpy.bench.samples import MODES, NO_MODE, SETUPS, Figure, Result
 from flanpy.bench.statistics import Summary, paired_ratio, summarize
+from flanpy.bench.work import calls_a_packet, packets_of
 
 REFERENCES = ("proxy", "flanneld", "vxlan", "routed", "naive")
 COMPARED = (*OURS, "flanpy")
@@ -97,18 +99,16 @@ PER = (
     ("datagrams / receive", "udp_received_segments", "udp_receives"),
     ("packets / TUN write", "decapsulated", "tun_writes"),
 )
-CALLS = ("tun_reads", "tun_writes", "udp_sends", "udp_receives", "polls")
 
 
 def work_table(result: Result) -> Table | None:
     """How well the datapaths batch: packets for each system call, and calls for each packet, both hosts together."""
     rows = []
     for where, done in result.work.items():
-        packets = done.get("encapsulated", 0) + done.get("decapsulated", 0)
-        if packets and any(done.get(name) for name in CALLS):  # programs in the kernel make no calls
+        packets, calls = packets_of(done), calls_a_packet(done)
+        if calls:
             batches = (number(done.get(many, 0) / done[one]) if done.get(one) else "–" for _, many, one in PER)
-            calls = sum(done.get(name, 0) for name in CALLS)
-            rows.append((where, *batches, number(calls / packets), number(done.get("polls", 0) / packets)))
+            rows.append((where, *batches, number(calls), number(done.get("polls", 0) / packets)))
     head = ("setup, mode, task", *(title for title, _, _ in PER), "calls / packet", "sleeps / packet")
     return Table("What the datapaths did", head, tuple(rows)) if rows else None
 
@@ -140,6 +140,7 @@ def markdown(result: Result, plots: Sequence[str] = ()) -> str:
     for table in tables(result):
         level = "###" if table.title.endswith(": ratios") else "##"
         parts.append(f"{level} {table.title}\n\n{markdown_table(table)}")
+    parts += _missed(result)
     if plots:
         parts.append("## Plots\n\n" + "\n".join(f"![{name}]({name})" for name in plots))
     parts.append(_losses(result))
@@ -163,6 +164,23 @@ def _conditions(result: Result) -> str:
     lines += [f"- warning: {text}" for text in result.warnings]
     lines += [f"- failed: {text.splitlines()[0]}" for text in result.failures]
     return "\n".join(lines)
+
+
+def _missed(result: Result) -> Iterator[str]:
+    """The goals that were not reached, each with what bounds it here."""
+    missed = [verdict for verdict in judge(result) if verdict.judged and not verdict.reached]
+    if missed:
+        lines = [
+            f"- **{verdict.goal.ours.setup}: {verdict.goal.title}**: {_distance(verdict)} {bounds(result, verdict)}".rstrip()
+            for verdict in missed
+        ]
+        yield "## What bounds the goals that were not reached\n\n" + "\n".join(lines)
+        yield "docs/performance.md and docs/ebpf.md say which ideas were tried, with which result, and what would be needed."
+
+
+def _distance(verdict: Verdict) -> str:
+    sign = ">=" if verdict.goal.at_least else "<="
+    return f"{number(verdict.measured.median)}, wanted {sign} {number(verdict.goal.bound)} {verdict.goal.unit}."
 
 
 def _losses(result: Result) -> str:

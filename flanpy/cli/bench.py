@@ -174,6 +174,7 @@ def show_list(missing: dict[str, str]) -> None:
 def show(result: Result, arguments: argparse.Namespace) -> None:
     """Write the files and print the result as it was asked for."""
     from flanpy.bench import output, report
+    from flanpy.bench.goals import judge
     from flanpy.bench.samples import to_json
 
     directory = output.new_directory(arguments.directory, result.started)
@@ -186,4 +187,8 @@ def show(result: Result, arguments: argparse.Namespace) -> None:
         print(f"warning: {warning}", file=sys.stderr)
     for failure in result.failures:
         print(f"failed: {failure}", file=sys.stderr)
+    judged = [verdict for verdict in judge(result) if verdict.judged]
+    if judged:
+        reached = sum(verdict.reached for verdict in judged)
+        print(f"goals: {reached} of {len(judged)} reached; report.md says what bounds the others", file=sys.stderr)
     print(f"written: {directory}/ ({', '.join(names)})", file=sys.stderr)

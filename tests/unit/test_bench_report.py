@@ -107,6 +107,38 @@ def test_the_report_names_conditions_goals_warnings_and_losses() -> None:
         assert part in text
 
 
+def slow(**measured: list[float]) -> Result:
+    """A run of three rounds in which vxlan has 10 Gbit/s, and the setups those that are given, at 1.6 s/GB."""
+    figures = (TCP, Figure("tcp_1_cpu", "TCP, 1 stream: CPU time of the whole machine", "s/GB", higher_is_better=False))
+    taken = [sample for setup, values in {"vxlan": [10.0] * 3, **measured}.items() for sample in samples(setup, "wire", values)]
+    costs = samples("userspace", "wire", [1.6] * 3, "tcp_1_cpu")
+    done = {"encapsulated": 500, "decapsulated": 500, "udp_receives": 500, "udp_received_segments": 500, "polls": 10}
+    return dataclasses.replace(
+        recorded(), figures=figures, samples=tuple(taken + costs), work={"userspace, wire, TCP, 1 stream": done}
+    )
+
+
+def test_a_missed_goal_is_explained_by_the_limit_the_cpus_and_the_calls() -> None:
+    text = markdown(slow(userspace=[10.0] * 3, routed=[11.0] * 3))
+    assert "- **userspace: TCP, 1 stream, wire, against vxlan**: 1, wanted >= 1.2 x." in text
+    for part in (
+        "Plain routing itself, which adds nothing to a packet, has 1.10 × vxlan here and misses the goal too. We have 0.91 × plain",
+        "All 2 CPUs were busy, both ends' TCP included: 1.60 s for a GB where the goal leaves 1.33 s.",
+        "The datapath needed 0.510 system calls a packet (359 a MB) and slept once in 100 packets; each datagram took a receive",
+    ):
+        assert part in text
+
+
+def test_cpus_that_are_idle_are_not_what_bounds_a_goal() -> None:
+    text = markdown(slow(userspace=[6.0] * 3, routed=[20.0] * 3))
+    assert "The CPUs were busy for 60% of the time: waiting" in text
+    assert "misses the goal too" not in text
+
+
+def test_a_run_that_reaches_its_goals_explains_nothing() -> None:
+    assert "What bounds" not in markdown(slow(userspace=[13.0] * 3))
+
+
 def test_what_a_datapath_did_is_shown_by_packet_and_call() -> None:
     done = {"encapsulated": 400, "decapsulated": 400, "tun_reads": 10, "tun_writes": 20, "udp_sends": 10, "udp_receives": 40}
     done |= {"udp_sent_segments": 400, "udp_received_segments": 400}
