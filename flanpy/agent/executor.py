@@ -46,6 +46,10 @@ class Executor:
         """Queue one job; its outcome arrives as an event."""
         self._jobs.put(job)
 
+    def reconnect(self) -> None:
+        """Let the store take new connections, for the underlay is another; does not wait for what is under way."""
+        self._store.reconnect()
+
     def close(self) -> None:
         """Finish what is under way; waits for a bounded time."""
         self._jobs.put(None)

@@ -60,7 +60,7 @@ from flanpy.config.options import AgentOptions
 from flanpy.core import leasing
 from flanpy.core.membership import View
 from flanpy.errors import FlanpyError
-from flanpy.model import NetworkConfig
+from flanpy.model import NetworkConfig, Uplink
 
 log = logging.getLogger(__name__)
 
@@ -333,7 +333,10 @@ class Loop:
     def _follow_underlay(self) -> None:
         """MTU and sockets follow with the next plan; the lease says where peers reach us now."""
         self._state.look_at_underlay = False
+        before = self._underlay.uplink
         if self._underlay.look():
+            if _moved(before, self._underlay.uplink):
+                self._executor.reconnect()  # or writes would wait until the connections from the old address time out
             self._own.follow_underlay()
 
     def _converged(self, config: NetworkConfig, plan: Plan) -> None:
@@ -380,3 +383,8 @@ class Loop:
             log.warning(
                 "%s: `flanpy status` and `flanpy peers` show what is wrong now", told, extra=event("more_problems", count=more)
             )
+
+
+def _moved(before: Uplink, after: Uplink) -> bool:
+    """Whether packets leave this machine by another interface or from another address."""
+    return (before.index, before.address, before.address6) != (after.index, after.address, after.address6)

@@ -72,5 +72,11 @@ class Store(Protocol):
     def watch(self, directory: str, from_revision: int) -> Watch:
         """Watch everything below ``directory`` from ``from_revision`` on (inclusive)."""
 
+    def reconnect(self) -> None:
+        """This machine's ways to the server are others now, and old connections may lead nowhere: take new ones. Does not wait.
+
+        Running watches end as by ``cancel``, calls under way fail as when the server is away. Safe from any thread.
+        """
+
     def close(self) -> None:
         """Give up connections and threads; running watches end."""

@@ -143,13 +143,23 @@ class EtcdStore:
             self._watches.add(watch)
         return watch
 
+    def reconnect(self) -> None:
+        """Leave the connections that there are: watches end as by ``cancel``, calls under way fail, new ones take new connections."""
+        left = self._session.leave_links()
+        self._cancel_watches()  # whoever watched may list again by now, and must not meet what is closed here
+        for link in left:
+            link.channel.close()
+
     def close(self) -> None:
         """Give up connections and threads; running watches end."""
+        self._cancel_watches()
+        self._session.close()
+
+    def _cancel_watches(self) -> None:
         with self._lock:
             watches = list(self._watches)
         for watch in watches:
             watch.cancel()
-        self._session.close()
 
     # -------------------------------------------------------------------------------------------- reading
 

@@ -43,6 +43,7 @@ _OPTIONS = [
     ("grpc.enable_retries", 0),
     ("grpc.enable_http_proxy", 0),  # etcd is on our own network, whatever http_proxy says
     ("grpc.dns_min_time_between_resolutions_ms", 1000),
+    ("grpc.use_local_subchannel_pool", 1),  # else a new channel may be given the connection that was to be left
 ]
 
 _SYSTEM_AUTHORITIES = (Path("/etc/ssl/certs/ca-certificates.crt"), Path("/etc/pki/tls/certs/ca-bundle.crt"))
@@ -132,8 +133,9 @@ class Session:
                 return future.result()
             except grpc.FutureCancelledError as exc:
                 raise StoreUnavailable(self.explain(f"{doing}: cancelled")) from exc
-            except ValueError as exc:  # gRPC's word for a closed channel
-                raise StoreUnavailable(self.explain(f"{doing}: the store is closed")) from exc
+            except ValueError as exc:  # gRPC's word for a closed channel; nothing was sent
+                if self.link() is link:
+                    raise StoreUnavailable(self.explain(f"{doing}: {exc}")) from exc
             except grpc.RpcError as exc:
                 targets_left -= 1
                 if may_log_in and token and is_token_trouble(exc):
@@ -169,6 +171,12 @@ class Session:
                 del self._links[self._turn]
                 link.channel.close()
             self._turn = (self._turn + 1) % len(self._targets)
+
+    def leave_links(self) -> tuple[Link, ...]:
+        """Let new calls open new links; those that there were are the caller's to close, which ends what is under way on them."""
+        with self._lock:
+            left, self._links = tuple(self._links.values()), {}
+        return left
 
     def close(self) -> None:
         """Close all channels; calls that are under way end with StoreUnavailable."""

@@ -254,6 +254,11 @@ class MemoryStore:
         self._watches.add(watch)
         return watch
 
+    def reconnect(self) -> None:
+        """Running watches end."""
+        for watch in tuple(self._watches):
+            watch.cancel()
+
     def close(self) -> None:
         """Take no more calls; running watches end."""
         self._closed = True

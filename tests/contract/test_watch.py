@@ -125,6 +125,19 @@ def test_closing_the_store_ends_its_watches(store: Store) -> None:
     assert set(batches) <= {()}
 
 
+def test_a_store_that_connects_anew_ends_its_watches_and_goes_on(store: Store) -> None:
+    batches = iter(store.watch("subnets/", store.list("subnets/").revision + 1))
+    next(batches)
+    threading.Timer(0.1, store.reconnect).start()
+
+    assert set(batches) <= {()}
+    written = put(store, "subnets/a")
+    assert store.list("subnets/").records == (written,)
+    watch = store.watch("subnets/", written.mod_revision)
+    put(store, END)
+    assert next(item for batch in until_end(watch) for item in batch) == change(written)
+
+
 def test_a_compacted_revision_is_an_error_of_its_own(world: World, store: Store) -> None:
     first = put(store, "subnets/a")
     put(store, "subnets/a", b"2")

@@ -266,7 +266,8 @@ def test_a_firewall_that_forbids_sending_costs_packets_and_no_cpu(two: Cluster, 
 def test_a_new_address_of_the_uplink_is_registered_and_used(two: Cluster, measured: Callable[[str], None]) -> None:
     """Row 29: the address of the uplink changes.
 
-    The agent follows the kernel's word: sockets or programs move to the new address, the lease says it, peers send there.
+    The agent follows the kernel's word: sockets or programs move to the new address, etcd is reached by new connections, the lease
+    says it, peers send there.
     Passes when: registered again < 5 s; no stale next hop anywhere after 10 s.
     """
     key = two.key("host2")

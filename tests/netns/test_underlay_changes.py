@@ -60,12 +60,15 @@ def registered(two: Cluster) -> str:
 def test_another_address_is_registered_within_5_s_and_the_old_one_is_nowhere_after_10(two: Cluster) -> None:
     move = "ip addr del {}/24 dev eth0; ip addr add {}/24 dev eth0; ip route replace default via " + ROUTER
     for old, new in (("172.31.9.2", "172.31.9.88"), ("172.31.9.88", "172.31.9.2")):
-        key, begin = two.key("host2"), time.monotonic()
+        key, begin, said = two.key("host2"), time.monotonic(), len(two.log("host2"))
         two.sandbox.run("host2", ["sh", "-euc", move.format(old, new)])
         eventually(lambda new=new: registered(two) == new, 5, f"{new} is registered")  # type: ignore[misc]
         eventually(lambda new=new: way(two) == {new}, 10, f"host1 sends to {new} alone")  # type: ignore[misc]
         eventually(lambda: two.ping("host1-pod1", "host2-pod1") == 3, 10, "packets flow")
         assert two.key("host2") == key
+        assert "store_down" not in two.log("host2")[said:], (
+            "etcd is asked from the new address, not until the old connection times out"
+        )
         assert time.monotonic() - begin < 25 * SLOWNESS
 
 
