@@ -3,6 +3,7 @@
 agent_ready            process started -> subnet.env written          agent_join   ... -> a packet from another host arrives
 agent_convergence_p50  lease acknowledged by etcd -> the first packet for it leaves another host, 1,000 leases known
 agent_churn_loss       packets lost between two pods while 100 leases a second come and go
+agent_restart_loss     packets lost between two pods while the agent of one of them stops and starts
 agent_memory           resident, three hosts; with 65,536 routes        agent_idle_cpu    of one CPU, all threads
 """
 
@@ -12,6 +13,7 @@ import json
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
@@ -36,6 +38,8 @@ NETWORK = IPv4Network("10.0.0.0/8")
 CONFIG = json.dumps({"Network": str(NETWORK), "SubnetLen": 24, "Backend": {"Type": "udp"}})
 HOSTS = 3
 CHURN_PPS = 20_000
+RESTART_S = 2.0
+"""Traffic lasts at least so long when an agent stops and starts in it."""
 SETUP = "agent"
 
 FIGURES = (
@@ -46,6 +50,7 @@ FIGURES = (
     Figure("agent_convergence_p99", "agent: lease in etcd -> first packet, p99", "ms", higher_is_better=False),
     Figure("agent_steady_loss", "agent: packets lost between pods, nothing changes", "%", higher_is_better=False),
     Figure("agent_churn_loss", "agent: packets lost between pods, 100 lease changes a second", "%", higher_is_better=False),
+    Figure("agent_restart_loss", "agent: packets lost between pods while an agent restarts", "%", higher_is_better=False),
     Figure("agent_idle_cpu", "agent: CPU time while nothing happens", "%", higher_is_better=False),
     Figure("agent_memory", "agent: resident memory, 3 hosts", "MB", higher_is_better=False),
     Figure("agent_memory_65536", "agent: resident memory, 65,536 routes", "MB", higher_is_better=False),
@@ -83,7 +88,9 @@ class AgentRun:
         self.rest()
         with EtcdGateway(self._lab) as etcd:
             self.convergence(etcd)
-            self.churn(etcd)
+            bed = _pods_as_bed(self._lab, *self._hosts()[:2])
+            self.churn(etcd, bed)
+            self.restarts(bed)
             self.many(etcd)
 
     def _add(self, figure: str, number: int, value: float, **detail: object) -> None:
@@ -126,8 +133,7 @@ class AgentRun:
             self._add("agent_idle_cpu", number, max(idle_percent(self._lab, self._hosts(), seconds=2.0)))
         for number in range(self._settings.rounds):
             self._progress.step("agents: restart")
-            self._lab.stop_agent(self._hosts()[-1])
-            self._add("agent_restart", number, _timed_start(self._lab, self._hosts()[-1]))
+            self._add("agent_restart", number, self._restart(self._hosts()[-1]))
 
     # ------------------------------------------------------------------------------------------------ changes
 
@@ -150,19 +156,30 @@ class AgentRun:
                 self._add("agent_convergence_p50", number, times_ms[len(times_ms) // 2])
                 self._add("agent_convergence_p99", number, times_ms[int(len(times_ms) * 0.99)], longest_ms=times_ms[-1])
 
-    def churn(self, etcd: EtcdGateway) -> None:
+    def churn(self, etcd: EtcdGateway, bed: Bed) -> None:
         """Traffic between two pods, at rest and while leases come and go."""
         spare = list(islice(free_subnets(NETWORK, self._subnets()), self._scale.known, self._scale.known + 100))
-        bed = _pods_as_bed(self._lab, *self._hosts()[:2])
         for number in range(self._settings.rounds):
             self._progress.step("agents: loss while leases change")
             for figure, leases in (("agent_steady_loss", []), ("agent_churn_loss", spare)):
                 with LeaseChanges(etcd, leases, self._sink) as changes:
-                    sent, received = send_and_count(
-                        bed, payload_bytes=64, rate_pps=CHURN_PPS, seconds=self._settings.seconds, train=1, flows=4
-                    )
-                lost = sent.packets - received.packets
-                self._add(figure, number, 100 * lost / sent.packets, sent=sent.packets, lost=lost, changes=changes.done)
+                    sent, lost = _traffic(bed, self._settings.seconds)
+                self._add(figure, number, 100 * lost / sent, sent=sent, lost=lost, changes=changes.done)
+
+    def restarts(self, bed: Bed) -> None:
+        """Traffic between two pods while the agent of the one that receives stops and starts again."""
+        receiver = self._hosts()[1]
+        with ThreadPoolExecutor(1) as executor:
+            for number in range(self._settings.rounds):
+                self._progress.step("agents: loss while one restarts")
+                restart = executor.submit(self._restart, receiver)
+                sent, lost = _traffic(bed, max(self._settings.seconds, RESTART_S))
+                self._add("agent_restart_loss", number, 100 * lost / sent, sent=sent, lost=lost, ready_s=restart.result())
+
+    def _restart(self, host: str) -> float:
+        """Stop an agent and start it again; how long the start took, seconds."""
+        self._lab.stop_agent(host)
+        return _timed_start(self._lab, host)
 
     def many(self, etcd: EtcdGateway) -> None:
         """65,536 routes: how long the last one takes, and what the agents hold."""
@@ -182,6 +199,12 @@ def _timed_start(lab: Lab, host: str) -> float:
     begin = time.monotonic()
     lab.start_agents([host])
     return time.monotonic() - begin
+
+
+def _traffic(bed: Bed, seconds: float) -> tuple[int, int]:
+    """Packets sent from pod a to pod b, and those of them that were lost."""
+    sent, received = send_and_count(bed, payload_bytes=64, rate_pps=CHURN_PPS, seconds=seconds, train=1, flows=4)
+    return sent.packets, sent.packets - received.packets
 
 
 def _converge_ms(etcd: EtcdGateway, prober: Prober, subnet: IPv4Network, sink: IPv4Address) -> float:
@@ -208,7 +231,7 @@ def _pods_as_bed(lab: Lab, host_a: str, host_b: str) -> Bed:
 
 def steps(settings: Settings) -> int:
     """Steps of the progress display."""
-    return 2 + 4 * settings.rounds
+    return 2 + 5 * settings.rounds
 
 
 def run_agents(settings: Settings, recorder: Recorder, progress: Progress, scale: Scale = FULL_SCALE) -> None:
