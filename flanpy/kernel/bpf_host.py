@@ -28,6 +28,8 @@ _IFINFOMSG = struct.Struct("=BxHiII")
 _IFNAME, _LINK, _MASTER, _LINKINFO, _INFO_KIND = 3, 5, 10, 18, 1
 _STACKED = frozenset({"vlan", "bond", "team"})
 """Devices that send through others and hand nothing on between these."""
+MERGING_MTU_BYTES = 65535
+"""A veth drops what is larger, and any inner packet of real size may pass, whatever the underlay's MTU is or becomes."""
 TUNNEL_GSO = "tx-udp_tnl-segmentation"
 
 
@@ -84,7 +86,7 @@ class BpfHost:
         """Indices of the ends where packets go in and come out; made, or set up again, if need be."""
         near, far = names = merging_names(device)
         there = {found.name: found for found in list_devices(self._kernel) if found.name in names}
-        if len(there) < 2 or not all(found.is_up for found in there.values()):
+        if len(there) < 2 or not all(found.is_up and found.mtu_bytes == MERGING_MTU_BYTES for found in there.values()):
             self._make_merging_device(near, far, set(there))
         return _index(near), _index(far)
 
@@ -97,7 +99,7 @@ class BpfHost:
             _switch(ethtool, near, "tx-tcp", on=False)
             _switch(ethtool, far, "rx-gro", on=True)
             for name in (near, far):
-                self._kernel.ip.link("set", index=_index(name), state="up")
+                self._kernel.ip.link("set", index=_index(name), mtu=MERGING_MTU_BYTES, state="up")
 
     def remove_tunnel(self, device: str) -> None:
         """The TUN device is gone, and with it every filter on it."""

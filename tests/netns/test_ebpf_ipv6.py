@@ -30,12 +30,7 @@ CARRIED = {"encapsulated", "decapsulated", "drop_martian"}
 
 @pytest.mark.parametrize("underlay", UNDERLAYS)
 @pytest.mark.parametrize("kinds", PAIRS, ids="-".join)
-def test_tcp_content_arrives_unharmed_both_ways(kinds: tuple[str, str], underlay: str, request: pytest.FixtureRequest) -> None:
-    if (kinds, underlay) == (("ebpf", "ebpf"), "jumbo"):
-        # A defect that is not found yet: such a stream stalls on some days and not on others. docs/ebpf.md names it.
-        request.applymarker(
-            pytest.mark.xfail(reason="IPv6 over a jumbo underlay between two ebpf nodes stalls at times", strict=False)
-        )
+def test_tcp_content_arrives_unharmed_both_ways(kinds: tuple[str, str], underlay: str) -> None:
     content = os.urandom(CONTENT_BYTES)
     expected = hashlib.sha256(content).hexdigest()
     with ebpf_overlay(kinds, ipv6=True, **UNDERLAYS[underlay]) as made:
