@@ -81,6 +81,7 @@ struct fp_routes {
     size_t n_v6;
     const struct fp_hop *hops;
     size_t n_hops;
+    uint32_t mtu_bytes; /* largest inner packet, 68 at least; 0: as much as a datagram takes */
 };
 
 /*
@@ -111,6 +112,7 @@ uint32_t fp_table_lookup4(const struct fp_table *table, uint32_t destination);
 uint32_t fp_table_lookup6(const struct fp_table *table, const uint8_t *destination);
 const struct fp_hop *fp_table_hop(const struct fp_table *table, uint32_t hop); /* NULL when out of range */
 uint64_t fp_table_generation(const struct fp_table *table);
+uint32_t fp_table_mtu(const struct fp_table *table); /* largest inner packet */
 size_t fp_table_size(const struct fp_table *table); /* bytes of the whole blob, as fp_table_bytes said */
 /* Whether any hop has this address: tells "unknown peer" from "spoofed". O(log n). */
 bool fp_table_knows_address(const struct fp_table *table, const struct fp_address *address);

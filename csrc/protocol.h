@@ -22,7 +22,7 @@
 #include "worker.h"
 
 #define FP_PROTOCOL_MAGIC 0x70647066u
-#define FP_PROTOCOL_VERSION 1u
+#define FP_PROTOCOL_VERSION 2u
 #define FP_PROTOCOL_QUEUES_MAX 64u /* 2 x 64 + 2 descriptors fit into one packet: the kernel takes 253 (SCM_MAX_FD) */
 #define FP_PROTOCOL_FDS_MAX 130u
 #define FP_PROTOCOL_BYTES_MAX 1024u /* longer packets are refused unread */

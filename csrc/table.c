@@ -30,6 +30,11 @@ uint64_t fp_table_generation(const struct fp_table *table)
     return table->generation;
 }
 
+uint32_t fp_table_mtu(const struct fp_table *table)
+{
+    return table->mtu_bytes;
+}
+
 size_t fp_table_size(const struct fp_table *table)
 {
     return table->bytes;
@@ -65,6 +70,7 @@ static bool header_fits(const struct fp_table *table, size_t bytes)
 {
     uint64_t nodes = (uint64_t)table->upper_nodes + table->lower_nodes;
     return table->magic == FP_TABLE_MAGIC && table->bytes == bytes && table->hops <= FP_TABLE_HOPS_MAX &&
+           fp_table_mtu_fits(table->mtu_bytes) &&
            nodes < FP_TABLE_TAG_NODE >> 1 && area_fits(table, table->nodes_at, nodes, sizeof(struct fp_table_node), FP_TABLE_ALIGN) &&
            area_fits(table, table->values_at, table->values, 4, 4) &&
            area_fits(table, table->hops_at, table->hops, sizeof(struct fp_hop), 8) &&

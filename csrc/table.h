@@ -27,12 +27,13 @@ enum {
     FP_TABLE_ALIGN = 64,
 };
 
-#define FP_TABLE_MAGIC 0x32656c6261746c66ull /* "fltable2"; reads differently on a machine of the other byte order */
+#define FP_TABLE_MAGIC 0x33656c6261746c66ull /* "fltable3"; reads differently on a machine of the other byte order */
 #define FP_TABLE_TAG_MASK 0xc0000000u
 #define FP_TABLE_TAG_NODE 0x80000000u
 #define FP_TABLE_HOPS_MAX 0x00ffffffu /* keeps hop numbers clear of the tags and sizes clear of overflow */
 #define FP_TABLE_ROUTES6_MAX 0x00ffffffu
 #define FP_TABLE_SLOTS_MAX 65536u
+#define FP_TABLE_MTU_MIN 68u /* RFC 791: every link takes that much */
 
 /* An IPv6 address as a number. */
 struct fp_key6 {
@@ -65,7 +66,8 @@ struct fp_table {
     uint32_t ranges6;       /* 0: no IPv6 route at all */
     uint32_t slots6;
     uint32_t shift6; /* a slot has 2^shift6 addresses */
-    uint8_t reserved[128 - 116];
+    uint32_t mtu_bytes; /* largest inner packet */
+    uint8_t reserved[128 - 120];
     uint32_t root[FP_TABLE_ROOT];
 };
 static_assert(offsetof(struct fp_table, root) == 128, "the root begins on a cache line");
@@ -151,6 +153,11 @@ FP_INLINE const struct fp_range6 *fp_table_ranges6(const struct fp_table *table)
 FP_INLINE const uint32_t *fp_table_slots6(const struct fp_table *table)
 {
     return (const uint32_t *)(const void *)((const uint8_t *)table + table->slots6_at);
+}
+
+FP_INLINE bool fp_table_mtu_fits(uint32_t mtu_bytes)
+{
+    return mtu_bytes >= FP_TABLE_MTU_MIN && mtu_bytes <= FP_DATAGRAM_BYTES_MAX;
 }
 
 /* For fp_table_check: is this what a lookup may return? */

@@ -216,9 +216,14 @@ static void sort_hops(uint32_t *order, const struct fp_hop *hops, size_t count)
     }
 }
 
+static uint32_t mtu_of(const struct fp_routes *routes)
+{
+    return routes->mtu_bytes != 0 ? routes->mtu_bytes : FP_DATAGRAM_BYTES_MAX;
+}
+
 static bool all_valid(const struct fp_routes *routes)
 {
-    return routes_valid(routes->v4, routes->n_v4, routes->n_hops) && fp_routes6_valid(routes->v6, routes->n_v6, routes->n_hops);
+    return fp_table_mtu_fits(mtu_of(routes)) && routes_valid(routes->v4, routes->n_v4, routes->n_hops) && fp_routes6_valid(routes->v6, routes->n_v6, routes->n_hops);
 }
 
 size_t fp_table_bytes(const struct fp_routes *routes)
@@ -254,6 +259,7 @@ int fp_table_build(void *memory, size_t bytes, uint64_t generation, const struct
     table->lower_nodes = counted.v4.lower_nodes;
     table->values = counted.v4.values;
     table->hops = (uint32_t)routes->n_hops;
+    table->mtu_bytes = mtu_of(routes);
     memset(table->reserved, 0, sizeof table->reserved);
     memset((uint8_t *)table + needed - FP_TABLE_ALIGN, 0, FP_TABLE_ALIGN); /* padding: equal routes give equal blobs */
     if (routes->n_hops > 0)

@@ -184,7 +184,6 @@ static int init_worker(struct fp_worker *worker, void *lent)
     if (error)
         return error;
     worker->context = (struct fp_context){.counters = &worker->stats->verdicts,
-                                          .mtu_bytes = worker->settings.mtu_bytes,
                                           .options = worker->settings.options,
                                           .tunnel_address = worker->settings.tunnel_address,
                                           .tunnel_address6 = worker->settings.tunnel_address6};
@@ -235,7 +234,7 @@ static int start_thread(struct fp_worker *worker, size_t number)
 static bool settings_are_sane(const struct fp_settings *settings, size_t n_queues)
 {
     return n_queues >= 1 && n_queues <= QUEUES_MAX && settings->max_segments >= 1 && settings->max_segments <= FP_SEGMENTS_MAX &&
-           settings->mtu_bytes >= 68 && settings->mtu_bytes <= FP_DATAGRAM_BYTES_MAX && settings->threads_per_queue <= 2;
+           settings->threads_per_queue <= 2;
 }
 
 static struct fp_datapath *new_datapath(size_t n_queues, size_t n_workers)

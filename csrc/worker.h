@@ -14,7 +14,6 @@ struct fp_queue {
 };
 
 struct fp_settings {
-    uint32_t mtu_bytes;
     uint32_t options;        /* FP_OPT_* */
     uint32_t tunnel_address; /* host order; 0: the overlay has no IPv4 */
     struct fp_address tunnel_address6; /* ::, the overlay has no IPv6 */

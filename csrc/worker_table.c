@@ -22,6 +22,7 @@ void fp_worker_pick_up_table(struct fp_worker *worker)
     if (table == worker->held)
         return;
     worker->context.table = table->table;
+    worker->context.mtu_bytes = fp_table_mtu(table->table);
     __atomic_store_n(&worker->stats->generation, fp_table_generation(worker->context.table), __ATOMIC_RELAXED);
     fp_worker_work(worker, FP_WORK_TABLES, 1);
     pthread_mutex_lock(&datapath->lock);

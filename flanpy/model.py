@@ -403,12 +403,14 @@ class TableEntry:
 class ForwardTable:
     """What a datapath forwards by: an immutable snapshot, published whole.
 
-    ``local`` are this node's own prefixes: the only inner destinations accepted from the underlay. Longest prefix wins.
+    ``local`` are this node's own prefixes: the only inner destinations accepted from the underlay. Longest prefix wins. ``mtu_bytes``
+    is the largest inner packet; by default as much as a datagram takes.
     """
 
     generation: int
     entries: tuple[TableEntry, ...]
     local: tuple[Network, ...]
+    mtu_bytes: int = 65_507
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,8 +69,7 @@ static void open_end(struct end *end, const char *address, uint32_t subnet)
 static void start(struct end *end, uint32_t threads)
 {
     struct fp_queue queue = {.tun_fd = end->tun_inside, .udp_fd = end->udp};
-    struct fp_settings settings = {.mtu_bytes = 1472,
-                                   .options = FP_OPT_SOURCE_CHECK,
+    struct fp_settings settings = {.options = FP_OPT_SOURCE_CHECK,
                                    .tunnel_address = end->subnet,
                                    .max_segments = 63,
                                    .spin_us = 20,
@@ -87,7 +86,7 @@ static void publish(const struct end *own, const struct end *peer, uint64_t gene
 {
     struct fp_route4 routes[ROUTES + 2];
     struct fp_hop hop = {.address = {.bytes = {[10] = 0xff, [11] = 0xff}}, .port = ntohs(peer->address.sin_port)};
-    struct fp_routes all = {.v4 = routes, .hops = &hop, .n_hops = 1};
+    struct fp_routes all = {.v4 = routes, .hops = &hop, .n_hops = 1, .mtu_bytes = 1472};
     size_t count = 2;
     size_t bytes;
     void *blob;

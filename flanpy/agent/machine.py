@@ -155,6 +155,8 @@ class Machine:
         if settings is None or desired.table is None:
             return self._leave_datapath()
         changed = self._ensure_datapath(settings)
+        if self._widens(desired.table):
+            changed += self._publish(desired.table)  # before the device lets larger packets through
         if desired.tunnel is not None:
             try:
                 changed += bool(links.ensure_tunnel(self._kernel, desired.tunnel).changed)
@@ -209,7 +211,7 @@ class Machine:
                 log.warning("%s; starting it anew", error, extra=event("datapath_failed", reason=str(error)))
                 self._close_datapath()
             else:
-                if _serves(running, settings):
+                if running.settings == settings:
                     return 0
                 self._close_datapath()
         choice, datapath = open_datapath(self._kind, settings, self._kernel, self._home, proven=self._proven)
@@ -228,6 +230,11 @@ class Machine:
         for line in choice.degraded:
             log.warning("datapath %s: %s", choice.kind, line, extra=event("datapath_degraded", kind=choice.kind, reason=line))
         return 1
+
+    def _widens(self, table: ForwardTable) -> bool:
+        """Whether larger packets may pass by this table than by the one in use."""
+        running = self._running
+        return running is not None and running.table is not None and table.mtu_bytes > running.table.mtu_bytes
 
     def _publish(self, table: ForwardTable) -> int:
         running = self._running
@@ -324,20 +331,8 @@ def datapath_settings(
         tunnel_address6=next((ip for ip in own if isinstance(ip, IPv6Address)), None),
         underlay_address=underlay,
         port=port,
-        mtu_bytes=tunnel.mtu_bytes,
         queues=queues,
         source_check=source_check,
         spin_us=spin_us,
         ebpf_bypass=ebpf_bypass,
     )
-
-
-def _serves(running: Running, settings: DatapathSettings) -> bool:
-    """Whether the datapath can stay as it was opened.
-
-    The userspace workers take what the TUN device lets through, so a smaller MTU is the device's business alone; for a greater one than
-    they were opened for they have to be opened anew. The BPF programs check every packet against theirs.
-    """
-    if running.choice.kind == "userspace" and settings.mtu_bytes <= running.settings.mtu_bytes:
-        settings = replace(settings, mtu_bytes=running.settings.mtu_bytes)
-    return running.settings == settings

@@ -118,7 +118,7 @@ def plan(config: NetworkConfig, own: Lease, view: View, uplink: Uplink, generati
     return DesiredState(
         tunnel=Tunnel(device, mtu, tuple(side.base_interface for side in sides)),
         routes=frozenset(routes),
-        table=ForwardTable(generation, _entries(view, versions), tuple(side.subnet for side in sides)),
+        table=ForwardTable(generation, _entries(view, versions), tuple(side.subnet for side in sides), mtu),
         mtu_bytes=mtu,
     )
 

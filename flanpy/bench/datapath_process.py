@@ -54,7 +54,7 @@ def table_of(arguments: argparse.Namespace) -> ForwardTable:
     peers = [
         TableEntry(route.network, Hop(route.hop, route.port, ecn=True, superpacket=superpacket)) for route in arguments.route[1:]
     ]
-    return ForwardTable(generation=1, entries=tuple(peers), local=(local,))
+    return ForwardTable(generation=1, entries=tuple(peers), local=(local,), mtu_bytes=arguments.mtu)
 
 
 def open_datapath(arguments: argparse.Namespace, run_dir: Path) -> Datapath:
@@ -64,7 +64,6 @@ def open_datapath(arguments: argparse.Namespace, run_dir: Path) -> Datapath:
         tunnel_address=arguments.route[0].network.network_address,
         underlay_address=arguments.address,
         port=arguments.port,
-        mtu_bytes=arguments.mtu,
         queues=arguments.queues,
     )
     if arguments.spin_us is not None:

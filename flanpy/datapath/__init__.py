@@ -18,15 +18,14 @@ class DatapathSettings:
     """What does not change while a datapath runs.
 
     ``tunnel_address`` and ``tunnel_address6`` are the sources of the ICMP errors that we send; None: the overlay does not have that
-    family. ``underlay_address`` says by which family peers are reached; ``mtu_bytes`` is the largest inner packet; ``spin_us`` bounds
-    the busy wait that follows traffic before a worker sleeps in poll.
+    family. ``underlay_address`` says by which family peers are reached; ``spin_us`` bounds the busy wait that follows traffic before a
+    worker sleeps in poll. The MTU may change and so stands in the table.
     """
 
     device: str
     tunnel_address: IPv4Address | None
     underlay_address: Address
     port: int
-    mtu_bytes: int
     tunnel_address6: IPv6Address | None = None
     queues: int = 1
     source_check: bool = True

@@ -134,7 +134,7 @@ def build_table(table: ForwardTable) -> TableBlob:
     packed_hops = ffi.from_buffer("struct fp_hop[]", b"".join(map(hop_bytes, hops)))
     lib.fp_routes_sort(v4, len(v4))
     lib.fp_routes6_sort(v6, len(v6))
-    routes = ffi.new("struct fp_routes *", (v4, len(v4), v6, len(v6), packed_hops, len(hops)))
+    routes = ffi.new("struct fp_routes *", (v4, len(v4), v6, len(v6), packed_hops, len(hops), table.mtu_bytes))
     size = lib.fp_table_bytes(routes)
     if size == 0:
         raise DatapathError(f"route table {table.generation}: two entries have one prefix; each prefix may have one hop")

@@ -183,7 +183,7 @@ class EbpfDatapath:
             underlay=_index(options.underlay),
             address=settings.underlay_address,
             port=settings.port,
-            mtu_bytes=settings.mtu_bytes,
+            mtu_bytes=table.mtu_bytes,
             source_check=settings.source_check,
             carries=self._host.carries_superpackets(options.underlay),
             whole=whole,
@@ -201,10 +201,10 @@ class EbpfDatapath:
         source = settings.tunnel_address
         if self._prober is None and targets and self._can_probe and source is not None:
             maps = self._running().maps
-            start = partial(Prober, settings.device, source, settings.mtu_bytes, maps["fp_thanks"], self._every_turn)
+            start = partial(Prober, settings.device, source, maps["fp_thanks"], self._every_turn)
             self._prober = self._explain("probes of the paths", start)
         if self._prober is not None:
-            self._prober.aim(targets, whole=header.carries)
+            self._prober.aim(targets, table.mtu_bytes, whole=header.carries)
 
     def _every_turn(self) -> int:
         """By the prober's thread: a number that changes while bulk traffic flows, in or out."""

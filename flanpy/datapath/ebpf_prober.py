@@ -52,12 +52,12 @@ class _Wait:
 class Prober:
     """The thread that probes. Belongs to the network namespace of the thread that makes it."""
 
-    def __init__(self, device: str, source: IPv4Address, mtu_bytes: int, thanks: bpf.Fd, every_turn: Callable[[], int]) -> None:
+    def __init__(self, device: str, source: IPv4Address, thanks: bpf.Fd, every_turn: Callable[[], int]) -> None:
         self._every_turn = every_turn
         self._bulk = 0
         self._active_until_s = 0.0
         self._source = source
-        self._segment_bytes = mtu_bytes - _HEADERS_BYTES
+        self._segment_bytes = 0
         self._thanks = thanks
         self._targets: tuple[Target, ...] = ()
         self._whole = False
@@ -74,8 +74,9 @@ class Prober:
         self._thread = threading.Thread(target=self._run, name="flanpy-prober", daemon=True)
         self._thread.start()
 
-    def aim(self, targets: tuple[Target, ...], *, whole: bool) -> None:
-        """Probe these from now on, with superpackets if ``whole``."""
+    def aim(self, targets: tuple[Target, ...], mtu_bytes: int, *, whole: bool) -> None:
+        """Probe these from now on, with superpackets of packets of that size if ``whole``."""
+        self._segment_bytes = mtu_bytes - _HEADERS_BYTES
         self._targets, self._whole = targets, whole
 
     def close(self) -> None:

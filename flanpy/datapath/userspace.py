@@ -158,7 +158,6 @@ def native_settings(settings: DatapathSettings, tun: TunQueues, underlay: Underl
     return ffi.new(
         "struct fp_settings *",
         {
-            "mtu_bytes": settings.mtu_bytes,
             "options": options,
             "tunnel_address": int(settings.tunnel_address or 0),
             "tunnel_address6": {"bytes": settings.tunnel_address6.packed if settings.tunnel_address6 else bytes(16)},

@@ -85,7 +85,7 @@ def test_descriptors_and_threads_stay_flat() -> None:
             with inside(where), suppress(DatapathError, subprocess.SubprocessError):
                 tun = open_tun("flannel0", 2)
                 underlay = open_underlay(IPv4Address("127.0.0.1"), PORT, 2)
-                settings = DatapathSettings("flannel0", IPv4Address("10.5.1.0"), IPv4Address("127.0.0.1"), PORT, 1472, queues=2)
+                settings = DatapathSettings("flannel0", IPv4Address("10.5.1.0"), IPv4Address("127.0.0.1"), PORT, queues=2)
                 UserspaceDatapath(settings, tun, underlay).close()
         with inside(where):
             assert held() == before

@@ -40,8 +40,8 @@ class FakeTun:
             each.close()
 
 
-def settings(port: int, mtu_bytes: int = 1400) -> DatapathSettings:
-    return DatapathSettings("none0", IPv4Address("10.1.0.0"), LOOPBACK, port, mtu_bytes)
+def settings(port: int, spin_us: int = 150) -> DatapathSettings:
+    return DatapathSettings("none0", IPv4Address("10.1.0.0"), LOOPBACK, port, spin_us=spin_us)
 
 
 def table(generation: int) -> ForwardTable:
@@ -68,10 +68,10 @@ def left(port: int, tmp_path: Path) -> Iterator[Path]:
 
 
 def taken_over(run_dir: Path, found: Found, port: int) -> ProcessDatapath:
-    """By a process with another MTU."""
+    """By a process with other settings."""
     tun, underlay = FakeTun(found.state.tun_fds), adopt_underlay(found.state.udp_fds, LOOPBACK, port)
     assert underlay is not None
-    return ProcessDatapath(settings(port, 1300), tun, underlay, ProcessOptions(run_dir), found, same_queues=True)
+    return ProcessDatapath(settings(port, 0), tun, underlay, ProcessOptions(run_dir), found, same_queues=True)
 
 
 def test_a_process_whose_agent_was_killed_before_the_rename_is_taken_over(left: Path, port: int) -> None:

@@ -101,7 +101,7 @@ def test_a_subnet_that_nobody_has_is_unreachable_and_a_large_packet_too_big() ->
         assert "From fd00:5:1:: icmp_seq=1 Destination unreachable: No route" in made.a.pod.run(
             *ping, "fd00:5:99::1", check=False
         )
-        fits, over = (str(made.a.settings.mtu_bytes - 48 + more) for more in (0, 8))
+        fits, over = (str(made.a.mtu_bytes - 48 + more) for more in (0, 8))
         assert " 1 received" in made.a.pod.run(*ping, "-M", "do", "-s", fits, str(made.b.pod_address6))
         made.a.host.script("ip link set flannel0 mtu 1500; ip link set pod0 mtu 1500")
         made.a.pod.script("ip link set eth0 mtu 1500")

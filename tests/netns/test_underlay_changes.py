@@ -14,6 +14,7 @@ from flanpy.model import Route
 from tests.support import kernel_state
 from tests.support.clusters import NETWORK, Agent, Cluster, bare, cluster, eventually
 from tests.support.pace import SLOWNESS
+from tests.support.probes import probes
 
 WAYS = {
     "udp-userspace": ("udp", "userspace"),
@@ -93,16 +94,18 @@ def test_a_pulled_cable_changes_nothing_but_that_packets_wait(two: Cluster) -> N
 
 
 def test_another_mtu_of_the_uplink_reaches_pods_and_subnet_env(two: Cluster) -> None:
-    lease, before = two.lab.lease("host1"), _device(two)
+    lease, before, said = two.lab.lease("host1"), _device(two), len(two.log("host1"))
     assert lease is not None
     for less in (100, 0):
-        two.sandbox.run("host1", ["ip", "link", "set", "eth0", "mtu", str(1500 - less)])
-        eventually(lambda less=less: two.lab.lease("host1").mtu_bytes == lease.mtu_bytes - less, 10, "subnet.env has it")  # type: ignore[misc, union-attr]
+        with probes(two) as stream:
+            two.sandbox.run("host1", ["ip", "link", "set", "eth0", "mtu", str(1500 - less)])
+            eventually(lambda less=less: two.lab.lease("host1").mtu_bytes == lease.mtu_bytes - less, 10, "subnet.env has it")  # type: ignore[misc, union-attr]
+        assert stream.total.lost == 0
         size = lease.mtu_bytes - less - 28
         eventually(lambda size=size: fits(two, size), 10, "the greatest packet arrives")  # type: ignore[misc]
         assert not fits(two, size + 1)
-    if two.lab.spec.datapath != "ebpf":
-        assert _device(two) == before, "the device is the same one"
+    assert _device(two) == before, "the device is the same one"
+    assert "datapath_started" not in two.log("host1")[said:], "and the datapath goes on"
 
 
 def _device(two: Cluster) -> int:

@@ -62,6 +62,7 @@ class EbpfSide:
     kind: str
     settings: DatapathSettings
     options: EbpfOptions
+    mtu_bytes: int
     datapath: Datapath | None = None
     kernels: list[Kernel] = field(default_factory=list)
 
@@ -150,7 +151,7 @@ class EbpfOverlay:
 def table(own: EbpfSide, *peers: EbpfSide, generation: int = 1) -> ForwardTable:
     """The table of one host: its own subnets, and those of its peers."""
     entries = (TableEntry(subnet, peer.hop) for peer in peers for subnet in (peer.subnet, peer.subnet6))
-    return ForwardTable(generation, tuple(entries), (own.subnet, own.subnet6))
+    return ForwardTable(generation, tuple(entries), (own.subnet, own.subnet6), own.mtu_bytes)
 
 
 def tap(where: Namespace, device: str) -> socket.socket:
@@ -249,13 +250,12 @@ def ebpf_overlay(
                 tunnel_address=IPv4Address(f"10.5.{number}.0"),
                 underlay_address=IPv4Address(f"172.31.0.{number}"),
                 port=PORT,
-                mtu_bytes=mtu - 28,
                 tunnel_address6=IPv6Address(f"fd00:5:{number}::") if ipv6 else None,
                 source_check=source_check,
                 queues=queues,
             )
             chosen = replace(EbpfOptions("uplink", pin_root=root), **options)
-            side = EbpfSide(number, host, pod, kinds[number - 1], settings, chosen)
+            side = EbpfSide(number, host, pod, kinds[number - 1], settings, chosen, mtu - 28)
             stack.callback(side.close)
             side.open()
             host.script(

@@ -73,7 +73,7 @@ class Overlay:
 
 def table(own: Side, *peers: Side, generation: int = 1) -> ForwardTable:
     """The table of one host: its own subnet, and those of its peers."""
-    return ForwardTable(generation, tuple(TableEntry(peer.subnet, peer.hop) for peer in peers), (own.subnet,))
+    return ForwardTable(generation, tuple(TableEntry(peer.subnet, peer.hop) for peer in peers), (own.subnet,), MTU)
 
 
 def start(command: list[str], where: Namespace) -> subprocess.Popen[str]:
@@ -120,7 +120,6 @@ def _open(
         tunnel_address=IPv4Address(f"10.5.{number}.0"),
         underlay_address=IPv4Address(f"172.31.0.{number}"),
         port=PORT,
-        mtu_bytes=MTU,
         queues=queues,
         source_check=source_check,
         spin_us=spin_us,

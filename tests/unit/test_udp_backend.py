@@ -76,6 +76,7 @@ def test_the_desired_state_is_flannels() -> None:
                 TableEntry(IPv4Network("10.5.3.0/24"), Hop(IPv4Address("192.0.2.3"), 8285)),
             ),
             local=(IPv4Network("10.5.1.0/24"),),
+            mtu_bytes=1472,
         ),
         mtu_bytes=1472,
     )
@@ -116,6 +117,7 @@ def test_both_families_have_address_route_and_table_entries() -> None:
                 TableEntry(IPv4Network("10.5.3.0/24"), Hop(IPv4Address("192.0.2.3"), 8285)),
             ),
             local=(IPv4Network("10.5.1.0/24"), IPv6Network("fd05:1::/64")),
+            mtu_bytes=1472,
         ),
         mtu_bytes=1472,
     )
@@ -127,7 +129,7 @@ def test_a_network_of_ipv6_alone_is_planned_without_ipv4() -> None:
     assert state.tunnel == Tunnel("flannel0", 1472, (IPv6Interface("fd05:1::/128"),))
     assert state.routes == frozenset({Route(IPv6Network("fd05::/16"), "flannel0")})
     assert state.table == ForwardTable(
-        1, (TableEntry(IPv6Network("fd05:2::/64"), Hop(IPv4Address("192.0.2.2"), 8285)),), (IPv6Network("fd05:1::/64"),)
+        1, (TableEntry(IPv6Network("fd05:2::/64"), Hop(IPv4Address("192.0.2.2"), 8285)),), (IPv6Network("fd05:1::/64"),), 1472
     )
 
 
