@@ -12,6 +12,7 @@ enum { EXPIRED_MAX = 16 };
 
 struct fp_decap {
     struct fp_coalesce coalesce;
+    struct fp_count refused; /* of one train */
     uint32_t expired_count;
     struct iovec expired[EXPIRED_MAX];
 };
@@ -35,8 +36,14 @@ struct fp_decap *fp_decap_init(void *memory)
 {
     struct fp_decap *decap = memory;
     fp_coalesce_init(&decap->coalesce);
+    decap->refused = (struct fp_count){0, 0};
     decap->expired_count = 0;
     return decap;
+}
+
+struct fp_count fp_decap_refused(const struct fp_decap *decap)
+{
+    return decap->refused;
 }
 
 void fp_decap_reset(struct fp_decap *decap)
@@ -154,8 +161,11 @@ static void take_datagram(struct fp_decap *decap, struct train *train, uint8_t *
     enum fp_verdict verdict = fp_ip_check(packet, bytes, &ip);
     if (FP_LIKELY(verdict == FP_ENCAPSULATED))
         verdict = FP_LIKELY(ip.version == 4) ? judge(decap, train, packet, &ip, 4) : judge(decap, train, packet, &ip, 6);
-    if (FP_UNLIKELY(verdict != FP_DECAPSULATED))
+    if (FP_UNLIKELY(verdict != FP_DECAPSULATED)) {
         fp_count_verdict(train->context->counters, verdict, 1, ip.total_bytes != 0 ? ip.total_bytes : bytes);
+        decap->refused.packets++;
+        decap->refused.bytes += bytes;
+    }
 }
 
 size_t fp_decap_train(struct fp_decap *decap, const struct fp_context *context, const struct fp_address *sender,
@@ -163,6 +173,7 @@ size_t fp_decap_train(struct fp_decap *decap, const struct fp_context *context, 
 {
     struct train state = {.context = context, .sender = sender, .outer_ecn = outer_tos & 3u, .known4 = false};
     size_t taken = 0;
+    decap->refused = (struct fp_count){0, 0};
     if (segment_bytes == 0 || segment_bytes > bytes)
         segment_bytes = bytes;
     /* Each step takes a datagram, the last one what is left; one of no bytes at all is a packet too, a broken one. */

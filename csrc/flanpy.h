@@ -2,8 +2,8 @@
  * flanpy.h: public API of the C core and the list of verdicts.
  *
  * Two halves:
- *   pure      ip, ip6, checksum, icmp, icmp6, table, table6, segment, runs, coalesce, encap, decap, names: no system calls, no globals, no
- *             allocation; memory comes from the caller, so that tests and fuzzers call them directly. `nm -u` on their objects proves it.
+ *   pure      ip, ip6, checksum, icmp, icmp6, table, table6, segment, runs, coalesce, encap, decap, peers, names: no system calls, no
+ *             globals, no allocation; memory comes from the caller, so that tests and fuzzers call them directly. `nm -u` on their objects proves it.
  *   worker.c  the only file with system calls: TUN, UDP, poll, publish.
  *
  * Conventions: lengths travel with pointers; fields are read by memcpy-style loads; `_be` is network byte order, all else is
@@ -193,6 +193,8 @@ size_t fp_decap_writes(struct fp_decap *decap, const struct fp_write **writes);
 /* Inner packets that ran out of TTL in this batch and want a Time Exceeded (bounded list; the rest are only counted). */
 size_t fp_decap_expired(struct fp_decap *decap, const struct iovec **packets);
 void fp_decap_reset(struct fp_decap *decap);
+/* Of what the last fp_decap_train has taken: packets that met a verdict other than FP_DECAPSULATED, and the bytes of their datagrams. */
+struct fp_count fp_decap_refused(const struct fp_decap *decap);
 
 /* ------------------------------------------------------------------------------------------------------ icmp (icmp.c) */
 

@@ -155,25 +155,22 @@ static int underlay_family(int udp_fd)
     return family;
 }
 
-size_t fp_stats_page_bytes(void)
-{
-    return (sizeof(struct fp_stats) + FP_CACHE_LINE - 1) / FP_CACHE_LINE * FP_CACHE_LINE;
-}
-
 /* Counters of lent pages go on from where they stand; what they say of a worker's state is of an earlier one. */
 static int init_stats(struct fp_worker *worker, void *lent)
 {
     worker->stats_are_lent = lent != NULL;
     if (lent) {
         worker->stats = lent;
+        worker->peers = fp_page_peers(lent);
         __atomic_store_n(&worker->stats->generation, 0, __ATOMIC_RELAXED);
         __atomic_store_n(&worker->stats->failed, 0, __ATOMIC_RELAXED);
         return 0;
     }
-    worker->stats = aligned_alloc(FP_CACHE_LINE, fp_stats_page_bytes());
+    worker->stats = aligned_alloc(FP_CACHE_LINE, fp_page_bytes());
     if (!worker->stats)
         return -ENOMEM;
-    memset(worker->stats, 0, fp_stats_page_bytes());
+    memset(worker->stats, 0, fp_page_bytes());
+    worker->peers = fp_page_peers(worker->stats);
     return 0;
 }
 
@@ -284,7 +281,7 @@ int fp_datapath_start_in(const struct fp_queue *queues, size_t n_queues, const s
                                      .route_fd = -1};
         worker->directions = per_queue == 1 ? FP_OUTWARD | FP_INWARD : i % 2 ? FP_INWARD : FP_OUTWARD;
         if (!error)
-            error = init_worker(worker, pages ? (uint8_t *)pages + i * fp_stats_page_bytes() : NULL);
+            error = init_worker(worker, pages ? (uint8_t *)pages + i * fp_page_bytes() : NULL);
     }
     for (size_t i = 0; i < datapath->n_workers && !error; i++)
         error = start_thread(&datapath->workers[i], i);
@@ -311,48 +308,4 @@ void fp_datapath_stop(struct fp_datapath *datapath)
     pthread_mutex_destroy(&datapath->publishing);
     free(datapath->workers);
     free(datapath);
-}
-
-/* -------------------------------------------------------------------------------------------------------- counters */
-
-static uint64_t peek(const uint64_t *counter)
-{
-    return __atomic_load_n(counter, __ATOMIC_RELAXED);
-}
-
-static void add_stats(struct fp_stats *sum, const struct fp_stats *page)
-{
-    uint64_t generation = peek(&page->generation);
-
-    for (size_t i = 0; i < FP_VERDICT_COUNT; i++) {
-        sum->verdicts.by[i].packets += peek(&page->verdicts.by[i].packets);
-        sum->verdicts.by[i].bytes += peek(&page->verdicts.by[i].bytes);
-    }
-    for (size_t i = 0; i < FP_WORK_COUNT; i++)
-        sum->work[i] += peek(&page->work[i]);
-    if (generation < sum->generation)
-        sum->generation = generation;
-    if (!sum->failed)
-        sum->failed = __atomic_load_n(&page->failed, __ATOMIC_RELAXED);
-}
-
-void fp_stats_sum(const void *pages, size_t n_pages, struct fp_stats *out)
-{
-    memset(out, 0, sizeof(*out));
-    out->generation = n_pages ? UINT64_MAX : 0;
-    for (size_t i = 0; i < n_pages; i++)
-        add_stats(out, (const struct fp_stats *)(const void *)((const uint8_t *)pages + i * fp_stats_page_bytes()));
-}
-
-int fp_datapath_stats(const struct fp_datapath *datapath, size_t queue, struct fp_stats *out)
-{
-    size_t per_queue = datapath->n_workers / datapath->n_queues;
-
-    if (queue >= datapath->n_queues)
-        return -ERANGE;
-    memset(out, 0, sizeof(*out));
-    out->generation = UINT64_MAX;
-    for (size_t i = 0; i < per_queue; i++)
-        add_stats(out, datapath->workers[queue * per_queue + i].stats);
-    return 0;
 }

@@ -5,7 +5,7 @@
 #ifndef FLANPY_WORKER_H
 #define FLANPY_WORKER_H
 
-#include "flanpy.h"
+#include "peers.h"
 
 /* What one worker works on. Descriptors are borrowed: opened, configured, non-blocking and later closed by the caller. */
 struct fp_queue {
@@ -45,7 +45,7 @@ enum fp_work_counter {
     FP_WORK_COUNT
 };
 
-/* Cache-line aligned page of one worker; one writer, read from outside at any time by relaxed loads. */
+/* At the start of a worker's page; one writer, read from outside at any time by relaxed loads. Its counters by peer follow there. */
 struct fp_stats {
     struct fp_verdict_counters verdicts;
     uint64_t work[FP_WORK_COUNT];
@@ -64,12 +64,12 @@ int fp_datapath_start(const struct fp_queue *queues, size_t n_queues, const stru
                       struct fp_datapath **out);
 
 /*
- * The same with pages for the counters that are the caller's: fp_stats_page_bytes() for each thread (n_queues times threads_per_queue),
+ * The same with pages for the counters that are the caller's: fp_page_bytes() for each thread (n_queues times threads_per_queue),
  * aligned to a cache line, readable by others while the threads run, and by later datapaths, which go on counting in them.
  */
 int fp_datapath_start_in(const struct fp_queue *queues, size_t n_queues, const struct fp_settings *settings, void *pages,
                          struct fp_datapath **out);
-size_t fp_stats_page_bytes(void);
+size_t fp_page_bytes(void);
 
 /*
  * Forward by a copy of this table from now on. Returns when every worker has let go of the old one and frees it.
@@ -86,8 +86,13 @@ int fp_datapath_publish_mapped(struct fp_datapath *datapath, void *mapped, size_
 /* Add up such pages as they are now: counters summed, the oldest generation, the first failure. Zeros for no page. Never blocks. */
 void fp_stats_sum(const void *pages, size_t n_pages, struct fp_stats *out);
 
+/* Add what all these pages have counted for the peers of these addresses to out[n]. Never blocks. */
+void fp_peers_sum(const void *pages, size_t n_pages, const struct fp_address *addresses, size_t n, struct fp_peer_count *out);
+
 /* Snapshot of one queue's counters. -ERANGE for a queue that is not there. Never blocks. */
 int fp_datapath_stats(const struct fp_datapath *datapath, size_t queue, struct fp_stats *out);
+/* As fp_peers_sum, of all its workers. */
+void fp_datapath_peers(const struct fp_datapath *datapath, const struct fp_address *addresses, size_t n, struct fp_peer_count *out);
 
 /* Stop, join and free. Takes less than 1 s also under a flood, for every loop is bounded. */
 void fp_datapath_stop(struct fp_datapath *datapath);

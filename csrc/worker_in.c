@@ -130,17 +130,44 @@ static void flush(struct fp_worker *worker)
     fp_decap_reset(worker->in.decap);
 }
 
+static size_t datagrams_in(size_t bytes, size_t segment_bytes)
+{
+    return segment_bytes && bytes ? (bytes + segment_bytes - 1) / segment_bytes : 1;
+}
+
+/* What was taken of a train, and what became of it, for the peer that has sent it; a stranger's is counted by its verdicts alone. */
+static void count_for_peer(struct fp_worker *worker, const struct train *train, size_t taken)
+{
+    struct fp_count refused = fp_decap_refused(worker->in.decap);
+    struct fp_peer_count *peer = fp_peer_counts_of(worker->peers, worker->context.table, &train->sender);
+
+    if (!peer)
+        return;
+    fp_bump(&peer->received.packets, datagrams_in(taken, train->segment_bytes) - refused.packets);
+    fp_bump(&peer->received.bytes, taken - refused.bytes);
+    fp_bump(&peer->dropped_in, refused.packets);
+}
+
+/* Offer what is left of a train from `offset` on; how much was taken. */
+static size_t take_some(struct fp_worker *worker, const struct train *train, size_t offset)
+{
+    size_t taken = fp_decap_train(worker->in.decap, &worker->context, &train->sender, train->tos, train->data + offset,
+                                  train->bytes - offset, train->segment_bytes);
+
+    if (taken || !train->bytes)
+        count_for_peer(worker, train, taken);
+    return taken;
+}
+
 static void take_train(struct fp_worker *worker, const struct train *train)
 {
-    size_t taken = fp_decap_train(worker->in.decap, &worker->context, &train->sender, train->tos, train->data, train->bytes,
-                                  train->segment_bytes);
+    size_t taken = take_some(worker, train, 0);
 
     while (taken < train->bytes) {
         size_t more;
 
         flush(worker);
-        more = fp_decap_train(worker->in.decap, &worker->context, &train->sender, train->tos, train->data + taken,
-                              train->bytes - taken, train->segment_bytes);
+        more = take_some(worker, train, taken);
         if (!more) /* an empty decapsulator took nothing: cannot be, and must not become an endless loop */
             return;
         taken += more;
@@ -149,11 +176,8 @@ static void take_train(struct fp_worker *worker, const struct train *train)
 
 static void count_train(struct fp_worker *worker, const struct train *train)
 {
-    size_t segment_bytes = train->segment_bytes ? train->segment_bytes : train->bytes;
-
     fp_worker_work(worker, FP_WORK_UDP_RECEIVES, 1);
-    fp_worker_work(worker, FP_WORK_UDP_RECEIVED_SEGMENTS,
-                   segment_bytes ? (train->bytes + segment_bytes - 1) / segment_bytes : 1);
+    fp_worker_work(worker, FP_WORK_UDP_RECEIVED_SEGMENTS, datagrams_in(train->bytes, train->segment_bytes));
 }
 
 bool fp_inward_turn(struct fp_worker *worker)

@@ -104,11 +104,34 @@ static void fill(struct msghdr *header, struct message *message, uint8_t *data, 
         header->msg_control = NULL;
 }
 
-static void sent(struct fp_worker *worker, uint64_t packets, uint64_t bytes)
+/* Where to count for a hop; NULL: nowhere. */
+static struct fp_peer_count *peer_of(const struct fp_worker *worker, uint32_t hop_index)
 {
+    const struct fp_hop *hop = fp_table_hop(worker->context.table, hop_index);
+
+    return hop ? fp_peer_counts_of(worker->peers, worker->context.table, &hop->address) : NULL;
+}
+
+static void sent(struct fp_worker *worker, uint32_t hop, uint64_t packets, uint64_t bytes)
+{
+    struct fp_peer_count *peer = peer_of(worker, hop);
+
+    if (peer) {
+        fp_bump(&peer->sent.packets, packets);
+        fp_bump(&peer->sent.bytes, bytes);
+    }
     fp_worker_work(worker, FP_WORK_UDP_SENDS, 1);
     fp_worker_work(worker, FP_WORK_UDP_SENT_SEGMENTS, packets);
     fp_worker_verdict(worker, FP_ENCAPSULATED, packets, bytes);
+}
+
+static void not_sent(struct fp_worker *worker, uint32_t hop, enum fp_verdict verdict, uint64_t packets, uint64_t bytes)
+{
+    struct fp_peer_count *peer = peer_of(worker, hop);
+
+    if (peer)
+        fp_bump(&peer->dropped_out, packets);
+    fp_worker_verdict(worker, verdict, packets, bytes);
 }
 
 static bool buffer_is_full(int error)
@@ -159,9 +182,9 @@ static void send_singly(struct fp_worker *worker, const struct fp_send *run, str
         fill(&header, message, run->data + offset, bytes, 0, run->tos);
         error = send_bounded(worker, &header);
         if (!error)
-            sent(worker, 1, bytes);
+            sent(worker, run->hop, 1, bytes);
         else
-            fp_worker_verdict(worker, error == EMSGSIZE ? FP_DROP_TOO_BIG : FP_DROP_SEND, 1, bytes);
+            not_sent(worker, run->hop, error == EMSGSIZE ? FP_DROP_TOO_BIG : FP_DROP_SEND, 1, bytes);
     }
 }
 
@@ -229,7 +252,7 @@ static void send_again(struct fp_worker *worker, const struct fp_send *run, stru
         error = send_bounded(worker, &header);
     }
     if (!error) {
-        sent(worker, run->segments, run->bytes);
+        sent(worker, run->hop, run->segments, run->bytes);
     } else if (error == EIO && run->segments > 1) {
         if (worker->out.max_segments > 1)
             fp_worker_work(worker, FP_WORK_GSO_OFF, 1);
@@ -239,7 +262,7 @@ static void send_again(struct fp_worker *worker, const struct fp_send *run, stru
     } else if (error == EMSGSIZE || (error == EINVAL && run->segments > 1)) {
         path_shrank(worker, run, message);
     } else {
-        fp_worker_verdict(worker, FP_DROP_SEND, run->segments, run->bytes);
+        not_sent(worker, run->hop, FP_DROP_SEND, run->segments, run->bytes);
     }
 }
 
@@ -259,7 +282,7 @@ static size_t send_some(struct fp_worker *worker, const struct fp_send *runs, si
         ready++;
     }
     if (!ready) {
-        fp_worker_verdict(worker, FP_DROP_SEND, runs[0].segments, runs[0].bytes);
+        not_sent(worker, runs[0].hop, FP_DROP_SEND, runs[0].segments, runs[0].bytes);
         return 1;
     }
     taken = sendmmsg(worker->queue.udp_fd, headers, (unsigned)ready, MSG_DONTWAIT);
@@ -268,7 +291,7 @@ static size_t send_some(struct fp_worker *worker, const struct fp_send *runs, si
         return 1;
     }
     for (int i = 0; i < taken; i++)
-        sent(worker, runs[i].segments, runs[i].bytes);
+        sent(worker, runs[i].hop, runs[i].segments, runs[i].bytes);
     return (size_t)taken;
 }
 

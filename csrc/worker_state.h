@@ -89,7 +89,8 @@ struct fp_worker {
     struct fp_bucket bucket;
     struct fp_bucket too_big_bucket; /* path MTU discovery must not wait for a flood of other errors to end */
     uint64_t idle_since_ns; /* 0: busy, or already asleep once since the last traffic */
-    struct fp_stats *stats; /* on cache lines of its own */
+    struct fp_stats *stats; /* on cache lines of its own, in one page with `peers` */
+    struct fp_peer_counts *peers;
     bool stats_are_lent;    /* by the caller of fp_datapath_start_in, who keeps them */
 };
 
@@ -101,6 +102,8 @@ int fp_inward_init(struct fp_worker *worker);
 void fp_outward_free(struct fp_worker *worker);
 void fp_inward_free(struct fp_worker *worker);
 
+/* The counters by peer in a page of fp_page_bytes(). */
+struct fp_peer_counts *fp_page_peers(void *page);
 /* A full bucket: a second's worth of ICMP errors may go at once. */
 void fp_bucket_fill(struct fp_bucket *bucket);
 /* Answer `packet` with the ICMP error of this verdict, into the TUN device, if the rate allows. */

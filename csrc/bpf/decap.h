@@ -185,8 +185,12 @@ FP_INLINE int fp_decapsulate(struct __sk_buff *skb)
         return fp_leave(&run, FP_BPF_UP_ANSWER);
     if (fp_measure(skb, FP_ETHERNET_BYTES + FP_OUTER_BYTES, &tunnel.inner, tunnel.inner.total, &size))
         return fp_leave(&run, FP_BPF_UP_SOCKET);
-    if (verdict != FP_DECAPSULATED)
+    struct fp_bpf_peer *peer = fp_peer(FP_BE32(tunnel.outer.ip.source_be));
+    if (verdict != FP_DECAPSULATED) {
+        if (peer)
+            peer->dropped_in += size.packets;
         return fp_drop(&run, verdict, size.packets, size.bytes);
+    }
 
     _Bool merge = fp_learn(&run, &tunnel);
     if (fp_is_probe(skb, FP_ETHERNET_BYTES + FP_OUTER_BYTES, &tunnel.inner)) {
@@ -198,6 +202,8 @@ FP_INLINE int fp_decapsulate(struct __sk_buff *skb)
     /* The device may have verified the outer checksum (there is none) and the inner one: one level less now. */
     bpf_csum_level(skb, BPF_CSUM_LEVEL_DEC);
     fp_count(run.counters, FP_DECAPSULATED, size.packets, size.bytes);
+    if (peer)
+        fp_add(&peer->received, size.packets, size.bytes);
     if (size.headers)
         run.counters->others[FP_BPF_SUPERPACKETS_IN]++;
     return fp_deliver(&run, &tunnel.inner, merge);

@@ -129,8 +129,8 @@ FP_INLINE int fp_make_room(struct fp_run *run, const struct fp_parcel *parcel)
     return 0;
 }
 
-/* Put the headers on and send. */
-FP_INLINE int fp_send(struct fp_run *run, struct fp_parcel *parcel, struct bpf_redir_neigh *next)
+/* Put the headers on. 0, or how the program ends. */
+FP_INLINE int fp_wrap(struct fp_run *run, struct fp_parcel *parcel)
 {
     struct fp_head head;
     int result = fp_make_room(run, parcel);
@@ -139,6 +139,20 @@ FP_INLINE int fp_send(struct fp_run *run, struct fp_parcel *parcel, struct bpf_r
     fp_fill(&head, run, parcel);
     if (bpf_skb_store_bytes(run->skb, FP_ETHERNET_BYTES, &head, sizeof head, 0))
         return fp_drop(run, FP_DROP_SEND, parcel->size.packets, parcel->size.bytes);
+    return 0;
+}
+
+FP_INLINE int fp_send(struct fp_run *run, struct fp_parcel *parcel, struct bpf_redir_neigh *next)
+{
+    int result = fp_wrap(run, parcel);
+    struct fp_bpf_peer *peer = parcel->probe || result == FP_TC_NEXT ? (void *)0 : fp_peer(parcel->hop->address);
+    if (result) {
+        if (peer)
+            peer->dropped_out += parcel->size.packets;
+        return result;
+    }
+    if (peer)
+        fp_add(&peer->sent, parcel->size.packets, parcel->size.bytes);
     if (!parcel->probe)
         fp_count(run->counters, FP_ENCAPSULATED, parcel->size.packets, parcel->size.bytes);
     if (parcel->size.headers || parcel->probe)

@@ -23,7 +23,7 @@
 
 #include "../verdicts.h"
 
-#define FP_BPF_LAYOUT 2u
+#define FP_BPF_LAYOUT 3u
 
 #define FP_BPF_CHUNK_BYTES 1024u
 #define FP_BPF_WORDS 256u
@@ -111,6 +111,15 @@ struct fp_bpf_counters {
     __u64 others[32];           /* FP_BPF_COUNTER_COUNT used */
 };
 
+/* What one peer was sent and has sent by these programs, on one CPU. The loader makes and removes these, the programs only add. */
+struct fp_bpf_peer {
+    struct fp_bpf_count sent;
+    struct fp_bpf_count received;
+    __u64 dropped_out; /* packets for it that could not be sent */
+    __u64 dropped_in;  /* packets from it that were refused */
+};
+#define FP_BPF_PEERS 16384u /* that are counted; without memory of their own while there are fewer */
+
 /* Slots of the maps of recent times, indexed by a hash. */
 #define FP_BPF_SLOTS 4096u
 
@@ -126,6 +135,7 @@ struct fp_bpf_counters {
 _Static_assert(sizeof(struct fp_bpf_header) == 88, "the loader packs it so");
 _Static_assert(sizeof(struct fp_bpf_hop) * FP_BPF_HOPS_PER_CHUNK == FP_BPF_CHUNK_BYTES, "hops fill their chunk");
 _Static_assert(sizeof(struct fp_bpf_counters) == 768, "the loader reads it so");
+_Static_assert(sizeof(struct fp_bpf_peer) == 48, "the loader reads it so");
 _Static_assert(FP_VERDICT_COUNT <= 32 && FP_BPF_COUNTER_COUNT <= 32, "counters have room");
 
 #endif

@@ -9,6 +9,7 @@
 
 FP_MAP(fp_tables, BPF_MAP_TYPE_ARRAY_OF_MAPS, 4, 4, 1); /* the one snapshot in use */
 FP_MAP(fp_counters, BPF_MAP_TYPE_PERCPU_ARRAY, 4, sizeof(struct fp_bpf_counters), 1);
+FP_MAP(fp_peers, BPF_MAP_TYPE_PERCPU_HASH, 4, sizeof(struct fp_bpf_peer), FP_BPF_PEERS); /* by address, host order */
 FP_MAP(fp_trains, BPF_MAP_TYPE_ARRAY, 4, 8, FP_BPF_SLOTS); /* by flow: when a UDP superpacket was last left to userspace, ns */
 FP_MAP(fp_wholes, BPF_MAP_TYPE_ARRAY, 4, 8, FP_BPF_SLOTS); /* by peer: superpackets that came whole from it (a note) */
 FP_MAP(fp_thanks, BPF_MAP_TYPE_ARRAY, 4, 8, FP_BPF_SLOTS); /* by peer: what it says of ours (a note) */
@@ -31,10 +32,21 @@ FP_INLINE struct fp_bpf_counters *fp_counts(void)
     return bpf_map_lookup_elem(&fp_counters, &zero);
 }
 
+FP_INLINE void fp_add(struct fp_bpf_count *count, __u32 packets, __u64 bytes)
+{
+    count->packets += packets;
+    count->bytes += bytes;
+}
+
 FP_INLINE void fp_count(struct fp_bpf_counters *counters, enum fp_verdict verdict, __u32 packets, __u64 bytes)
 {
-    counters->by[verdict].packets += packets;
-    counters->by[verdict].bytes += bytes;
+    fp_add(&counters->by[verdict], packets, bytes);
+}
+
+/* Where to count for a peer, or NULL. One look-up a packet or superpacket. */
+FP_INLINE struct fp_bpf_peer *fp_peer(__u32 address)
+{
+    return bpf_map_lookup_elem(&fp_peers, &address);
 }
 
 /* The word of the longest prefix that holds `address` (host order). */

@@ -99,7 +99,7 @@ static bool reply_state(const struct process *process, int connection, uint16_t 
                                      .confined = process->confined,
                                      .settings_bytes = sizeof(state.settings),
                                      .table_bytes = process->table_bytes,
-                                     .page_bytes = (uint32_t)fp_stats_page_bytes(),
+                                     .page_bytes = (uint32_t)fp_page_bytes(),
                                      .n_verdicts = FP_VERDICT_COUNT,
                                      .n_work = FP_WORK_COUNT,
                                      .n_pages = process->n_pages,

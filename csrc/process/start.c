@@ -30,7 +30,7 @@ static void close_all(const int *fds, size_t count)
 
 static int map_pages(struct process *process, int fd, uint32_t n_pages)
 {
-    size_t bytes = n_pages * fp_stats_page_bytes();
+    size_t bytes = n_pages * fp_page_bytes();
     void *pages;
 
     if (!has_seals(fd, F_SEAL_SHRINK) || size_of(fd) < (off_t)bytes)
@@ -55,7 +55,7 @@ static int start_workers(struct process *process, const struct fp_message_start 
         queues[i] = (struct fp_queue){.tun_fd = fds[2 * i], .udp_fd = fds[2 * i + 1]};
     error = fp_datapath_start_in(queues, start->n_queues, &start->settings, process->pages, &process->datapath);
     if (error)
-        munmap(process->pages, process->n_pages * fp_stats_page_bytes());
+        munmap(process->pages, process->n_pages * fp_page_bytes());
     return error;
 }
 

@@ -9,16 +9,17 @@ from __future__ import annotations
 import base64
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 from flanpy import backends
-from flanpy.agent import files, obstacles, overlay
+from flanpy.agent import files, obstacles, overlay, peer_traffic
 from flanpy.agent.datapaths import Choice, Home, features_left, open_datapath, remove_leftovers, running_process
 from flanpy.agent.hooks import Hooks, run_command
 from flanpy.agent.logs import event
+from flanpy.agent.peer_traffic import PeerTraffic
 from flanpy.backends import wireguard
 from flanpy.config.options import AgentOptions
 from flanpy.core.x25519 import public_key
@@ -289,6 +290,12 @@ class Machine:
     def stats(self) -> DatapathStats | None:
         """The datapath's counters, or None when none runs."""
         return self._running.datapath.stats() if self._running else None
+
+    def peer_traffic(self, desired: DesiredState, backend: str, peers: Sequence[Address]) -> PeerTraffic:
+        """What each of these peers was sent and has sent."""
+        if desired.table is None:
+            return peer_traffic.of_kernel(desired, backend)
+        return peer_traffic.of_datapath(self._running.datapath, peers) if self._running else peer_traffic.NOT_YET
 
     def routes(self) -> frozenset[Route]:
         """The kernel's routes of ours that are there. Raises PlatformError."""

@@ -121,10 +121,27 @@ def _peer_path(
 
     def samples(status: Status, process: ProcessFigures) -> list[Sample]:
         probed = [peer for peer in status.get("peers", ()) if peer.get("path")][:PEERS_MAX]
-        found = [
-            ({"peer": str(peer["public_ip"]), "subnets": str(peer["subnets"])}, read(peer["path"], process)) for peer in probed
-        ]
+        found = [(_peer_labels(peer), read(peer["path"], process)) for peer in probed]
         return [("", labels, value) for labels, value in found if value is not None]
+
+    return samples
+
+
+def _peer_labels(peer: Mapping[str, Any]) -> dict[str, str]:
+    return {"peer": str(peer["public_ip"]), "subnets": str(peer["subnets"])}
+
+
+def _peer_traffic(**ways: str) -> Callable[[Status, ProcessFigures], list[Sample]]:
+    """A counter of each peer, for each label of ``direction`` that field of its traffic; a peer that goes takes its series with it."""
+
+    def samples(status: Status, _: ProcessFigures) -> list[Sample]:
+        counted = [peer for peer in status.get("peers", ()) if peer.get("traffic")][:PEERS_MAX]
+        return [
+            ("", {**_peer_labels(peer), "direction": direction}, peer["traffic"][name])
+            for peer in counted
+            for direction, name in ways.items()
+            if peer["traffic"][name] is not None
+        ]
 
     return samples
 
@@ -196,6 +213,27 @@ METRICS: tuple[Metric, ...] = (
         "flanpy_foreign_leases", "Leases of nodes with another backend, which are left alone.", lambda s: s["counts"]["foreign"]
     ),
     _gauge("flanpy_refused_leases", "Keys in etcd that were refused.", lambda s: s["counts"]["refused"]),
+    Metric(
+        "flanpy_peer_packets_total",
+        "counter",
+        f"Inner packets to (out) and from (in) each peer, of {PEERS_MAX} at most; none where the kernel carries.",
+        _peer_traffic(out="sent_packets", **{"in": "received_packets"}),
+        (*PEER_LABELS, "direction"),
+    ),
+    Metric(
+        "flanpy_peer_bytes_total",
+        "counter",
+        "Bytes of those packets; with backend wireguard bytes on the underlay.",
+        _peer_traffic(out="sent_bytes", **{"in": "received_bytes"}),
+        (*PEER_LABELS, "direction"),
+    ),
+    Metric(
+        "flanpy_peer_drops_total",
+        "counter",
+        "Packets to a peer that the kernel would not send (out), and of a peer that were refused (in).",
+        _peer_traffic(out="dropped_out", **{"in": "dropped_in"}),
+        (*PEER_LABELS, "direction"),
+    ),
     Metric("flanpy_paths", "gauge", "Paths to peers that are probed, by state.", _paths, ("state",)),
     Metric(
         "flanpy_peer_path_up",

@@ -19,6 +19,7 @@ from flanpy import __version__
 from flanpy.agent.machine import Machine
 from flanpy.agent.passes import BUCKETS_S, Passes
 from flanpy.agent.peer_paths import PeerPaths, Report
+from flanpy.agent.peer_traffic import NOT_YET, PeerTraffic, as_json
 from flanpy.agent.pods_report import pods_answer, pods_counts
 from flanpy.agent.readiness import Readiness
 from flanpy.agent.said import shortened
@@ -47,7 +48,7 @@ def answer(
     """The answer to one question of ``QUESTIONS``; anything else is refused by name."""
     match command:
         case "status":
-            lists = {} if arguments.get("brief") else _status_lists(state)
+            lists = {} if arguments.get("brief") else _status_lists(state, _traffic(state, machine))
             return {
                 "ok": True,
                 **_status(state, machine, underlay, readiness, started_s),
@@ -55,7 +56,7 @@ def answer(
                 **lists,
             }
         case "peers":
-            return {"ok": True, **_peers(state, paths.report(), time.monotonic())}
+            return {"ok": True, **_peers(state, paths.report(), _traffic(state, machine), time.monotonic())}
         case "routes":
             return _routes(state, machine)
         case "pods":
@@ -178,11 +179,23 @@ def _network(config: NetworkConfig) -> str:
     return " ".join(str(network) for network in (config.network, config.ipv6_network) if network is not None)
 
 
-def _status_lists(state: State) -> dict[str, Any]:
+def _traffic(state: State, machine: Machine) -> PeerTraffic:
+    if state.plan is None or state.config is None:
+        return NOT_YET
+    peers = [peer.attributes.address for peer in state.plan.view.peers]
+    return machine.peer_traffic(state.plan.desired, state.config.backend.type, peers)
+
+
+def _status_lists(state: State, traffic: PeerTraffic) -> dict[str, Any]:
     view = state.plan.view if state.plan else None
     return {
         "peers": [
-            {"subnets": str(peer.subnets), "hop": str(peer.hop), "public_ip": str(peer.lease.attributes.address)}
+            {
+                "subnets": str(peer.subnets),
+                "hop": str(peer.hop),
+                "public_ip": str(peer.lease.attributes.address),
+                "traffic": as_json(traffic.by_peer.get(peer.attributes.address)),
+            }
             for peer in (view.peers if view else ())
         ],
         "foreign": [str(lease.subnets) for lease in (view.foreign if view else ())],
@@ -264,12 +277,16 @@ def _reconcile(passes: Passes) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------ peers and routes
 
 
-def _peers(state: State, paths: Report | None, now_s: float) -> dict[str, Any]:
+def _peers(state: State, paths: Report | None, traffic: PeerTraffic, now_s: float) -> dict[str, Any]:
     view = state.plan.view if state.plan else None
     backend = state.config.backend.type if state.config else ""
     refusals: Iterable[Refusal] = view.refusals if view else ()
     return {
-        "peers": [_peer(peer, paths, now_s) for peer in (view.peers if view else ())],
+        "peers": [
+            {**_peer(peer, paths, now_s), "traffic": as_json(traffic.by_peer.get(peer.attributes.address))}
+            for peer in (view.peers if view else ())
+        ],
+        "traffic_reason": traffic.reason,
         "foreign": [_foreign(lease, backend) for lease in (view.foreign if view else ())],
         "refused": [{"key": shortened(it.key), "reason": shortened(it.reason)} for it in islice(refusals, REFUSED_LISTED)],
         "refused_count": len(view.refusals) if view else 0,

@@ -6,8 +6,10 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from flanpy.cli.output import Paint, add_agent_arguments, ask_and_show, duration, printable, table
+from flanpy.cli.output import Paint, add_agent_arguments, ask_and_show, duration, number, printable, size, table
 
+TRAFFIC = ("SENT", "RECEIVED", "DROPS")
+"""Headers of ``traffic_cells``."""
 EPILOG = """\
 examples:
   flanpy peers
@@ -20,7 +22,8 @@ exit status: 0 done, 10 no agent answers
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags."""
     parser.description = (
-        "Peers with subnet and endpoint; then leases of another backend and leases that were refused, with the reason."
+        "Peers with subnet, endpoint, path, and what they were sent and have sent (bytes / packets, and packets dropped); then leases "
+        "of another backend and leases that were refused, with the reason."
     )
     parser.epilog = EPILOG
     add_agent_arguments(parser)
@@ -34,6 +37,8 @@ def run(arguments: argparse.Namespace) -> int:
 def render(answer: Mapping[str, Any], colours: Paint) -> list[str]:
     """The tables, line by line."""
     lines = peer_table(answer["peers"], colours) if answer["peers"] else ["no peers"]
+    if answer["peers"] and answer.get("traffic_reason"):
+        lines += ["", colours.faint(f"traffic: {printable(answer['traffic_reason'])}")]
     if answer["foreign"]:
         lines += ["", *foreign_table(answer["foreign"], colours)]
     if answer["refused"]:
@@ -51,14 +56,32 @@ def peer_table(peers: list[Mapping[str, Any]], colours: Paint) -> list[str]:
     The column GRACE is there only when a peer is kept though its lease has vanished: for how long still, and why.
     """
     with_grace = any(peer["grace"] for peer in peers)
-    headers = ("SUBNET", "ENDPOINT", "BACKEND", "PATH", "RTT", "LAST SEEN", "NODE", "FEATURES")
+    headers = ("SUBNET", "ENDPOINT", "BACKEND", "PATH", "RTT", "LAST SEEN", *TRAFFIC, "NODE", "FEATURES")
     rows = ((*_peer_row(peer), _grace(peer["grace"])) if with_grace else _peer_row(peer) for peer in peers)
-    return table((*headers, "GRACE") if with_grace else headers, rows, colours, numbers=(4,))
+    return table((*headers, "GRACE") if with_grace else headers, rows, colours, numbers=(4, 6, 7, 8))
 
 
 def _peer_row(peer: Mapping[str, Any]) -> tuple[str, ...]:
     features = " ".join(peer["features"]) or "-"
-    return (peer["subnets"], peer["hop"], peer["backend"], *_path(peer["path"]), peer["node"] or "-", features)
+    return (
+        *(peer["subnets"], peer["hop"], peer["backend"], *_path(peer["path"])),
+        *traffic_cells(peer.get("traffic")),
+        *(peer["node"] or "-", features),
+    )
+
+
+def traffic_cells(traffic: Mapping[str, Any] | None) -> tuple[str, str, str]:
+    """Sent and received, bytes and packets; drops on both ways. A dash for what nobody counts."""
+    if traffic is None:
+        return "-", "-", "-"
+    drops = [traffic[name] for name in ("dropped_out", "dropped_in")]
+    both = [_volume(traffic[f"{way}_bytes"], traffic[f"{way}_packets"]) for way in ("sent", "received")]
+    return both[0], both[1], "-" if None in drops else number(sum(drops))
+
+
+def _volume(bytes_: int | None, packets: int | None) -> str:
+    words = [size(bytes_) if bytes_ is not None else "", f"{number(packets)} p" if packets is not None else ""]
+    return " / ".join(filter(None, words)) or "-"
 
 
 def _path(path: Mapping[str, Any] | None) -> tuple[str, str, str]:

@@ -6,6 +6,7 @@ which datapath runs.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Protocol
@@ -40,6 +41,19 @@ class VerdictCount:
 
     packets: int
     bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class PeerCount:
+    """What one peer was sent and has sent; packets that were dropped on either way are in ``dropped_*`` alone.
+
+    ``dropped_out``: packets for it that the kernel would not send. ``dropped_in``: packets from it that were refused.
+    """
+
+    sent: VerdictCount
+    received: VerdictCount
+    dropped_out: int
+    dropped_in: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +92,9 @@ class Datapath(Protocol):
 
     def stats(self) -> DatapathStats:
         """Counters, read without disturbing the workers."""
+
+    def peer_counts(self, peers: Sequence[Address]) -> Mapping[Address, PeerCount]:
+        """What each of these peers was sent and has sent; counted by address, so that no new table and no other process changes it."""
 
     def check(self) -> None:
         """Put back what somebody has removed or killed; raise DatapathError when it cannot go on (TUN device gone), with the reason."""

@@ -8,11 +8,12 @@ from __future__ import annotations
 import os
 import struct
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from ipaddress import IPv4Network, IPv6Network
 from itertools import count
 from typing import Any
 
+from flanpy.datapath import PeerCount, VerdictCount
 from flanpy.datapath._core import ffi as _ffi
 from flanpy.datapath._core import lib as _lib
 from flanpy.errors import DatapathError
@@ -50,6 +51,23 @@ def cpu() -> str:
 def address_bytes(address: Address) -> bytes:
     """An address as the core compares it: 16 bytes, IPv4 mapped into IPv6."""
     return address.packed if address.version == 6 else _V4_IN_V6 + address.packed
+
+
+def peer_counts(peers: Sequence[Address], add: Callable[[Any, int, Any], None]) -> dict[Address, PeerCount]:
+    """What pages have counted for these peers: ``add`` lets C add them to ``struct fp_peer_count[]`` for ``struct fp_address[]``."""
+    wanted = list(dict.fromkeys(peers))
+    addresses = ffi.from_buffer("struct fp_address[]", b"".join(map(address_bytes, wanted)))
+    counts = ffi.new("struct fp_peer_count[]", len(wanted))
+    add(addresses, len(wanted), counts)
+    return {
+        peer: PeerCount(
+            VerdictCount(count.sent.packets, count.sent.bytes),
+            VerdictCount(count.received.packets, count.received.bytes),
+            count.dropped_out,
+            count.dropped_in,
+        )
+        for peer, count in zip(wanted, counts, strict=True)
+    }
 
 
 def hop_bytes(hop: Hop) -> bytes:

@@ -20,6 +20,7 @@ PURE_SOURCES = [
     "ip.c",
     "ip6.c",
     "names.c",
+    "peers.c",
     "protocol.c",
     "runs.c",
     "segment.c",
@@ -30,7 +31,7 @@ PURE_SOURCES = [
 ]
 """No system calls, no globals, no allocation; tests/packets holds their symbols against that."""
 
-HEADERS = ["verdicts.h", "flanpy.h", "worker.h", "names.h", "checksum.h", "protocol.h"]
+HEADERS = ["verdicts.h", "flanpy.h", "peers.h", "worker.h", "names.h", "checksum.h", "protocol.h"]
 COMPILE_ARGS = ["-O2", "-g", "-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra"]
 
 

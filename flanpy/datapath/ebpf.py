@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
-from flanpy.datapath import Datapath, DatapathSettings, DatapathStats, ProcessStatus, VerdictCount
+from flanpy.datapath import Datapath, DatapathSettings, DatapathStats, PeerCount, ProcessStatus, VerdictCount
 from flanpy.datapath import ebpf_syscall as bpf
 from flanpy.datapath.core import VERDICTS
 from flanpy.datapath.ebpf_attach import Hooks, Spot, TcxHooks, has_tcx
@@ -29,12 +29,13 @@ from flanpy.datapath.ebpf_host import Host
 from flanpy.datapath.ebpf_layout import COUNTERS_BYTES, Header, build_snapshot, sum_counters
 from flanpy.datapath.ebpf_mtu import PathMtus
 from flanpy.datapath.ebpf_needs import degraded, may_send_raw, require_ethernet
+from flanpy.datapath.ebpf_peers import PeerCounters, both
 from flanpy.datapath.ebpf_pins import ROOT, Pins, sweep_dead
 from flanpy.datapath.ebpf_places import put_in_place
 from flanpy.datapath.ebpf_prober import Prober, Target, forget
 from flanpy.datapath.ebpf_programs import Loaded, load, publish
 from flanpy.errors import DatapathError, PlatformError
-from flanpy.model import ForwardTable
+from flanpy.model import Address, ForwardTable
 
 FEATURES = frozenset({"ecn", "superpacket"})
 """What our receiver can take: marks are combined, superpackets and unfinished checksums are taken as they are."""
@@ -77,6 +78,7 @@ class EbpfDatapath:
         self._mtus = PathMtus(settings.underlay_address)
         self._pins = Pins.of(settings.device, options.pin_root)
         self._loaded: Loaded | None = None
+        self._peers: PeerCounters | None = None
         self._prober: Prober | None = None
         self._can_probe = may_send_raw()
         self.degraded = (*getattr(userspace, "degraded", ()), *degraded(options.underlay, can_probe=self._can_probe))
@@ -85,6 +87,9 @@ class EbpfDatapath:
             sweep_dead(options.pin_root)
             require_ethernet(options.underlay)
             self._loaded = load(self._pins)
+            self._peers = self._explain(
+                "counters of peers", partial(PeerCounters, self._loaded.maps["fp_peers"], possible_cpus())
+            )
             tcx = options.hooks == "tcx" or (options.hooks == "auto" and has_tcx(self._loaded.programs["fp_encap"]))
             self._hooks: Hooks = TcxHooks(self._pins) if tcx else host.clsact_hooks()
         except BaseException:
@@ -119,6 +124,7 @@ class EbpfDatapath:
             header = self._make_header(table)
             self._mtus.of_table(table, header.outer_bytes)
             self._publish(table, header)
+            self._have_counters(table)
             self._attach(header)
             self._table, self._header = table, header
             self._probe(table, header)
@@ -131,6 +137,12 @@ class EbpfDatapath:
             mine = verdicts[name]
             verdicts[name] = VerdictCount(mine.packets + count.packets, mine.bytes + count.bytes)
         return replace(below, verdicts=verdicts, counters={**below.counters, **others, "bpf_repairs": self._repairs})
+
+    def peer_counts(self, peers: Sequence[Address]) -> Mapping[Address, PeerCount]:
+        """What each of these peers was sent and has sent, by both halves."""
+        below = self._userspace.peer_counts(peers)
+        with self._lock:
+            return both(below, self._peers.read(peers)) if self._peers is not None else below
 
     def check(self) -> None:
         """Put back what somebody has removed; raise DatapathError when that, or the userspace half, cannot go on."""
@@ -152,7 +164,7 @@ class EbpfDatapath:
         if prober is not None:
             prober.close()  # not under the lock: its thread may be waiting for it
         with self._lock:
-            loaded, self._loaded = self._loaded, None
+            loaded, self._loaded, self._peers = self._loaded, None, None
             if loaded is not None:
                 loaded.close()
             self._mtus.close()
@@ -217,6 +229,11 @@ class EbpfDatapath:
     def _own_counters(self) -> tuple[dict[str, VerdictCount], dict[str, int]]:
         """What the programs have counted, all CPUs together."""
         return sum_counters(bpf.lookup(self._running().maps["fp_counters"], 0, COUNTERS_BYTES * possible_cpus()), VERDICTS)
+
+    def _have_counters(self, table: ForwardTable) -> None:
+        """After the table is in force: a peer that has just come may send a packet or two that its figures lack."""
+        if self._peers is not None:
+            self._peers.have({id(entry.hop): entry.hop.address for entry in table.entries}.values())
 
     def _watch_offloads(self) -> None:
         """Somebody may switch the uplink's offloads, and flat superpackets cannot be cut."""

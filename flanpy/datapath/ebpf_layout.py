@@ -18,13 +18,15 @@ from flanpy.datapath import VerdictCount
 from flanpy.errors import DatapathError
 from flanpy.model import Address, ForwardTable, Hop
 
-LAYOUT = 2
+LAYOUT = 3
 CHUNK_BYTES, WORDS, HEADER_CHUNK, HOPS_CHUNK, HOPS_PER_CHUNK = 1024, 256, 256, 257, 64
 NONE, LOCAL, FIRST_HOP, POINTER = 0, 1, 2, 0x80000000
 SOURCE_CHECK, CARRIES, BYPASS, INNER_GRO, SELF_TEST, WHOLE, TRAINS = 1, 2, 4, 8, 16, 32, 64
 HOP_ECN, HOP_SUPERPACKET = 1, 2
 
 COUNTERS_BYTES, VERDICT_SLOTS, OTHER_SLOTS = 768, 32, 32
+PEER_BYTES = 48
+"""What is counted for one peer on one CPU (struct fp_bpf_peer)."""
 COUNTERS = (
     "bpf_up_encapsulated",
     "bpf_up_udp_train",

@@ -103,7 +103,9 @@ def publish(maps: Mapping[str, bpf.Fd], data: bytes) -> None:
 
 
 def _shape(spec: MapSpec) -> bpf.MapShape:
-    return bpf.MapShape(spec.type, spec.key_bytes, spec.value_bytes, spec.entries)
+    """A hash makes its entries when they are wanted: on machines of many CPUs all of them would be a lot of memory."""
+    flags = bpf.F_NO_PREALLOC if spec.type == bpf.PERCPU_HASH else 0
+    return bpf.MapShape(spec.type, spec.key_bytes, spec.value_bytes, spec.entries, flags)
 
 
 def _adopted(parsed: BpfObject, pins: Pins) -> dict[str, bpf.Fd] | None:

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-MAP_CREATE, MAP_LOOKUP, MAP_UPDATE, PROG_LOAD, OBJ_PIN, OBJ_GET = 0, 1, 2, 5, 6, 7
+MAP_CREATE, MAP_LOOKUP, MAP_UPDATE, MAP_DELETE, MAP_NEXT_KEY, PROG_LOAD, OBJ_PIN, OBJ_GET = 0, 1, 2, 3, 4, 5, 6, 7
 PROG_TEST_RUN, OBJ_INFO, LINK_CREATE, LINK_UPDATE = 10, 15, 28, 29
 
-ARRAY, PERCPU_ARRAY, ARRAY_OF_MAPS = 2, 6, 12
+ARRAY, PERCPU_HASH, PERCPU_ARRAY, ARRAY_OF_MAPS = 2, 5, 6, 12
 SCHED_CLS = 3
 TCX_INGRESS, TCX_EGRESS = 46, 47
-F_MMAPABLE, F_INNER_MAP = 1 << 10, 1 << 12
+F_NO_PREALLOC, F_MMAPABLE, F_INNER_MAP = 1 << 0, 1 << 10, 1 << 12
 LINK_REPLACE = 4
 
 LOG_BYTES = 4 << 20
@@ -107,18 +107,38 @@ def map_shape(fd: Fd) -> MapShape:
 
 
 def update(fd: Fd, key: int, value: bytes) -> None:
-    """Store one element of an array; one of a map of maps is swapped atomically and seen by every CPU on return."""
+    """Store one element, of a per-CPU map all CPUs' values; one of a map of maps is swapped atomically and seen by every CPU on return."""
     key_buffer = ctypes.create_string_buffer(struct.pack("=I", key), 4)
     value_buffer = ctypes.create_string_buffer(value, len(value))
     call(MAP_UPDATE, struct.pack("=IIQQQ", fd.number, 0, _address(key_buffer), _address(value_buffer), 0))
 
 
 def lookup(fd: Fd, key: int, value_bytes: int) -> bytes:
-    """Read one element of an array; of a per-CPU array all CPUs' values, one behind the other."""
+    """Read one element; of a per-CPU map all CPUs' values, one behind the other. Raises FileNotFoundError where a hash has none."""
     key_buffer = ctypes.create_string_buffer(struct.pack("=I", key), 4)
     value_buffer = ctypes.create_string_buffer(value_bytes)
     call(MAP_LOOKUP, struct.pack("=IIQQQ", fd.number, 0, _address(key_buffer), _address(value_buffer), 0))
     return value_buffer.raw
+
+
+def delete(fd: Fd, key: int) -> None:
+    """Remove one element of a hash. Raises FileNotFoundError."""
+    key_buffer = ctypes.create_string_buffer(struct.pack("=I", key), 4)
+    call(MAP_DELETE, struct.pack("=IIQQQ", fd.number, 0, _address(key_buffer), 0, 0))
+
+
+def keys(fd: Fd) -> list[int]:
+    """All keys of a hash that nobody changes meanwhile."""
+    found: list[int] = []
+    last, following = ctypes.create_string_buffer(4), ctypes.create_string_buffer(4)
+    try:
+        while True:
+            before = _address(last) if found else 0
+            call(MAP_NEXT_KEY, struct.pack("=IIQQQ", fd.number, 0, before, _address(following), 0))
+            found += struct.unpack("=I", following.raw)
+            last.raw = following.raw
+    except FileNotFoundError:
+        return found
 
 
 def load_program(name: str, instructions: bytes, licence: bytes) -> Fd:

@@ -18,13 +18,13 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from flanpy.datapath import DatapathSettings, DatapathStats, ProcessStatus
+from flanpy.datapath import DatapathSettings, DatapathStats, PeerCount, ProcessStatus
 from flanpy.datapath.core import build_table, ffi, lib
 from flanpy.datapath.process_launch import EXECUTABLE, SOCKET_NAME, Found, await_end, end_process, kill, launch, version_of
 from flanpy.datapath.process_pages import Pages, is_pages, is_table, new_pages, sealed_table
@@ -33,7 +33,7 @@ from flanpy.datapath.process_wire import Connection, Gone, Unresponsive
 from flanpy.datapath.sockets import Underlay
 from flanpy.datapath.userspace import FEATURES, IPV6, Tuning, TunQueues, native_settings
 from flanpy.errors import DatapathError
-from flanpy.model import ForwardTable
+from flanpy.model import Address, ForwardTable
 
 RESTART_PAUSE_S = 1.0
 """A process that has ended sooner than that after its start is not started again at once: something kills it."""
@@ -132,6 +132,13 @@ class ProcessDatapath:
             self._running()
             assert self._pages is not None
             return self._pages.stats()
+
+    def peer_counts(self, peers: Sequence[Address]) -> Mapping[Address, PeerCount]:
+        """What each of these peers was sent and has sent, by this process and those before it."""
+        with self._lock:
+            self._running()
+            assert self._pages is not None
+            return self._pages.peers(peers)
 
     def check(self) -> None:
         """Start another process when ours has ended; raise DatapathError when a worker cannot go on or no process can be had."""

@@ -8,11 +8,13 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
-from flanpy.datapath import DatapathStats, VerdictCount
-from flanpy.datapath.core import VERDICTS, WORK_COUNTERS, TableBlob, ffi, lib
+from flanpy.datapath import DatapathStats, PeerCount, VerdictCount
+from flanpy.datapath.core import VERDICTS, WORK_COUNTERS, TableBlob, ffi, lib, peer_counts
+from flanpy.model import Address
 
 F_ADD_SEALS, F_GET_SEALS = 1033, 1034
 F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW, F_SEAL_WRITE = 1, 2, 4, 8
@@ -26,7 +28,7 @@ class Pages:
         self.fd = fd
         self._queues = queues
         self._per_queue = per_queue
-        self._map = mmap.mmap(fd, queues * per_queue * lib.fp_stats_page_bytes(), mmap.MAP_SHARED, mmap.PROT_READ)
+        self._map = mmap.mmap(fd, queues * per_queue * lib.fp_page_bytes(), mmap.MAP_SHARED, mmap.PROT_READ)
         self._memory: Any = ffi.from_buffer("uint8_t[]", self._map)
 
     def close(self) -> None:
@@ -47,6 +49,10 @@ class Pages:
         counters = {name: sum_.work[number] for number, name in enumerate(WORK_COUNTERS)}
         return DatapathStats(generation=sum_.generation, verdicts=verdicts, counters=counters)
 
+    def peers(self, peers: Sequence[Address]) -> dict[Address, PeerCount]:
+        """What all threads have counted for these peers."""
+        return peer_counts(peers, partial(lib.fp_peers_sum, self._memory, self._queues * self._per_queue))
+
     def failures(self) -> Iterator[tuple[int, int]]:
         """(queue, errno) of every queue whose worker cannot go on."""
         for queue in range(self._queues):
@@ -56,7 +62,7 @@ class Pages:
 
     def _sum(self, first: int, count: int) -> Any:
         out = ffi.new("struct fp_stats *")
-        lib.fp_stats_sum(self._memory + first * lib.fp_stats_page_bytes(), count, out)
+        lib.fp_stats_sum(self._memory + first * lib.fp_page_bytes(), count, out)
         return out
 
 
@@ -64,7 +70,7 @@ def new_pages(queues: int, per_queue: int) -> Pages:
     """Pages of zeros, which nobody can cut short under the process's feet."""
     fd = os.memfd_create("flanpy-counters", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
-        os.ftruncate(fd, queues * per_queue * lib.fp_stats_page_bytes())
+        os.ftruncate(fd, queues * per_queue * lib.fp_page_bytes())
         fcntl.fcntl(fd, F_ADD_SEALS, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW)
         return Pages(fd, queues, per_queue)
     except BaseException:
@@ -74,7 +80,7 @@ def new_pages(queues: int, per_queue: int) -> Pages:
 
 def is_pages(fd: int, queues: int, per_queue: int) -> bool:
     """Whether an earlier process's descriptor is memory for so many counters that cannot be cut short under our feet."""
-    return _is_sealed(fd, F_SEAL_SHRINK) and os.fstat(fd).st_size >= queues * per_queue * lib.fp_stats_page_bytes()
+    return _is_sealed(fd, F_SEAL_SHRINK) and os.fstat(fd).st_size >= queues * per_queue * lib.fp_page_bytes()
 
 
 def is_table(fd: int, size: int) -> bool:

@@ -194,7 +194,7 @@ def _state(reply: bytes, fds: list[int]) -> State:
     queues, tables = state.n_queues if fds else 0, int(state.table_bytes > 0)
     if fds and len(fds) != 2 * queues + 1 + tables:
         raise DatapathError(f"datapath process: {len(fds)} descriptors for {queues} queues")
-    ours = (lib.fp_stats_page_bytes(), len(VERDICTS), len(WORK_COUNTERS))
+    ours = (lib.fp_page_bytes(), len(VERDICTS), len(WORK_COUNTERS))
     return State(
         running=state.state == lib.FP_PROCESS_RUNNING,
         version=bytes(ffi.buffer(state.version)).rstrip(b"\0").decode("ascii", "replace"),

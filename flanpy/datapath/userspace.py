@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from flanpy.datapath import DatapathSettings, DatapathStats, VerdictCount
-from flanpy.datapath.core import VERDICTS, WORK_COUNTERS, build_table, ffi, lib
+from flanpy.datapath import DatapathSettings, DatapathStats, PeerCount, VerdictCount
+from flanpy.datapath.core import VERDICTS, WORK_COUNTERS, build_table, ffi, lib, peer_counts
 from flanpy.datapath.sockets import Underlay
 from flanpy.errors import DatapathError
-from flanpy.model import ForwardTable
+from flanpy.model import Address, ForwardTable
 
 FEATURES = frozenset({"ecn"})
 """What our receiver can take: ECN marks are combined as RFC 6040 says. No superpackets: every datagram must be a finished packet."""
@@ -99,6 +101,11 @@ class UserspaceDatapath:
         }
         counters = {name: sum(page.work[number] for page in pages) for number, name in enumerate(WORK_COUNTERS)}
         return DatapathStats(generation=min(page.generation for page in pages), verdicts=verdicts, counters=counters)
+
+    def peer_counts(self, peers: Sequence[Address]) -> Mapping[Address, PeerCount]:
+        """What each of these peers was sent and has sent."""
+        with self._lock:
+            return peer_counts(peers, partial(lib.fp_datapath_peers, self._running()))
 
     def check(self) -> None:
         """Raise DatapathError when a worker cannot work any more."""

@@ -41,6 +41,19 @@ class PeerThere:
     handshake_s: int
 
 
+def transferred(name: str) -> dict[str, tuple[int, int]]:
+    """Bytes received from and sent to each peer of a device, by public key, since the peer was added. Raises PlatformError."""
+    with explained(f"read {name}'s peers"), contextlib.closing(WireGuard()) as wireguard:
+        found = [peer for message in wireguard.info(name) for peer in message.get("WGDEVICE_A_PEERS") or ()]
+    return {
+        _text(peer.get_attr("WGPEER_A_PUBLIC_KEY")): (
+            int(peer.get_attr("WGPEER_A_RX_BYTES") or 0),
+            int(peer.get_attr("WGPEER_A_TX_BYTES") or 0),
+        )
+        for peer in found
+    }
+
+
 class WireguardDevices:
     """Has the node's private key and remembers which endpoints were written; belongs to the thread of its ``Kernel``."""
 

@@ -114,6 +114,35 @@ def test_a_stop_and_a_start_lose_nothing(two: Cluster, measured: Callable[[str],
     measured(stream.total.words)
 
 
+def traffic(two: Cluster, host: str) -> dict[str, int]:
+    """What its one peer was sent and has sent."""
+    (peer,) = two.ask(host, "peers")["peers"]
+    counted: dict[str, int] = peer["traffic"]
+    return counted
+
+
+def grown(two: Cluster, before: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
+    return {host: {name: count - before[host][name] for name, count in traffic(two, host).items()} for host in before}
+
+
+def test_what_each_peer_was_sent_and_has_sent_is_counted_whoever_ends(two: Cluster) -> None:
+    before = {host: traffic(two, host) for host in ("host1", "host2")}
+    assert two.ping("host1-pod1", "host2-pod1", 5) == 5
+    pings = {f"{way}_{unit}": count for way in ("sent", "received") for unit, count in (("packets", 5), ("bytes", 5 * 84))}
+    pings |= {"dropped_out": 0, "dropped_in": 0}
+    assert grown(two, before) == {"host1": pings, "host2": pings}
+    two.sandbox.signal(pid := process(two)["pid"], signal.SIGKILL)
+    eventually(lambda: process(two)["pid"] != pid, 5, "there is another process")
+    two.lab.stop_agent("host1", signal.SIGKILL)
+    two.lab.start_agents(["host1"])
+    agent_is_ready(two)
+    eventually(lambda: two.ask("host1", "peers")["peers"], 15, "the new agent knows its peer")
+    assert grown(two, before) == {"host1": pings, "host2": pings}, "neither a process nor an agent nor a table takes them back"
+    spoof = "import socket; socket.socket(2, 2).sendto(bytes(40), ('172.31.9.1', 8285))"
+    two.sandbox.run("host2", [sys.executable, "-c", spoof])
+    eventually(lambda: grown(two, before)["host1"]["dropped_in"] == 1, 5, "what is refused is counted for who has sent it")
+
+
 def test_status_and_cleanup_name_the_process(two: Cluster) -> None:
     pid = process(two)["pid"]
     settings = {**two.lab.agent_settings("host1"), **IMPORT_PATH}

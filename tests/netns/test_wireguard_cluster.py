@@ -51,6 +51,9 @@ def _carries(logs: Path) -> None:
         assert peers(two) == before
         sent, received = transfer(two, "host1-pod1", "host2-pod1")
         assert sent == received
+        (counted,) = (peer["traffic"] for peer in two.ask("host1", "peers")["peers"])
+        assert counted["sent_bytes"] > 1000
+        assert counted["sent_packets"] is None, "the kernel counts bytes alone"
         for other, address in ((KEYS[0], "172.31.9.77"), (KEYS[0], "172.31.9.78"), (KEYS[1], "172.31.9.78")):
             data = {"PublicKey": other, "Port": 51820}
             value = {"PublicIP": address, "PublicIPv6": None, "BackendType": "wireguard", "BackendData": data}

@@ -217,7 +217,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 def test_the_object_holds_what_the_loader_needs(compiled: bytes) -> None:
     parsed = parse_object(compiled)
     assert set(parsed.programs) == {"fp_encap", "fp_decap", "fp_bypass", "fp_merged"}
-    assert set(parsed.maps) == {"fp_tables", "fp_counters", "fp_trains", "fp_wholes", "fp_thanks"}
+    assert set(parsed.maps) == {"fp_tables", "fp_counters", "fp_peers", "fp_trains", "fp_wholes", "fp_thanks"}
     assert parsed.licence == b"GPL"
     linked = parsed.programs["fp_decap"].linked(dict.fromkeys(parsed.maps, 77))
     assert len(linked) == len(parsed.programs["fp_decap"].instructions)

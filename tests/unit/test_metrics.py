@@ -8,6 +8,7 @@ from pathlib import Path
 
 from flanpy.agent.metrics import METRICS, ProcessFigures, render
 from flanpy.agent.passes import BUCKETS_S, Passes
+from flanpy.agent.peer_traffic import Traffic, as_json
 from flanpy.datapath.core import VERDICTS
 from tests.support.answers import STATUS
 
@@ -118,6 +119,38 @@ process_start_time_seconds 1000.5
 
 def test_the_whole_text() -> None:
     assert render(STATUS, PROCESS) == TEXT
+
+
+TRAFFIC_TEXT = """\
+# HELP flanpy_peer_packets_total Inner packets to (out) and from (in) each peer, of 1000 at most; none where the kernel carries.
+# TYPE flanpy_peer_packets_total counter
+flanpy_peer_packets_total{peer="172.31.9.2",subnets="10.244.8.0/24",direction="out"} 12
+flanpy_peer_packets_total{peer="172.31.9.2",subnets="10.244.8.0/24",direction="in"} 0
+# HELP flanpy_peer_bytes_total Bytes of those packets; with backend wireguard bytes on the underlay.
+# TYPE flanpy_peer_bytes_total counter
+flanpy_peer_bytes_total{peer="172.31.9.2",subnets="10.244.8.0/24",direction="out"} 15000
+flanpy_peer_bytes_total{peer="172.31.9.2",subnets="10.244.8.0/24",direction="in"} 0
+flanpy_peer_bytes_total{peer="172.31.9.3",subnets="10.244.9.0/24",direction="out"} 148
+flanpy_peer_bytes_total{peer="172.31.9.3",subnets="10.244.9.0/24",direction="in"} 92
+# HELP flanpy_peer_drops_total Packets to a peer that the kernel would not send (out), and of a peer that were refused (in).
+# TYPE flanpy_peer_drops_total counter
+flanpy_peer_drops_total{peer="172.31.9.2",subnets="10.244.8.0/24",direction="out"} 1
+flanpy_peer_drops_total{peer="172.31.9.2",subnets="10.244.8.0/24",direction="in"} 2
+"""
+
+
+def test_peers_that_are_counted_have_their_traffic_and_others_have_no_line() -> None:
+    whole = as_json(Traffic(12, 15000, 0, 0, 1, 2))
+    bytes_alone = as_json(Traffic(sent_bytes=148, received_bytes=92))
+    rows = [
+        ("172.31.9.2", "10.244.8.0/24", whole),
+        ("172.31.9.3", "10.244.9.0/24", bytes_alone),
+        ("172.31.9.4", "10.244.10.0/24", None),
+    ]
+    peers = [{"public_ip": address, "subnets": subnets, "traffic": traffic} for address, subnets, traffic in rows]
+    text = render({**STATUS, "peers": peers}, PROCESS)
+    assert TRAFFIC_TEXT in text
+    assert text.replace(TRAFFIC_TEXT, "") == render(STATUS, PROCESS)
 
 
 PEER_TEXT = """\

@@ -14,6 +14,7 @@ import pytest
 
 from flanpy.agent.control import SOCKET_NAME, ask
 from flanpy.agent.host_checks import Check
+from flanpy.agent.peer_traffic import Traffic, as_json
 from flanpy.cli import doctor, leases, main, peers, routes, status, top
 from flanpy.cli.output import Paint, ask_agent, duration, printable, size, table
 from flanpy.core.codec import encode_attributes
@@ -89,8 +90,9 @@ def test_status_of_an_agent_that_has_just_started_says_what_is_missing() -> None
 def test_peers_are_listed_with_what_is_not_used_and_why() -> None:
     answer = {
         "peers": [
-            {"node": "n2", "public_ip": "172.31.9.2", "backend": "udp", "features": ["ecn", "superpacket"]}
-            | {"subnets": "10.244.8.0/24", "hop": "172.31.9.2:8285", "grace": None, "path": PATH},
+            {"node": "n2", "public_ip": "172.31.9.2", "backend": "udp", "features": ["ecn"]}
+            | {"subnets": "10.244.8.0/24", "hop": "172.31.9.2:8285", "grace": None, "path": PATH}
+            | {"traffic": as_json(Traffic(1204, 1_500_000, 1100, 1_400_000, 2, 1))},
             {"node": None, "public_ip": "172.31.9.3", "backend": "udp", "features": []}
             | {"subnets": "10.244.200.0/24", "hop": "172.31.9.3:8285", "grace": None, "path": None},
         ],
@@ -98,9 +100,10 @@ def test_peers_are_listed_with_what_is_not_used_and_why() -> None:
         "refused": [{"key": "subnets/\n\x07", "reason": "key: not of the form"}],
     }
     assert peers.render(answer, PLAIN) == [
-        "SUBNET           ENDPOINT         BACKEND  PATH          RTT  LAST SEEN  NODE  FEATURES",
-        "10.244.8.0/24    172.31.9.2:8285  udp      lossy 5%  0.42 ms  3 s ago    n2    ecn superpacket",
-        "10.244.200.0/24  172.31.9.3:8285  udp      -               -  -          -     -",
+        "SUBNET           ENDPOINT         BACKEND  PATH          RTT  LAST SEEN  "
+        + "            SENT          RECEIVED  DROPS  NODE  FEATURES",
+        "10.244.8.0/24    172.31.9.2:8285  udp      lossy 5%  0.42 ms  3 s ago    1.5 MB / 1,204 p  1.4 MB / 1,100 p      3  n2    ecn",
+        "10.244.200.0/24  172.31.9.3:8285  udp      -               -  -                         -                 -      -  -     -",
         "",
         "FOREIGN        PUBLIC IP   NOT USED BECAUSE",
         "10.244.9.0/24  172.31.9.4  its backend is vxlan, ours is udp",
@@ -115,9 +118,9 @@ def test_peers_that_are_kept_without_a_lease_show_for_how_long() -> None:
     kept = {"subnets": "10.244.8.0/24", "hop": "172.31.9.2:8285", "grace": {"cause": "lost", "seconds_left": 59.2}, "path": None}
     living = {"subnets": "10.244.9.0/24", "hop": "172.31.9.3:8285", "grace": None, "path": None}
     assert peers.render({"peers": [node | kept, node | living], "foreign": [], "refused": []}, PLAIN) == [
-        "SUBNET         ENDPOINT         BACKEND  PATH  RTT  LAST SEEN  NODE  FEATURES  GRACE",
-        "10.244.8.0/24  172.31.9.2:8285  udp      -       -  -          n2    -         59 s (lost)",
-        "10.244.9.0/24  172.31.9.3:8285  udp      -       -  -          n2    -         -",
+        "SUBNET         ENDPOINT         BACKEND  PATH  RTT  LAST SEEN  SENT  RECEIVED  DROPS  NODE  FEATURES  GRACE",
+        "10.244.8.0/24  172.31.9.2:8285  udp      -       -  -             -         -      -  n2    -         59 s (lost)",
+        "10.244.9.0/24  172.31.9.3:8285  udp      -       -  -             -         -      -  n2    -         -",
     ]
 
 
@@ -144,12 +147,41 @@ def test_routes_show_what_is_wanted_and_what_is_there() -> None:
     ]
 
 
+def test_top_shows_the_busiest_peers_first_and_what_nobody_counts_as_dashes() -> None:
+    def looks(sent: int) -> dict[str, object]:
+        busy = {
+            "subnets": "10.244.8.0/24",
+            "public_ip": "172.31.9.2",
+            "path": PATH,
+            "traffic": as_json(Traffic(sent, sent * 1000, 0, 0, 1, 2)),
+        }
+        quiet = {
+            "subnets": "10.244.9.0/24",
+            "public_ip": "172.31.9.3",
+            "path": None,
+            "traffic": as_json(Traffic(5, 500, 0, 0, 0, 0)),
+        }
+        unknown = {"subnets": "10.244.10.0/24", "public_ip": "172.31.9.4", "path": None, "traffic": None}
+        return {**STATUS, "peers": [unknown, quiet, busy], "traffic_reason": "nobody knows"}
+
+    found = top.peer_rates(looks(10), looks(30), 2.0)
+    assert top.render(STATUS | {"traffic_reason": "nobody knows"}, [], found, PLAIN)[2:] == [
+        "PEER            ENDPOINT    PATH       RTT   SENT/S  RECEIVED/S  PACKETS/S  DROPS",
+        "10.244.8.0/24   172.31.9.2  lossy  0.42 ms  10.0 kB         0 B         10      3",
+        "10.244.9.0/24   172.31.9.3  -            -      0 B         0 B          0      0",
+        "10.244.10.0/24  172.31.9.4  -            -        -           -          -      -",
+        "traffic: nobody knows",
+        "",
+        "COUNTER  PER SECOND  BYTES/S  TOTAL",
+    ]
+
+
 def test_top_shows_rates_of_what_has_changed_and_survives_a_new_datapath() -> None:
     before = {"datapath": {"verdicts": {"encapsulated": {"packets": 100, "bytes": 1000}}, "counters": {"polls": 500}}}
     now = {"datapath": {"verdicts": {"encapsulated": {"packets": 300, "bytes": 5000}}, "counters": {"polls": 20}}}
     found = top.rates(before, now, 2.0)
     assert found == [top.Rate("encapsulated", 300, 100.0, 2000.0), top.Rate("polls", 20, 10.0)]
-    assert top.render(STATUS, found, PLAIN) == [
+    assert top.render(STATUS, found, [], PLAIN) == [
         "ready, datapath userspace, peers 3, for 2 h 14 min",
         "",
         "COUNTER       PER SECOND  BYTES/S  TOTAL",
