@@ -7,7 +7,6 @@
 
 enum {
     ERROR_BYTES_MAX = 576,                   /* RFC 1812 4.3.2.3 */
-    ICMP_BYTES = 8,
     PRECEDENCE_INTERNETWORK_CONTROL = 0xc0,  /* RFC 1812 4.3.2.5 */
     ERROR_TTL = 64,
 };
@@ -62,21 +61,19 @@ size_t fp_icmp_error(const struct fp_context *context, enum fp_verdict verdict, 
         return 0;
     if (!error_kind(verdict, &kind) || fp_ip_check(packet, bytes, &ip) != FP_ENCAPSULATED || !may_answer(packet, &ip))
         return 0;
-    size_t quoted = ip.total_bytes;
-    if (quoted > ERROR_BYTES_MAX - FP_IP_BYTES - ICMP_BYTES)
-        quoted = ERROR_BYTES_MAX - FP_IP_BYTES - ICMP_BYTES;
-    size_t total = FP_IP_BYTES + ICMP_BYTES + quoted;
+    size_t quoted = fp_icmp_quoted(ip.total_bytes, FP_IP_BYTES + FP_ICMP_HEADER_BYTES, ERROR_BYTES_MAX);
+    size_t total = FP_IP_BYTES + FP_ICMP_HEADER_BYTES + quoted;
     if (total > out_bytes)
         return 0;
 
     uint8_t *icmp = out + FP_IP_BYTES;
-    memset(out, 0, FP_IP_BYTES + ICMP_BYTES);
-    memcpy(icmp + ICMP_BYTES, packet, quoted);
+    memset(out, 0, FP_IP_BYTES + FP_ICMP_HEADER_BYTES);
+    memcpy(icmp + FP_ICMP_HEADER_BYTES, packet, quoted);
     icmp[0] = kind.type;
     icmp[1] = kind.code;
     if (verdict == FP_DROP_TOO_BIG)
         fp_store16_be(icmp + 6, (uint16_t)(next_hop_mtu > 0xffff ? 0xffff : next_hop_mtu)); /* RFC 1191 4 */
-    fp_store16(icmp + 2, (uint16_t)~fp_fold(fp_sum(icmp, ICMP_BYTES + quoted, 0)));
+    fp_store16(icmp + 2, (uint16_t)~fp_fold(fp_sum(icmp, FP_ICMP_HEADER_BYTES + quoted, 0)));
 
     out[0] = 0x45;
     out[FP_IP_TOS] = PRECEDENCE_INTERNETWORK_CONTROL;

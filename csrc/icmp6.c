@@ -6,7 +6,6 @@
 #include "icmp.h"
 
 enum {
-    ICMP_BYTES = 8,
     ERROR_HOPS = 64,
     UNREACHABLE = 1,
     TOO_BIG = 2,
@@ -55,28 +54,26 @@ size_t fp_icmp6_error(const struct fp_context *context, enum fp_verdict verdict,
     if (type == 0 || is_unset(&context->tunnel_address6) || fp_ip_check(packet, bytes, &ip) != FP_ENCAPSULATED ||
         !may_answer(packet, &ip))
         return 0;
-    size_t quoted = ip.total_bytes;
-    if (quoted > FP_ICMP_BYTES_MAX - FP_IP6_BYTES - ICMP_BYTES)
-        quoted = FP_ICMP_BYTES_MAX - FP_IP6_BYTES - ICMP_BYTES;
-    size_t total = FP_IP6_BYTES + ICMP_BYTES + quoted;
+    size_t quoted = fp_icmp_quoted(ip.total_bytes, FP_IP6_BYTES + FP_ICMP_HEADER_BYTES, FP_ICMP_BYTES_MAX);
+    size_t total = FP_IP6_BYTES + FP_ICMP_HEADER_BYTES + quoted;
     if (total > out_bytes)
         return 0;
 
     uint8_t *icmp = out + FP_IP6_BYTES;
-    memset(out, 0, FP_IP6_BYTES + ICMP_BYTES);
+    memset(out, 0, FP_IP6_BYTES + FP_ICMP_HEADER_BYTES);
     out[0] = 0x60;
-    fp_store16_be(out + FP_IP6_LENGTH, (uint16_t)(ICMP_BYTES + quoted));
+    fp_store16_be(out + FP_IP6_LENGTH, (uint16_t)(FP_ICMP_HEADER_BYTES + quoted));
     out[FP_IP6_NEXT] = FP_PROTOCOL_ICMP6;
     out[FP_IP6_HOPS] = ERROR_HOPS;
     memcpy(out + FP_IP6_SOURCE, context->tunnel_address6.bytes, 16);
     memcpy(out + FP_IP6_DESTINATION, packet + FP_IP6_SOURCE, 16);
 
-    memcpy(icmp + ICMP_BYTES, packet, quoted);
+    memcpy(icmp + FP_ICMP_HEADER_BYTES, packet, quoted);
     icmp[0] = type;
     /* A smaller one would be ignored (RFC 8201 4): what the path cannot carry is fragmented outside. */
     if (type == TOO_BIG)
         fp_store32_be(icmp + 4, next_hop_mtu < FP_IP6_MTU_MIN ? FP_IP6_MTU_MIN : next_hop_mtu);
-    uint64_t sum = fp_ip6_pseudo_sum(out, FP_PROTOCOL_ICMP6, (uint32_t)(ICMP_BYTES + quoted));
-    fp_store16(icmp + 2, (uint16_t)~fp_fold(fp_sum(icmp, ICMP_BYTES + quoted, sum)));
+    uint64_t sum = fp_ip6_pseudo_sum(out, FP_PROTOCOL_ICMP6, (uint32_t)(FP_ICMP_HEADER_BYTES + quoted));
+    fp_store16(icmp + 2, (uint16_t)~fp_fold(fp_sum(icmp, FP_ICMP_HEADER_BYTES + quoted, sum)));
     return total;
 }

@@ -6,6 +6,8 @@
  */
 #include "table.h"
 
+#include "heap_sort.h"
+
 /* Ranges as they arrive; the latest is held back, for another may begin at the same address. */
 struct sweep {
     struct fp_range6 *ranges; /* NULL in the counting pass */
@@ -164,27 +166,13 @@ bool fp_routes6_valid(const struct fp_route6 *routes, size_t n_routes, size_t n_
     return true;
 }
 
-static void sift(struct fp_route6 *routes, size_t root, size_t count)
+static bool listed_before(const void *a, const void *b, const void *unused)
 {
-    for (size_t child; (child = 2 * root + 1) < count; root = child) {
-        if (child + 1 < count && compare(&routes[child], &routes[child + 1]) < 0)
-            child++;
-        if (compare(&routes[root], &routes[child]) >= 0)
-            return;
-        struct fp_route6 swapped = routes[root];
-        routes[root] = routes[child];
-        routes[child] = swapped;
-    }
+    (void)unused;
+    return compare(a, b) < 0;
 }
 
 void fp_routes6_sort(struct fp_route6 *routes, size_t n_routes)
 {
-    for (size_t i = n_routes / 2; i-- > 0;)
-        sift(routes, i, n_routes);
-    for (size_t left = n_routes; left-- > 1;) {
-        struct fp_route6 largest = routes[0];
-        routes[0] = routes[left];
-        routes[left] = largest;
-        sift(routes, 0, left);
-    }
+    fp_heap_sort(routes, n_routes, sizeof *routes, listed_before, NULL);
 }

@@ -7,6 +7,8 @@
  */
 #include "table.h"
 
+#include "heap_sort.h"
+
 #include <errno.h>
 
 #define ADDRESSES 0x100000000ull
@@ -188,32 +190,18 @@ static size_t lay_out(struct fp_table *header, const struct counted *counted, si
     return at / 4 <= UINT32_MAX ? (size_t)at : 0;
 }
 
-/* Heap sort of 32-bit hop numbers by address: no memory, no recursion, n log n also in the worst case. */
-static void sift_hop(uint32_t *order, const struct fp_hop *hops, size_t root, size_t count)
+static bool hop_before(const void *a, const void *b, const void *hops)
 {
-    for (size_t child; (child = 2 * root + 1) < count; root = child) {
-        if (child + 1 < count && memcmp(&hops[order[child]], &hops[order[child + 1]], sizeof hops->address) < 0)
-            child++;
-        if (memcmp(&hops[order[root]], &hops[order[child]], sizeof hops->address) >= 0)
-            return;
-        uint32_t swapped = order[root];
-        order[root] = order[child];
-        order[child] = swapped;
-    }
+    const struct fp_hop *known = hops;
+    return memcmp(&known[*(const uint32_t *)a], &known[*(const uint32_t *)b], sizeof known->address) < 0;
 }
 
+/* Write the hops' numbers into `order`, by address. */
 static void sort_hops(uint32_t *order, const struct fp_hop *hops, size_t count)
 {
     for (size_t i = 0; i < count; i++)
         order[i] = (uint32_t)i;
-    for (size_t i = count / 2; i-- > 0;)
-        sift_hop(order, hops, i, count);
-    for (size_t left = count; left-- > 1;) {
-        uint32_t largest = order[0];
-        order[0] = order[left];
-        order[left] = largest;
-        sift_hop(order, hops, 0, left);
-    }
+    fp_heap_sort(order, count, sizeof *order, hop_before, hops);
 }
 
 static uint32_t mtu_of(const struct fp_routes *routes)
@@ -273,27 +261,13 @@ int fp_table_build(void *memory, size_t bytes, uint64_t generation, const struct
     return 0;
 }
 
-static void sift_route(struct fp_route4 *routes, size_t root, size_t count)
+static bool listed_before(const void *a, const void *b, const void *unused)
 {
-    for (size_t child; (child = 2 * root + 1) < count; root = child) {
-        if (child + 1 < count && route_before(&routes[child], &routes[child + 1]))
-            child++;
-        if (!route_before(&routes[root], &routes[child]))
-            return;
-        struct fp_route4 swapped = routes[root];
-        routes[root] = routes[child];
-        routes[child] = swapped;
-    }
+    (void)unused;
+    return route_before(a, b);
 }
 
 void fp_routes_sort(struct fp_route4 *routes, size_t n_routes)
 {
-    for (size_t i = n_routes / 2; i-- > 0;)
-        sift_route(routes, i, n_routes);
-    for (size_t left = n_routes; left-- > 1;) {
-        struct fp_route4 largest = routes[0];
-        routes[0] = routes[left];
-        routes[left] = largest;
-        sift_route(routes, 0, left);
-    }
+    fp_heap_sort(routes, n_routes, sizeof *routes, listed_before, NULL);
 }
