@@ -117,9 +117,11 @@ def test_each_rule_counts_its_packet_before_during_and_after_restarts_under_1000
     with ruled.flows("pod", "outside", version, port=PORT + 1) as flows:
         _each_counts_one(ruled, mode, version, busy)
         keeper.start()
-        _each_counts_one(ruled, mode, version, busy)
-        stop.set()
-        keeper.join()
+        try:
+            _each_counts_one(ruled, mode, version, busy)
+        finally:
+            stop.set()
+            keeper.join()
         _each_counts_one(ruled, mode, version, busy)
     assert (flows.sources, set(written)) == ({OUT0[version]: flows.sent}, {0})
     assert counters(ruled.node, mode)[busy] == started[busy] + flows.sent + 3, "three of its packets were sent by themselves"

@@ -94,16 +94,19 @@ class Node:
         return Flows(*places, ADDRESSES[version][target], port=port)
 
     def seen(self, source: str, target: str, version: int, *, mark: int = 0, sender: str | None = None) -> str:
-        """The source address under which a packet from one place arrives at another; ``sender``: an address of the node to send from."""
+        """The source address under which a packet from one place arrives at another; ``sender``: an address of the node to send from.
+
+        The receiver's port is the kernel's choice: a program that is being started may still hold the socket of the one before.
+        """
         family = socket.AF_INET if version == 4 else socket.AF_INET6
         with closing(_socket(self.spaces[target], family)) as receiver, closing(_socket(self.spaces[source], family)) as out:
-            receiver.bind(("", PORT))
+            receiver.bind(("", 0))
             receiver.settimeout(3)
             if mark:
                 out.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
             if sender is not None:
                 out.bind((sender, 0))
-            out.sendto(b"x", (ADDRESSES[version][target], PORT))
+            out.sendto(b"x", (ADDRESSES[version][target], receiver.getsockname()[1]))
             return str(receiver.recvfrom(16)[1][0])
 
 
