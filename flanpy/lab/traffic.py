@@ -88,7 +88,10 @@ def tcp_server(sandbox: Sandbox, pod: PodPlan) -> Iterator[None]:
 
 
 def _listens(sandbox: Sandbox, place: str) -> bool:
-    return f":{IPERF_PORT:04X} " in sandbox.run(place, ["cat", "/proc/net/tcp", "/proc/net/tcp6"], check=False).stdout
+    """Whether a socket listens (state 0A of proc_net_tcp.txt) on iperf3's port; connections of an earlier one linger on the same port."""
+    lines = sandbox.run(place, ["cat", "/proc/net/tcp", "/proc/net/tcp6"], check=False).stdout.splitlines()
+    sockets = [line.split()[:4] for line in lines]
+    return any(words[1].endswith(f":{IPERF_PORT:04X}") and words[3] == "0A" for words in sockets if len(words) == 4)
 
 
 def tcp_gbit(sandbox: Sandbox, source: PodPlan, target: PodPlan, seconds: int) -> float:

@@ -106,6 +106,7 @@ def test_etcd_keeps_its_data_when_it_is_killed_and_started_again(lab: Lab) -> No
     subnets += "c.request('POST', '/v3/kv/range', json.dumps(r)); print(json.load(c.getresponse())['count'])"
     count = [sys.executable, "-c", subnets, lab.etcd_url.removeprefix("http://")]
     assert eventually(lambda: lab.sandbox.run(None, count, check=False).stdout == "2\n")
+    assert eventually(lambda: [host.agent for host in read_status(lab).hosts] == ["ready", "ready"]), "and the agents know it"
 
 
 def test_an_agent_that_runs_is_not_started_again(lab: Lab) -> None:
