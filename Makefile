@@ -11,7 +11,7 @@ PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 # Files of tests at a time: most tests wait more than they compute.
-JOBS ?= 3
+JOBS ?= 4
 MINUTES ?= 60
 BIN := $(VENV)/bin
 # What runs in the virtual machine: whatever needs kernel options that many a kernel lacks.
@@ -41,7 +41,7 @@ demo: build ## three hosts, six pods, one overlay, on this machine (root)
 	@$(BIN)/flanpy lab demo $(ARGS)
 
 test: build ## the whole suite (root), several files at a time; ARGS go to pytest
-	@$(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=loadfile $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=loadfile --no-loadscope-reorder $(ARGS)
 
 test-unit: build ## only what needs no root
 	@$(BIN)/python -m pytest tests/unit tests/packets $(ARGS)

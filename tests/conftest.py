@@ -16,6 +16,22 @@ NEED_ROOT = {"netns", "faults"}
 settings.register_profile("suite", deadline=None)
 settings.load_profile("suite")
 """A busy machine may take any time for an example; how long a whole test may take is pytest's to say."""
+LONG = (
+    "faults/test_soak",
+    "netns/test_agent_start",
+    "netns/test_underlay_changes",
+    "netns/test_bench_beds",
+    "netns/test_ebpf_ipv6",
+    "netns/test_ebpf_suite",
+    "netns/test_pod_moves",
+    "netns/test_distribution",
+    "netns/test_operator",
+    "netns/test_lab_cli",
+    "faults/",
+    "netns/",
+    "contract/",
+)
+"""Which files begin first: those that take longest, so that no worker is left with one of them when the others have nothing more to do."""
 FIGURES = pytest.StashKey[dict[str, dict[str, Any]]]()
 
 
@@ -30,14 +46,22 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Outside CI and without root, tests that make namespaces and devices are skipped with the reason."""
+    """Long files first. Outside CI and without root, tests that make namespaces and devices are skipped with the reason."""
+    items.sort(key=lambda item: _turn(_place(item)))  # stable: a file's tests stay together and in order
     if os.geteuid() == 0 or os.environ.get("CI"):
         return
     skip = pytest.mark.skip(reason="needs root (network namespaces, TUN): run `sudo make test`")
-    here = Path(__file__).parent
     for item in items:
-        if item.path.relative_to(here).parts[0] in NEED_ROOT or item.get_closest_marker("root"):
+        if _place(item).parts[0] in NEED_ROOT or item.get_closest_marker("root"):
             item.add_marker(skip)
+
+
+def _place(item: pytest.Item) -> Path:
+    return item.path.relative_to(Path(__file__).parent)
+
+
+def _turn(path: Path) -> int:
+    return next((turn for turn, start in enumerate(LONG) if path.as_posix().startswith(start)), len(LONG))
 
 
 @pytest.fixture
