@@ -23,5 +23,7 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 COPY --from=build /wheels /wheels
 RUN pip install --no-cache-dir --no-index --find-links /wheels flanpy && rm -rf /wheels
+# Whom flanpy-datapath runs as. Hosts and their containers share numbers, so it is one that no system gives out by itself.
+RUN groupadd --gid 65520 flanpy && useradd --uid 65520 --gid 65520 --no-create-home --home-dir / --shell /usr/sbin/nologin flanpy
 ENTRYPOINT ["flanpy"]
 CMD ["agent"]

@@ -51,9 +51,9 @@ int fp_request_read(const void *packet, size_t bytes, size_t n_fds, struct fp_re
     if (head.magic != FP_PROTOCOL_MAGIC || head.bytes != bytes)
         return -EPROTO;
     out->kind = head.kind;
-    if (head.kind == FP_MESSAGE_HELLO || head.kind == FP_MESSAGE_STOP)
+    if (head.kind == FP_MESSAGE_HELLO || head.kind == FP_MESSAGE_STOP || head.kind == FP_MESSAGE_PING)
         return read_bare(bytes, n_fds);
-    if (head.kind != FP_MESSAGE_START && head.kind != FP_MESSAGE_TABLE)
+    if (head.kind != FP_MESSAGE_START && head.kind != FP_MESSAGE_TABLE && head.kind != FP_MESSAGE_HOLD)
         return -EPROTO;
     if (head.version != FP_PROTOCOL_VERSION)
         return -EPROTONOSUPPORT;

@@ -9,6 +9,12 @@
  *   START    n_queues x (TUN, UDP), counters    fp_message_state, without descriptors
  *   TABLE    a sealed memfd                     the head alone; every worker forwards by the table then
  *   STOP                                        the head alone, after the last packet in hand has left; then the process ends
+ *   PING                                        the head alone: the process is there
+ *   HOLD     a sealed memfd                     the head alone: it is kept, checked, for TABLE
+ *
+ * HOLD is for one that takes over: the other still reads the queues, and ends when this one is sure to have a table. Whoever has brought
+ * it says TABLE then; if the connection is hung up instead, its table is taken as if TABLE had been said, for nobody else is left to.
+ * A reply whose descriptors the kernel does not pass on (ETOOMANYREFS) comes without them, as that error.
  *
  * HELLO, STOP and everything before `settings` in the state keep their form for ever, so that any agent can take over from any process.
  * A change of START or TABLE, or of struct fp_settings, needs another FP_PROTOCOL_VERSION.
@@ -33,6 +39,8 @@ enum fp_message_kind {
     FP_MESSAGE_START = 2,
     FP_MESSAGE_TABLE = 3,
     FP_MESSAGE_STOP = 4,
+    FP_MESSAGE_PING = 5,
+    FP_MESSAGE_HOLD = 6,
     FP_MESSAGE_REPLY = 0x8000,
 };
 
@@ -52,7 +60,7 @@ struct fp_message_start {
     struct fp_settings settings;
 };
 
-struct fp_message_table {
+struct fp_message_table { /* TABLE and HOLD */
     struct fp_message head;
     uint64_t bytes; /* of the table; the memfd has exactly this size */
 };
@@ -93,7 +101,7 @@ struct fp_request {
 /*
  * Is this packet with so many descriptors a request? 0 and `out` filled, or
  *   -EPROTO           shorter than a head, another magic, a length that is not the packet's, an unknown kind
- *   -EPROTONOSUPPORT  START or TABLE of another version
+ *   -EPROTONOSUPPORT  START, TABLE or HOLD of another version
  *   -EBADF            not the descriptors that belong to it
  *   -EINVAL           n_queues or bytes out of range
  */

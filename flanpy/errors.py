@@ -15,6 +15,7 @@
     │   ├── PoolExhausted             7    every subnet is taken
     │   └── IdentityConflict          7    another living node uses our identity or address
     ├── DatapathError                 8    the datapath could not start, or has died
+    │   └── DatapathWaits             8    it keeps what it has, and wants to be asked again soon
     ├── LabError                      9    the lab could not do what was asked
     └── AgentAbsent                  10    no agent answers on this host
 
@@ -105,6 +106,10 @@ class DatapathError(FlanpyError):
     """The datapath could not start, or has died."""
 
     exit_code = 8
+
+
+class DatapathWaits(DatapathError):
+    """The datapath cannot do now what was asked, but has lost nothing: it is to be kept and asked again."""
 
 
 class LabError(FlanpyError):

@@ -14,6 +14,8 @@
 
 #include "process.h"
 
+#define PAUSE_MS 100
+
 struct descriptors {
     int fds[FP_PROTOCOL_FDS_MAX];
     size_t count;
@@ -57,7 +59,8 @@ static ssize_t receive(int connection, uint8_t *packet, struct descriptors *got)
     return header.msg_flags & (MSG_TRUNC | MSG_CTRUNC) ? -EMSGSIZE : bytes;
 }
 
-static bool reply(int connection, const void *message, size_t bytes, const struct descriptors *given)
+/* 0 or -errno. */
+static int send_reply(int connection, const void *message, size_t bytes, const struct descriptors *given)
 {
     union rights rights;
     struct iovec iov = {.iov_base = (void *)(uintptr_t)message, .iov_len = bytes};
@@ -74,14 +77,14 @@ static bool reply(int connection, const void *message, size_t bytes, const struc
         rights.align.cmsg_len = CMSG_LEN(payload);
         memcpy(CMSG_DATA(&rights.align), given->fds, payload);
     }
-    return sendmsg(connection, &header, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0;
+    return sendmsg(connection, &header, MSG_DONTWAIT | MSG_NOSIGNAL) < 0 ? -errno : 0;
 }
 
 static bool reply_head(int connection, uint16_t kind, int error)
 {
     struct fp_message head = fp_reply_head(kind, sizeof(head), error);
 
-    return reply(connection, &head, sizeof(head), NULL);
+    return send_reply(connection, &head, sizeof(head), NULL) == 0;
 }
 
 static void add(struct descriptors *given, int fd)
@@ -113,7 +116,9 @@ static bool reply_state(const struct process *process, int connection, uint16_t 
         if (process->table_fd >= 0)
             add(&given, process->table_fd);
     }
-    return reply(connection, &state, sizeof(state), &given);
+    error = send_reply(connection, &state, sizeof(state), &given);
+    /* Too many descriptors of our user are on their way already, perhaps to one who does not take them: no reason to hang up. */
+    return error == -ETOOMANYREFS ? reply_head(connection, kind, error) : error == 0;
 }
 
 /* The workers finish what they have in hand; what is not read yet stays in the queues for whoever comes next. */
@@ -141,6 +146,12 @@ static bool carry_out(struct process *process, int connection, const struct fp_r
         error = process_table(process, &request->table, got->fds[0]);
         got->count = 0;
         return reply_head(connection, request->kind, error);
+    case FP_MESSAGE_HOLD:
+        error = process_hold(process, &request->table, got->fds[0], connection);
+        got->count = 0;
+        return reply_head(connection, request->kind, error);
+    case FP_MESSAGE_PING:
+        return reply_head(connection, request->kind, 0);
     case FP_MESSAGE_STOP:
         stop(process);
         return reply_head(connection, request->kind, 0);
@@ -150,7 +161,7 @@ static bool carry_out(struct process *process, int connection, const struct fp_r
 }
 
 /* One packet of a connection; false: hang up. */
-static bool serve(struct process *process, int connection)
+static bool serve(struct process *process, int connection, short events)
 {
     uint8_t packet[FP_PROTOCOL_BYTES_MAX];
     struct descriptors got;
@@ -160,7 +171,7 @@ static bool serve(struct process *process, int connection)
     bool goes_on;
 
     if (bytes == -EAGAIN || bytes == -EINTR)
-        return true;
+        return !(events & (POLLERR | POLLHUP | POLLNVAL)); /* poll would return for these for ever */
     if (bytes == 0 || (bytes < 0 && bytes != -EMSGSIZE)) {
         close_descriptors(&got);
         return false;
@@ -179,16 +190,18 @@ static bool may_talk(const struct process *process, int connection)
     return getsockopt(connection, SOL_SOCKET, SO_PEERCRED, &peer, &length) == 0 && (peer.uid == 0 || peer.uid == process->starter);
 }
 
-static void accept_one(struct process *process, size_t place)
+/* 0 or -errno: it has given up, or we are out of descriptors or memory. */
+static int accept_one(struct process *process, size_t place)
 {
     int connection = accept4(process->listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
 
     if (connection < 0)
-        return; /* it has given up, or we are out of descriptors until another hangs up */
+        return -errno;
     if (may_talk(process, connection))
         process->connections[place] = connection;
     else
         close(connection);
+    return 0;
 }
 
 /* Any free place, or PROCESS_CONNECTIONS_MAX. */
@@ -199,6 +212,13 @@ static size_t free_place(const struct process *process)
     while (place < PROCESS_CONNECTIONS_MAX && process->connections[place] >= 0)
         place++;
     return place;
+}
+
+static void hang_up(struct process *process, size_t place)
+{
+    process_hung_up(process, process->connections[place]);
+    close(process->connections[place]);
+    process->connections[place] = -1;
 }
 
 static bool is_alone(const struct process *process)
@@ -215,29 +235,44 @@ static void serve_ready(struct process *process, const struct pollfd *polled)
     for (size_t i = 0; i < PROCESS_CONNECTIONS_MAX && !process->stopping; i++) {
         if (process->connections[i] < 0 || !polled[i].revents)
             continue;
-        if (!serve(process, process->connections[i])) {
-            close(process->connections[i]);
-            process->connections[i] = -1;
-        }
+        if (!serve(process, process->connections[i], polled[i].revents))
+            hang_up(process, i);
     }
+}
+
+/*
+ * Wait for something to do and do it. False: the kernel is short of something, or the listener is broken. Then whoever is connected is
+ * served on, and nobody is let in for a while, for poll would return at once for those who wait.
+ */
+static bool serve_once(struct process *process, bool lets_in)
+{
+    struct pollfd polled[PROCESS_CONNECTIONS_MAX + 1];
+    size_t place = free_place(process);
+    int error;
+
+    for (size_t i = 0; i < PROCESS_CONNECTIONS_MAX; i++)
+        polled[i] = (struct pollfd){.fd = process->connections[i], .events = POLLIN};
+    polled[PROCESS_CONNECTIONS_MAX] = (struct pollfd){.fd = -1, .events = POLLIN};
+    if (lets_in && place < PROCESS_CONNECTIONS_MAX) /* with all places taken nobody is let in */
+        polled[PROCESS_CONNECTIONS_MAX].fd = process->listener;
+    if (poll(polled, PROCESS_CONNECTIONS_MAX + 1, lets_in ? -1 : PAUSE_MS) < 0)
+        return errno == EINTR; /* stopped and continued */
+    serve_ready(process, polled);
+    if (!polled[PROCESS_CONNECTIONS_MAX].revents || process->stopping)
+        return true;
+    error = accept_one(process, place);
+    return error == 0 || error == -EAGAIN || error == -EINTR || error == -ECONNABORTED;
 }
 
 void process_serve(struct process *process)
 {
-    struct pollfd polled[PROCESS_CONNECTIONS_MAX + 1];
+    bool lets_in = true;
 
     while (!process->stopping && (process->datapath || !is_alone(process))) {
-        size_t place = free_place(process);
+        bool well = serve_once(process, lets_in);
 
-        for (size_t i = 0; i < PROCESS_CONNECTIONS_MAX; i++)
-            polled[i] = (struct pollfd){.fd = process->connections[i], .events = POLLIN};
-        /* With all places taken nobody is let in, and poll must not return for those who wait. */
-        polled[PROCESS_CONNECTIONS_MAX] =
-            (struct pollfd){.fd = place < PROCESS_CONNECTIONS_MAX ? process->listener : -1, .events = POLLIN};
-        if (poll(polled, PROCESS_CONNECTIONS_MAX + 1, -1) < 0)
-            continue; /* EINTR: stopped and continued */
-        serve_ready(process, polled);
-        if (polled[PROCESS_CONNECTIONS_MAX].revents && !process->stopping)
-            accept_one(process, place);
+        if (!well && !lets_in) /* poll itself has failed */
+            poll(NULL, 0, PAUSE_MS);
+        lets_in = well;
     }
 }

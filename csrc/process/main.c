@@ -9,6 +9,7 @@
  * makes the worker threads (worker.c), shuts itself in (filter.c), and only then takes a table, without which no packet is read.
  *
  *   drop privileges -> listen -> START: threads -> limits, filter -> TABLE: packets flow -> TABLE ... -> STOP: threads end -> exit
+ *                                                                 (HOLD -> TABLE, or the one that said HOLD is gone)
  *
  * The main thread serves the socket and does nothing else; packets are the workers'. Nothing that a client does or leaves undone
  * holds the workers up: replies are sent without waiting, and a client that does not take them is hung up on.
@@ -21,6 +22,7 @@
  *   we are killed  the agent holds the same descriptors: packets wait in the TUN queue and the sockets until it has started another
  *   TUN deleted    the workers say so in the counters' pages and sleep (worker.c); the agent sees it there
  */
+#include <errno.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -32,7 +34,7 @@
 
 #include "process.h"
 
-enum { LISTENER_FD = 3, CONNECTION_FD = 4, FIRST_FOREIGN_FD = 5 };
+enum { LISTENER_FD = 3, PIDFD = 3, CONNECTION_FD = 4, FIRST_FOREIGN_FD = 5 };
 
 static int usage(void)
 {
@@ -53,12 +55,13 @@ static bool read_id(const char *text, uint32_t *id)
     return true;
 }
 
-/* An agent that has given up CAP_KILL ends a process that does not listen as the user that it runs as. */
-static int end_another(const char *text)
+/*
+ * An agent that has given up CAP_KILL ends a process that does not listen as the user that it runs as: `UID GID --end`, and the process
+ * as a pidfd, which can be nobody else's by now. The exit status is the errno, 0 when the signal was sent.
+ */
+static int end_another(void)
 {
-    uint32_t pid;
-
-    return read_id(text, &pid) && pid > 1 && kill((pid_t)pid, SIGKILL) == 0 ? 0 : 1;
+    return syscall(SYS_pidfd_send_signal, PIDFD, SIGKILL, NULL, 0) == 0 ? 0 : errno;
 }
 
 /* Descriptors that were open in the agent by an oversight are none of our business, least of all in here. */
@@ -69,18 +72,17 @@ static void close_foreign_descriptors(void)
 
 int main(int argc, char **argv)
 {
-    struct process process = {.listener = LISTENER_FD, .starter = geteuid(), .pages_fd = -1, .table_fd = -1};
+    struct process process = {.listener = LISTENER_FD, .starter = geteuid(), .pages_fd = -1, .table_fd = -1, .held_fd = -1};
     uint32_t uid, gid;
     bool forbidden = argc == 4 && strcmp(argv[3], "--try-forbidden") == 0;
     bool unfiltered = argc == 4 && strcmp(argv[3], "--try-unfiltered") == 0;
-
-    bool end = argc == 5 && strcmp(argv[3], "--end") == 0;
+    bool end = argc == 4 && strcmp(argv[3], "--end") == 0;
 
     if ((argc != 3 && !forbidden && !unfiltered && !end) || !read_id(argv[1], &uid) || !read_id(argv[2], &gid))
         return usage();
     process.confined = process_drop_privileges(uid, gid);
     if (end)
-        return end_another(argv[4]);
+        return end_another();
     if (forbidden || unfiltered)
         return process_try_forbidden(forbidden);
     close_foreign_descriptors();

@@ -28,6 +28,9 @@ struct process {
     uint32_t n_pages;
     int table_fd; /* -1: none yet; kept to be handed on */
     uint64_t table_bytes;
+    int held_fd; /* -1: none; a checked table that waits for TABLE, or for the end of the connection that has brought it */
+    uint64_t held_bytes;
+    int held_by;
     uint32_t confined; /* FP_CONFINED_* */
     uint8_t version[64];
     bool stopping;
@@ -36,9 +39,12 @@ struct process {
 /* control.c: serve connections until STOP, or until nobody is left who could START us. */
 void process_serve(struct process *process);
 
-/* start.c: carry out START and TABLE with descriptors that are ours from then on. 0 or -errno; on error they are closed. */
+/* start.c: carry out START, TABLE and HOLD with descriptors that are ours from then on. 0 or -errno; on error they are closed. */
 int process_start(struct process *process, const struct fp_message_start *start, const int *fds);
 int process_table(struct process *process, const struct fp_message_table *table, int fd);
+int process_hold(struct process *process, const struct fp_message_table *table, int fd, int connection);
+/* A connection is hung up: what it has let us hold is the table now. */
+void process_hung_up(struct process *process, int connection);
 
 /* confine.c: give up user, groups, capabilities, new privileges and core dumps. Returns the FP_CONFINED_* bits that worked. */
 uint32_t process_drop_privileges(uid_t uid, gid_t gid);

@@ -1,5 +1,5 @@
 /*
- * start.c: START and TABLE. Whatever arrives is checked here before it is used: sizes of memory files by themselves, not by what the
+ * start.c: START, TABLE and HOLD. Whatever arrives is checked here before it is used: sizes of memory files by themselves, not by what the
  * message says of them, and seals, for a file that somebody could still cut short or change would kill us or lead the workers astray.
  */
 #include <errno.h>
@@ -78,22 +78,72 @@ int process_start(struct process *process, const struct fp_message_start *start,
     return 0;
 }
 
+static int map_table(uint64_t bytes, int fd, void **mapped)
+{
+    if (!has_seals(fd, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE) || size_of(fd) != (off_t)bytes)
+        return -EINVAL;
+    /* Private: until Linux 6.7 a shared mapping of a sealed file is refused even to those who only read. */
+    *mapped = mmap(NULL, bytes, PROT_READ, MAP_PRIVATE, fd, 0);
+    return *mapped == MAP_FAILED ? -errno : 0;
+}
+
 /* 0, or -errno with nothing changed. -ETIMEDOUT: a worker is stuck, the others forward by the new table. */
 static int publish(struct process *process, uint64_t bytes, int fd)
 {
     void *mapped;
-    int error;
+    int error = map_table(bytes, fd, &mapped);
 
-    if (!has_seals(fd, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE) || size_of(fd) != (off_t)bytes)
-        return -EINVAL;
-    /* Private: until Linux 6.7 a shared mapping of a sealed file is refused even to those who only read. */
-    mapped = mmap(NULL, bytes, PROT_READ, MAP_PRIVATE, fd, 0);
-    if (mapped == MAP_FAILED)
-        return -errno;
+    if (error)
+        return error;
     error = fp_datapath_publish_mapped(process->datapath, mapped, bytes);
     if (error == -EINVAL || error == -ENOMEM)
         munmap(mapped, bytes);
     return error;
+}
+
+static int check_table(uint64_t bytes, int fd)
+{
+    void *mapped;
+    int error = map_table(bytes, fd, &mapped);
+
+    if (error)
+        return error;
+    error = fp_table_check(mapped, bytes) == 0 ? 0 : -EINVAL;
+    munmap(mapped, bytes);
+    return error;
+}
+
+static void let_go(struct process *process)
+{
+    if (process->held_fd >= 0)
+        close(process->held_fd);
+    process->held_fd = -1;
+}
+
+int process_hold(struct process *process, const struct fp_message_table *table, int fd, int connection)
+{
+    int error = process->datapath ? check_table(table->bytes, fd) : -ENOTCONN;
+
+    if (error) {
+        close(fd);
+        return error;
+    }
+    let_go(process);
+    process->held_fd = fd;
+    process->held_bytes = table->bytes;
+    process->held_by = connection;
+    return 0;
+}
+
+void process_hung_up(struct process *process, int connection)
+{
+    const struct fp_message_table table = {.bytes = process->held_bytes};
+    int fd = process->held_fd;
+
+    if (fd < 0 || process->held_by != connection)
+        return;
+    process->held_fd = -1;
+    process_table(process, &table, fd); /* it was checked when it came */
 }
 
 int process_table(struct process *process, const struct fp_message_table *table, int fd)
@@ -104,6 +154,7 @@ int process_table(struct process *process, const struct fp_message_table *table,
         close(fd);
         return error;
     }
+    let_go(process);
     if (process->table_fd >= 0)
         close(process->table_fd);
     process->table_fd = fd;

@@ -7,19 +7,20 @@ the datapath from then on.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flanpy.backends import udp
 from flanpy.datapath import Datapath, DatapathSettings
-from flanpy.errors import DatapathError, InterfaceError, PlatformError
+from flanpy.datapath.process_user import datapath_user
+from flanpy.errors import DatapathError, DatapathWaits, InterfaceError, PlatformError
 from flanpy.kernel.netlink import Kernel
 
 if TYPE_CHECKING:
     from flanpy.agent.notify import Keeper
     from flanpy.datapath.process import ProcessDatapath
-    from flanpy.datapath.process_launch import Found
+    from flanpy.datapath.process_find import Finder, Found
     from flanpy.datapath.sockets import Underlay
     from flanpy.kernel.tun import Tun
 
@@ -33,13 +34,31 @@ class Choice:
     degraded: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Home:
-    """Where the datapath process is found again, whom to call, by any thread, when it has ended, and who keeps descriptors for us."""
+    """Where the datapath process is found again, whom to call, by any thread, when it has ended, who keeps descriptors for us, and what the
+    process is to run as, user and group.
+    """
 
     run_dir: Path
     lost: Callable[[], None]
     keeper: Keeper
+    user: tuple[int, int] = field(default_factory=datapath_user)
+    _finder: Finder | None = None
+
+    @property
+    def finder(self) -> Finder:
+        """One that has not answered yet is asked on at the next attempt, so it is kept."""
+        from flanpy.datapath.process_find import Finder
+
+        if self._finder is None:
+            self._finder = Finder(self.run_dir)
+        return self._finder
+
+    def close(self) -> None:
+        """Hang up on processes that have not answered. Safe to call twice."""
+        if self._finder is not None:
+            self._finder.close()
 
 
 def open_datapath(
@@ -56,6 +75,8 @@ def open_datapath(
     if problem is None:
         try:
             return _open_ebpf(settings, kernel, home, "asked for" if kind == "ebpf" else "auto: every probe passed")
+        except DatapathWaits:
+            raise
         except (DatapathError, PlatformError) as error:
             if kind == "ebpf":
                 raise
@@ -84,7 +105,7 @@ def _open_userspace(settings: DatapathSettings, kernel: Kernel, home: Home, reas
     from flanpy.kernel.bpf_host import BpfHost
 
     if Pins.of(settings.device).directory.is_dir():
-        end_process(home.run_dir)  # it serves programs that go now, with their device
+        home.finder.end(0)  # it serves programs that go now, with their device
     datapath = _process(settings, home, keep=False, prepare=lambda: cleanup(settings.device, BpfHost(kernel)))
     return Choice("userspace", reason, datapath.degraded), datapath
 
@@ -123,29 +144,28 @@ def remove_leftovers(kernel: Kernel, home: Home) -> None:
     from flanpy.datapath.ebpf import cleanup
     from flanpy.kernel.bpf_host import BpfHost
 
-    end_process(home.run_dir)
+    home.finder.end(0)
     home.keeper.close()
     home.keeper.forget()
     cleanup(udp.DEVICE, BpfHost(kernel))
 
 
 def running_process(run_dir: Path) -> int | None:
-    """The pid of the datapath process that an agent has left in this run directory, or None."""
-    from flanpy.datapath.process_launch import is_running
+    """The pid of the datapath process that an agent has left in this run directory, 0 when it cannot be told, None: there is none."""
+    from flanpy.datapath.process_find import is_running
 
     return is_running(run_dir)
 
 
 def end_process(run_dir: Path) -> bool:
-    """End the datapath process of this run directory; whether there was one."""
-    from flanpy.datapath.process_launch import find_process
+    """End the datapath process of this run directory; whether there was one. For commands: it may take a while."""
+    from flanpy.datapath.process_find import END_LIMIT_S, Finder
 
-    found = find_process(run_dir)
-    if found is None:
-        return False
-    found.end()
-    found.close()
-    return True
+    finder = Finder(run_dir)
+    try:
+        return finder.end(END_LIMIT_S)
+    finally:
+        finder.close()
 
 
 def _process(settings: DatapathSettings, home: Home, *, keep: bool, prepare: Callable[[], object]) -> ProcessDatapath:
@@ -154,9 +174,8 @@ def _process(settings: DatapathSettings, home: Home, *, keep: bool, prepare: Cal
     ``prepare`` runs once the port is ours, before the TUN device is opened.
     """
     from flanpy.datapath.process import ProcessDatapath, ProcessOptions
-    from flanpy.datapath.process_launch import find_process
 
-    found = find_process(home.run_dir)
+    found = home.finder.look()
     try:
         given = (found.state.tun_fds, found.state.udp_fds) if found is not None else (home.keeper.tun, home.keeper.udp)
         tun, underlay = _adopt(settings, *given, keep=keep)
@@ -168,7 +187,8 @@ def _process(settings: DatapathSettings, home: Home, *, keep: bool, prepare: Cal
             found.close()
         raise
     home.keeper.keep(tun.fds, underlay.fds)
-    return ProcessDatapath(settings, tun, underlay, ProcessOptions(home.run_dir, home.lost), found, same_queues=same)
+    options = ProcessOptions(home.run_dir, home.lost, user=home.user)
+    return ProcessDatapath(settings, tun, underlay, options, found, same_queues=same)
 
 
 def _adopt(

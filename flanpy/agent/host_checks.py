@@ -39,10 +39,14 @@ def agent_checks(status: Mapping[str, Any]) -> list[Check]:
     datapath = status["datapath"]
     if datapath is None:
         return [*found, Check("datapath", "error", "none runs", "see the problems of the agent")]
-    lacks = [
-        Check("datapath", "warning", line, "a newer kernel has it; it works without, slower") for line in datapath["degraded"]
-    ]
+    lacks = [Check("datapath", "warning", line, _cure(line)) for line in datapath["degraded"]]
     return [*found, *(lacks or [Check("datapath", "ok", f"{datapath['kind']}: {datapath['reason']}")])]
+
+
+def _cure(line: str) -> str:
+    if line.startswith("datapath process:"):
+        return "packets go on; SECURITY.md says what this is for"
+    return "a newer kernel has it; it works without, slower"
 
 
 def absent_check(problem: str, silent: int | None) -> Check:

@@ -24,7 +24,7 @@ from flanpy.backends import wireguard
 from flanpy.config.options import AgentOptions
 from flanpy.core.x25519 import public_key
 from flanpy.datapath import Datapath, DatapathSettings, DatapathStats, ProcessStatus
-from flanpy.errors import DatapathError, FlanpyError, PlatformError
+from flanpy.errors import DatapathError, DatapathWaits, FlanpyError, PlatformError
 from flanpy.kernel import links, stand_ins
 from flanpy.kernel.firewall import Firewall
 from flanpy.kernel.netlink import Kernel
@@ -208,6 +208,8 @@ class Machine:
         if (running := self._running) is not None:
             try:
                 self._check(running)
+            except DatapathWaits:
+                raise
             except DatapathError as error:
                 log.warning("%s; starting it anew", error, extra=event("datapath_failed", reason=str(error)))
                 self._close_datapath()
@@ -311,7 +313,10 @@ class Machine:
         self._hooks.close()
         running, self._running = self._running, None
         if running is not None and self._teardown:
-            running.datapath.teardown()
+            try:
+                running.datapath.teardown()
+            except DatapathWaits as error:
+                log.error("%s", error, extra=event("datapath_stays", reason=str(error)))
             self._home.keeper.forget()
         elif running is not None:
             running.datapath.close()

@@ -39,6 +39,7 @@ from flanpy.agent.watcher import Watcher
 from flanpy.config.options import AgentOptions
 from flanpy.core import leasing
 from flanpy.core.subnet_env import parse_subnet_env
+from flanpy.datapath.process_user import datapath_user
 from flanpy.errors import ConfigError, InterfaceError, PlatformError
 from flanpy.kernel.firewall import Firewall
 from flanpy.kernel.firewall_watch import RulesWatch
@@ -68,6 +69,7 @@ def run_agent(options: AgentOptions, load: Callable[[], AgentOptions]) -> int:
     with ExitStack() as stack:
         stack.enter_context(_signals(events))
         stack.enter_context(defects.told(events))
+        datapath_user(options.datapath_user)  # one that is not there is refused before anything changes
         log.info("flanpy agent %s", __version__, extra=event("starting", version=__version__))
         if not options.keep_capabilities:
             _give_up_capabilities(options)
@@ -110,7 +112,8 @@ def _run_loop(
     stack.callback(store.close)
     keeper = Keeper(os.environ, os.getpid())
     stack.callback(keeper.close)
-    home = Home(options.run_dir, lambda: events.put(DatapathLost()), keeper)
+    home = Home(options.run_dir, lambda: events.put(DatapathLost()), keeper, datapath_user(options.datapath_user))
+    stack.callback(home.close)
     machine = Machine(kernel, options.datapath, _firewall(options, events, stack), home, teardown=options.teardown)
     stack.callback(machine.close)
     executor, watcher = Executor(store, events), Watcher(store, events, pods=options.pod_registry)

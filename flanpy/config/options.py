@@ -259,6 +259,15 @@ AGENT_FLAGS = (
         flannel=False,
         live=True,
     ),
+    Flag(
+        "datapath-user",
+        "whom the datapath process runs as, a name, UID or UID:GID; without it flanpy, or where there is no such user a number of its own",
+        "",
+        str,
+        "USER",
+        "datapath",
+        flannel=False,
+    ),
     Flag("queues", "TUN queues, each with a thread for either direction", 1, _number(1, 64), "N", "datapath", flannel=False),
     Flag(
         "spin-us",
@@ -358,6 +367,7 @@ class AgentOptions:
     source_check: bool
     ebpf_bypass: bool
     teardown: bool
+    datapath_user: str
     queues: int
     spin_us: int
     keep_capabilities: bool

@@ -9,8 +9,12 @@ Both sides hold all descriptors, so either can be killed and started again witho
 
     agent gone      the process goes on with the last table; the next agent finds it by its socket, is given everything, adopts it
     process gone    the agent starts another with the same descriptors, counters and table (``check``, at once)
-    other build,    another process is started beside, the old one leaves off reading and ends, the new one gets the table: packets
-    other settings  wait in between, none is lost and none overtakes another
+    other build,    another process is started beside; with the first table it takes over: it holds the table, the old one leaves off
+    other settings  reading and ends, the new one reads: packets wait in between, none is lost and none overtakes another. Whoever dies
+                    on the way: either the old one goes on, or the new one has a table
+
+A process that does not answer is given time by looks that do not wait (``check``, every second) or not for long; each call here takes a
+second at most, but for the start of a fresh process. ``DatapathWaits`` says that all is kept and the call should be made again.
 """
 
 from __future__ import annotations
@@ -19,22 +23,28 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from flanpy.datapath import DatapathSettings, DatapathStats, PeerCount, ProcessStatus
 from flanpy.datapath.core import build_table, ffi, lib
-from flanpy.datapath.process_launch import EXECUTABLE, SOCKET_NAME, Found, await_end, end_process, kill, launch, version_of
+from flanpy.datapath.process_find import Found
+from flanpy.datapath.process_handle import STEP_S, Process
+from flanpy.datapath.process_launch import SOCKET_NAME, launch, version_of
+from flanpy.datapath.process_life import EXECUTABLE
 from flanpy.datapath.process_pages import Pages, is_pages, is_table, new_pages, sealed_table
+from flanpy.datapath.process_user import datapath_user, sharers
 from flanpy.datapath.process_watch import Watch
-from flanpy.datapath.process_wire import Connection, Gone, Unresponsive
+from flanpy.datapath.process_wire import Gone, Slow, Unresponsive
 from flanpy.datapath.sockets import Underlay
 from flanpy.datapath.userspace import FEATURES, IPV6, Tuning, TunQueues, native_settings
-from flanpy.errors import DatapathError
+from flanpy.errors import DatapathError, DatapathWaits
 from flanpy.model import Address, ForwardTable
 
+SILENT_S = 1.0
+"""A process that is silent for longer than that is said to be."""
 RESTART_PAUSE_S = 1.0
 """A process that has ended sooner than that after its start is not started again at once: something kills it."""
 
@@ -54,6 +64,8 @@ class ProcessOptions:
     lost: Callable[[], None] = lambda: None
     tuning: Tuning = field(default_factory=Tuning)
     executable: Path = EXECUTABLE
+    user: tuple[int, int] = field(default_factory=datapath_user)
+    """What the process is to run as, user and group."""
 
 
 class ProcessDatapath:
@@ -75,10 +87,13 @@ class ProcessDatapath:
         self.features = FEATURES | ({IPV6} if settings.tunnel_address6 is not None else frozenset())
         self._settings, self._tun, self._underlay, self._options = settings, tun, underlay, options
         self._lock = threading.RLock()
-        self._connection: Connection | None = None
+        self._user = options.user
+        self._process: Process | None = None
+        self._old: Process | None = None  # it carries the packets until ours has a table
         self._watch: Watch | None = None
         self._pages: Pages | None = None
         self._table: tuple[int, int] | None = None
+        self._sent: ForwardTable | None = None  # what self._table was made of
         self._launched_s = float("-inf")
         self._confined = 0
         self._ended: str | None = None
@@ -91,7 +106,7 @@ class ProcessDatapath:
             raise
         finally:
             if found is not None:
-                found.close(hang_up=self._connection is not found.connection)
+                found.close()
         self.degraded = tun.degraded + underlay.degraded + self._missing_confinement()
 
     def __enter__(self) -> Self:
@@ -109,22 +124,19 @@ class ProcessDatapath:
 
     def publish(self, table: ForwardTable) -> None:
         """Forward by this table from now on; returns when every worker has it. The table is kept for a process to come."""
-        blob = build_table(table)
         with self._lock:
-            connection = self._running()
+            process = self._running()
+            if self._sent is not table:
+                self._keep_table(table)
+            ends_s = time.monotonic() + STEP_S
             try:
-                self._keep_table(sealed_table(blob), blob.size)
-            except OSError as exc:
-                raise DatapathError(
-                    f"{self._settings.device}: no memory file for table {table.generation}: {exc.strerror}"
-                ) from exc
-            assert self._table is not None
-            try:
-                connection.table(*self._table)
+                if self._old is not None:
+                    self._take_over(self._old, ends_s)
+                process.connection.table(*self._given_table(), ends_s - time.monotonic())
             except (Gone, Unresponsive) as error:
                 self._replace_lost(hung=isinstance(error, Unresponsive))
-                if self._ended is not None:
-                    raise DatapathError(f"{self._settings.device}: {error}; it is started again soon") from error
+                if self._old is not None or self._ended is not None:
+                    raise DatapathWaits(f"{self._settings.device}: {error}; the table will be given to another soon") from error
 
     def stats(self) -> DatapathStats:
         """Counters of all threads together, of this process and those before it."""
@@ -141,51 +153,65 @@ class ProcessDatapath:
             return self._pages.peers(peers)
 
     def check(self) -> None:
-        """Start another process when ours has ended; raise DatapathError when a worker cannot go on or no process can be had."""
+        """Start another process when ours has ended or is silent (DatapathWaits meanwhile); DatapathError: a worker cannot go on."""
         with self._lock:
-            connection = self._running()
+            process = self._running()
             assert self._pages is not None
             for queue, failed in self._pages.failures():
                 raise DatapathError(
                     f"{self._settings.device}: worker {queue} has stopped: {os.strerror(failed)} (has the TUN device been removed?)"
                 )
-            if connection.is_lost:
-                self._replace_lost(hung=False)
+            try:
+                if self._ended is None:
+                    process.connection.look()
+            except (Gone, Unresponsive) as error:
+                self._replace_lost(hung=isinstance(error, Unresponsive))
+            else:
+                if self._ended is not None or process.connection.is_lost:
+                    self._replace_lost(hung=False)
+            self._say_trouble()
 
     def close(self) -> None:
         """Let go: the process goes on by the last table, and whoever comes next finds it. Safe to call twice."""
         self._stop_watching()
         with self._lock:
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
+            process, self._process = self._process, None
+            old, self._old = self._old, None
+            if process is not None:
+                if old is not None and self._ended is None:
+                    _discard(process)  # it has not taken over
+                process.close()
+            if old is not None:
+                old.close()
             if self._pages is not None:
                 self._pages.close()
                 self._pages = None
-            if self._table is not None:
-                os.close(self._table[0])
-                self._table = None
+            self._drop_table()
             self._tun.close()
             self._underlay.close()
 
     def teardown(self) -> None:
-        """End the process and close everything: the device goes too, unless it is kept."""
+        """End the process and close everything: the device goes too, unless it is kept. Raises DatapathWaits when it does not end."""
         self._stop_watching()
-        with self._lock:
-            if self._connection is not None and self._ended is None:
-                end_process(self._connection, self._path)
-        self.close()
+        try:
+            with self._lock:
+                if self._process is not None and self._ended is None:
+                    _end(self._process)
+                    self._ended = "has ended"
+                if self._old is not None:
+                    _end(self._old)
+                    self._old = None
+        finally:
+            self.close()
 
     # ------------------------------------------------------------------------------------------------ processes
 
     def _take_up(self, found: Found | None, same_queues: bool) -> None:
-        """Adopt the process that was found, if it is all that we want; else let another take over from it."""
+        """Adopt the process that was found, if it is all that we want; else let another take over from it at the first table."""
         queues, threads = self._settings.queues, self._options.tuning.threads_per_queue
         if not len(self._tun.fds) == len(self._underlay.fds) == queues:
             raise DatapathError(f"{self._settings.device}: {queues} queues need as many of TUN and UDP")
         version = version_of(self._options.executable)
-        if found is not None and not found.has_ended:
-            found.move(self._path)  # the place beside is for one that takes over from it
         state = found.state if found is not None else None
         fits = (
             state is not None
@@ -200,64 +226,110 @@ class ProcessDatapath:
             self._pages = new_pages(queues, threads)
         if state is not None and state.table_fd is not None and is_table(state.table_fd, state.table_bytes):
             self._table = os.dup(state.table_fd), state.table_bytes
-        same = same_queues and fits and state is not None and (state.version, state.settings) == (version, self._native)
-        if found is None or found.has_ended or not same:
-            self._launch(version, found)
+        there = found.process if found is not None else None
+        if found is None or there is None or state is None:
+            self._launch(version)
+            return
+        there.move(self._path)  # the place beside is for one that takes over from it
+        same = same_queues and fits
+        if same and (state.version, state.settings, there.life.user) == (version, self._native, self._user):
+            self._confined = state.confined
+            self._use(found.take(), adopted=True)
         else:
-            self._confined = found.state.confined
-            self._use(found.connection, adopted=True)
+            self._old = found.take()
+            self._launch(version)
 
-    def _launch(self, version: str, old: Found | None = None) -> None:
-        """Start another process on our descriptors; when its threads run, ``old`` leaves off, and then it gets the table."""
+    def _launch(self, version: str) -> None:
+        """Start another process on our descriptors, with the table if no other process reads them."""
         assert self._pages is not None
-        connection, path = launch(self._options.run_dir, self._options.executable)
+        process = launch(self._options.run_dir, self._user, self._options.executable)
         try:
             queues = list(zip(self._tun.fds, self._underlay.fds, strict=True))
-            self._confined = connection.start(version, self._native, queues, self._pages.fd).confined
-            if old is not None:
-                old.end()
-            if self._table is not None:
-                connection.table(*self._table)
-            path.rename(self._path)
+            self._confined = process.connection.start(version, self._native, queues, self._pages.fd).confined
+            if self._old is None:
+                if self._table is not None:
+                    process.connection.table(*self._table, STEP_S)
+                process.move(self._path)
         except BaseException:
-            end_process(connection, path)
+            _discard(process)
             raise
         self._launched_s = time.monotonic()
-        self._use(connection, adopted=False)
+        self._use(process, adopted=False)
 
-    def _use(self, connection: Connection, *, adopted: bool) -> None:
-        self._connection, self._ended = connection, None
-        self._status = ProcessStatus(connection.pid, adopted, self._status.restarts, self._status.ended)
-        self._watch = Watch(connection.fileno(), self._options.lost)
+    def _take_over(self, old: Process, ends_s: float) -> None:
+        """Ours is sure of a table before the old one leaves off; if we die after that it takes it by itself."""
+        process = self._running()
+        process.connection.hold(*self._given_table(), ends_s - time.monotonic())
+        old.stop(ends_s - time.monotonic())
+        self._old = None
+        process.move(self._path)
+        self._launched_s = float("-inf")  # whatever ends it now, nobody else reads the queues: another is started at once
+
+    def _use(self, process: Process, *, adopted: bool) -> None:
+        if self._process is not None:
+            self._process.close()
+        self._process, self._ended = process, None
+        self._status = replace(self._status, pid=process.pid, adopted=adopted)
+        self._watch = Watch(process.connection.fileno(), self._options.lost)
 
     def _replace_lost(self, *, hung: bool) -> None:
-        """The process has ended, or does not answer: another takes its place, at once unless it did not live long."""
-        connection = self._running()
+        """The process has ended, or does not answer: another takes its place, at once unless it did not live long.
+
+        One that has hung up on us and lives is killed as well, for two must not read the same queues. Raises DatapathWaits while it has
+        not ended.
+        """
+        process = self._running()
         if self._ended is None:
             self._stop_watching()
-            if hung:
-                kill(connection)
-            self._ended = await_end(connection, self._path)
+            if not hung:
+                process.life.await_end(STEP_S / 2)
+            self._ended = process.kill(STEP_S / 2)
         if time.monotonic() - self._launched_s < RESTART_PAUSE_S:
             return
-        self._status = ProcessStatus(
-            connection.pid, adopted=False, restarts=self._status.restarts + 1, ended=f"process {connection.pid} {self._ended}"
-        )
-        self._launch(version_of(self._options.executable))
+        status = self._status
+        self._status = replace(status, restarts=status.restarts + 1, ended=f"process {process.pid} {self._ended}")
+        try:
+            self._launch(version_of(self._options.executable))
+        except DatapathError as error:
+            raise DatapathWaits(f"{self._settings.device}: {error}; it is tried again, packets wait meanwhile") from error
+
+    def _say_trouble(self) -> None:
+        """Raise DatapathWaits when nobody may be carrying packets now, though nothing has failed for good."""
+        process, device = self._running(), self._settings.device
+        if self._ended is not None:
+            raise DatapathWaits(f"{device}: datapath process {process.pid} {self._ended}; another is started in a moment")
+        if (silent_s := process.connection.silent_s) >= SILENT_S:
+            raise DatapathWaits(
+                f"{device}: datapath process {process.pid} has not answered for {silent_s:.0f} s (is it stopped?)"
+            )
 
     @property
     def _path(self) -> Path:
         return self._options.run_dir / SOCKET_NAME
 
-    def _running(self) -> Connection:
-        if self._connection is None:
+    def _running(self) -> Process:
+        if self._process is None:
             raise DatapathError(f"{self._settings.device}: the datapath is closed")
-        return self._connection
+        return self._process
 
-    def _keep_table(self, memfd: int, size: int) -> None:
+    def _keep_table(self, table: ForwardTable) -> None:
+        blob = build_table(table)
+        try:
+            memfd = sealed_table(blob)
+        except OSError as exc:
+            raise DatapathError(f"{self._settings.device}: no memory file for table {table.generation}: {exc.strerror}") from exc
+        self._running().connection.forget()
+        self._drop_table()
+        self._table, self._sent = (memfd, blob.size), table
+
+    def _given_table(self) -> tuple[int, int]:
+        assert self._table is not None
+        return self._table
+
+    def _drop_table(self) -> None:
         if self._table is not None:
             os.close(self._table[0])
-        self._table = memfd, size
+        self._table = self._sent = None
 
     def _stop_watching(self) -> None:
         watch, self._watch = self._watch, None
@@ -265,5 +337,23 @@ class ProcessDatapath:
             watch.close()
 
     def _missing_confinement(self) -> tuple[str, ...]:
-        missing = (text for name, text in CONFINEMENT.items() if not self._confined & int(getattr(lib, name)))
+        missing = [text for name, text in CONFINEMENT.items() if not self._confined & int(getattr(lib, name))]
+        if self._confined & int(lib.FP_CONFINED_USER) and (shared := sharers(self._user[0])) is not None:
+            missing.append(f"it runs as {shared}: leave --datapath-user away, or give it a user of its own")
         return tuple(f"datapath process: {text}" for text in missing)
+
+
+def _end(process: Process) -> None:
+    """For good, at the end of the agent: one that does not listen is killed."""
+    try:
+        process.stop(STEP_S)
+    except Slow:
+        process.kill(STEP_S)
+
+
+def _discard(process: Process) -> None:
+    """One that carries nothing. That it hangs up on us is no news, and what cannot be killed ends when we hang up, for it has no table."""
+    try:
+        process.kill(STEP_S)
+    except DatapathWaits:
+        process.close()

@@ -9,18 +9,24 @@ import errno
 import os
 import select
 import socket
-import struct
+import time
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from flanpy.datapath.core import VERDICTS, WORK_COUNTERS, ffi, lib
-from flanpy.errors import DatapathError
+from flanpy.errors import DatapathError, DatapathWaits
 
 REPLY_TIMEOUT_S = 5.0
 """A process that lives answers in microseconds; one that waits for a stuck worker in two seconds."""
+PING_S = 2.0
+"""A process that was not heard of for so long is asked whether it is there."""
+LOOK_S = 1.0
+"""What counts of the time between two looks at most."""
+_SHORT = (errno.ETOOMANYREFS, errno.ENOMEM, errno.ENOBUFS)
+"""The kernel is short of something; the process has no part in it."""
 _REPLY_BYTES = 4096
+_STALE: tuple[bytes, tuple[int, ...]] = (b"", ())
 POLLRDHUP = 0x2000
 """poll(2): the other end has closed; missing in Python's select."""
 
@@ -29,8 +35,16 @@ class Unresponsive(DatapathError):
     """The process has not answered in time: it is stopped or stuck, and has to be replaced."""
 
 
+class Slow(DatapathWaits):
+    """No answer yet."""
+
+
+class Refused(DatapathWaits):
+    """Descriptors could not be passed on, here or there: nothing is wrong with the process, and another attempt is right."""
+
+
 class Gone(DatapathError):
-    """The process has ended, or hung up."""
+    """The process has hung up. Whether it has ended is for its ``Life`` to say."""
 
 
 @dataclass(slots=True)
@@ -69,26 +83,20 @@ class State:
 
 
 class Connection:
-    """An open connection; ``pid`` is the process at its other end, ``user`` its user and group, None: as of today. Not thread-safe."""
+    """An open connection. Not thread-safe.
 
-    def __init__(self, opened: socket.socket, pid: int, user: tuple[int, int] | None = None) -> None:
+    A request waits for its reply for as long as it is told to; after that the reply is still on its way (``Slow``), and the same request
+    asked again goes on waiting for it. What is silent for REPLY_TIMEOUT_S in all is ``Unresponsive``: of the time between two looks no more
+    than LOOK_S count, for we, or the whole machine, may have been stopped meanwhile.
+    """
+
+    def __init__(self, opened: socket.socket, pid: int) -> None:
         self._socket = opened
         self.pid = pid
-        self.user = user
-        self._socket.settimeout(REPLY_TIMEOUT_S)
-
-    @classmethod
-    def open(cls, path: Path) -> Self | None:
-        """Connect to the process that listens there, or None. Its credentials are the listener's: the process itself."""
-        opened = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
-        try:
-            opened.settimeout(REPLY_TIMEOUT_S)
-            opened.connect(str(path))
-            pid, user, group = struct.unpack("iII", opened.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        except OSError:
-            opened.close()
-            return None
-        return cls(opened, pid, (user, group))
+        self._asked: tuple[bytes, tuple[int, ...]] | None = None
+        self._heard_s = self._looked_s = time.monotonic()
+        self.silent_s = 0.0
+        """For how long a reply has been waited for."""
 
     def fileno(self) -> int:
         """For poll: POLLHUP when the process has ended."""
@@ -101,19 +109,15 @@ class Connection:
     @property
     def is_lost(self) -> bool:
         """Whether the other end has hung up."""
-        return self.await_hang_up(0)
-
-    def await_hang_up(self, within_s: float) -> bool:
-        """Wait for the end of the process; whether it has come."""
         if self._socket.fileno() < 0:
             return True
         poller = select.poll()
         poller.register(self._socket, POLLRDHUP)
-        return bool(poller.poll(within_s * 1e3))
+        return bool(poller.poll(0))
 
-    def hello(self) -> State:
-        """How the process is, with all its descriptors. Raises Gone, Unresponsive or DatapathError."""
-        reply, fds = self._ask(lib.FP_MESSAGE_HELLO, bytes(ffi.buffer(_head(lib.FP_MESSAGE_HELLO, "struct fp_message"))))
+    def hello(self, within_s: float) -> State:
+        """How the process is, with all its descriptors. Raises Refused, Slow, Gone, Unresponsive or DatapathError."""
+        reply, fds = self._ask(lib.FP_MESSAGE_HELLO, _bare(lib.FP_MESSAGE_HELLO), within_s)
         try:
             return _state(reply, fds)
         except BaseException:
@@ -127,37 +131,111 @@ class Connection:
         message.version = version.encode("ascii")
         ffi.memmove(ffi.addressof(message, "settings"), settings, len(settings))
         fds = [fd for pair in queues for fd in pair]
-        reply, given = self._ask(lib.FP_MESSAGE_START, bytes(ffi.buffer(message)), [*fds, pages_fd])
+        reply, given = self._ask(lib.FP_MESSAGE_START, bytes(ffi.buffer(message)), REPLY_TIMEOUT_S, [*fds, pages_fd])
         _close(given)
         return _state(reply, [])
 
-    def table(self, memfd: int, size: int) -> None:
+    def table(self, memfd: int, size: int, within_s: float) -> None:
         """Let the workers forward by the table in this sealed memfd; returns when all do."""
-        message = _head(lib.FP_MESSAGE_TABLE, "struct fp_message_table")
-        message.bytes = size
-        self._ask(lib.FP_MESSAGE_TABLE, bytes(ffi.buffer(message)), [memfd])
+        self._give(lib.FP_MESSAGE_TABLE, memfd, size, within_s)
 
-    def stop(self) -> None:
+    def hold(self, memfd: int, size: int, within_s: float) -> None:
+        """Let the process check and keep this table until ``table``, or until we are no more."""
+        self._give(lib.FP_MESSAGE_HOLD, memfd, size, within_s)
+
+    def stop(self, within_s: float) -> None:
         """End the workers, what they have in hand being sent, and then the process; returns when no packet is read any more."""
-        self._ask(lib.FP_MESSAGE_STOP, bytes(ffi.buffer(_head(lib.FP_MESSAGE_STOP, "struct fp_message"))))
+        self._ask(lib.FP_MESSAGE_STOP, _bare(lib.FP_MESSAGE_STOP), within_s)
 
-    def _ask(self, kind: int, request: bytes, fds: list[int] | None = None) -> tuple[bytes, list[int]]:
-        """Raises Gone, Unresponsive, or DatapathError with what the process has against it."""
+    def forget(self) -> None:
+        """What was asked will not be asked again, though it may look the same: its reply is waited for and dropped."""
+        if self._asked is not None:
+            self._asked = _STALE
+
+    def look(self) -> None:
+        """See whether the process answers, without waiting: a reply that was due, or from time to time a question.
+
+        ``silent_s`` says what was seen. Raises Gone or Unresponsive.
+        """
         try:
-            socket.send_fds(self._socket, [request], fds or [])
-            reply, given, flags, _ = socket.recv_fds(self._socket, _REPLY_BYTES, lib.FP_PROTOCOL_FDS_MAX, socket.MSG_CMSG_CLOEXEC)
-        except TimeoutError as exc:
-            raise Unresponsive(f"datapath process {self.pid}: no answer within {REPLY_TIMEOUT_S:g} s") from exc
-        except OSError as exc:
-            raise Gone(f"datapath process {self.pid}: {exc.strerror}") from exc
+            if self._asked is not None:
+                self._take_late(0)
+            if self._asked is None and time.monotonic() - self._heard_s >= PING_S:
+                self._ask(lib.FP_MESSAGE_PING, _bare(lib.FP_MESSAGE_PING), 0)
+        except Slow:
+            return  # ``silent_s`` tells
+
+    def _give(self, kind: int, memfd: int, size: int, within_s: float) -> None:
+        message = _head(kind, "struct fp_message_table")
+        message.bytes = size
+        _close(self._ask(kind, bytes(ffi.buffer(message)), within_s, [memfd])[1])
+
+    def _ask(self, kind: int, request: bytes, within_s: float, fds: list[int] | None = None) -> tuple[bytes, list[int]]:
+        """Raises Slow, Refused, Gone, Unresponsive, or DatapathError with what the process has against it."""
+        if self._socket.fileno() < 0:
+            raise Gone(f"datapath process {self.pid}: the connection is closed")
+        ends_s = time.monotonic() + within_s
+        asked = request, tuple(fds or ())
+        if self._asked not in (None, asked):
+            self._take_late(within_s)
+        if self._asked is None:
+            self._send(asked, ends_s - time.monotonic())
+        reply, given, flags = self._take(ends_s - time.monotonic())
         try:
-            if not reply:
-                raise Gone(f"datapath process {self.pid}: has hung up")
             _check(reply, flags, kind, self.pid)
         except BaseException:
             _close(given)
             raise
         return reply, given
+
+    def _send(self, asked: tuple[bytes, tuple[int, ...]], within_s: float) -> None:
+        self._looked_s = time.monotonic()
+        self._socket.settimeout(max(within_s, 0))
+        try:
+            socket.send_fds(self._socket, [asked[0]], asked[1])
+        except (TimeoutError, BlockingIOError) as exc:
+            raise self._slow(within_s) from exc
+        except OSError as exc:
+            raise self._failed(exc) from exc
+        self._asked = asked
+
+    def _take_late(self, within_s: float) -> None:
+        """The reply to what was asked earlier: what it says is of no use any more."""
+        _close(self._take(within_s)[1])
+
+    def _take(self, within_s: float) -> tuple[bytes, list[int], int]:
+        """A reply unchecked, with its descriptors and flags."""
+        self._socket.settimeout(max(within_s, 0))
+        try:
+            reply, given, flags, _ = socket.recv_fds(self._socket, _REPLY_BYTES, lib.FP_PROTOCOL_FDS_MAX, socket.MSG_CMSG_CLOEXEC)
+        except (TimeoutError, BlockingIOError) as exc:
+            raise self._slow(within_s) from exc
+        except OSError as exc:
+            raise self._failed(exc) from exc
+        if not reply:
+            _close(given)
+            raise Gone(f"datapath process {self.pid}: has hung up")
+        self._asked, self.silent_s, self._heard_s = None, 0.0, time.monotonic()
+        return reply, given, flags
+
+    def _failed(self, error: OSError) -> DatapathError:
+        text = f"datapath process {self.pid}: {error.strerror}"
+        return Refused(f"{text}; it goes on by the last table") if error.errno in _SHORT else Gone(text)
+
+    def _slow(self, within_s: float) -> DatapathError:
+        now_s = time.monotonic()
+        self.silent_s += min(now_s - self._looked_s, max(within_s, LOOK_S))
+        self._looked_s = now_s
+        if self.silent_s >= REPLY_TIMEOUT_S * 0.99:
+            return Unresponsive(f"datapath process {self.pid}: no answer within {REPLY_TIMEOUT_S:g} s")
+        return Slow(
+            f"datapath process {self.pid}: no answer for {self.silent_s:.1f} s (is it stopped?); "
+            f"after {REPLY_TIMEOUT_S:g} s another takes its place"
+        )
+
+
+def _bare(kind: int) -> bytes:
+    return bytes(ffi.buffer(_head(kind, "struct fp_message")))
 
 
 def _head(kind: int, name: str) -> Any:
@@ -168,11 +246,21 @@ def _head(kind: int, name: str) -> Any:
 
 
 def _check(reply: bytes, flags: int, kind: int, pid: int) -> None:
-    if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(reply) < ffi.sizeof("struct fp_message"):
+    if flags & socket.MSG_CTRUNC:
+        raise Refused(
+            f"datapath process {pid}: its descriptors cannot be taken now (out of descriptors? `ulimit -n`, LimitNOFILE=); it goes on "
+            "by the last table"
+        )
+    if flags & socket.MSG_TRUNC or len(reply) < ffi.sizeof("struct fp_message"):
         raise DatapathError(f"datapath process {pid}: an answer of {len(reply)} bytes that was cut")
     head = ffi.from_buffer("struct fp_message *", reply)
     if head.magic != lib.FP_PROTOCOL_MAGIC or head.bytes != len(reply):
         raise DatapathError(f"datapath process {pid}: an answer that is none of our protocol")
+    if head.error == -errno.ETOOMANYREFS:
+        raise Refused(
+            f"datapath process {pid}: it cannot pass its descriptors on now ({os.strerror(-head.error)}: others of its user are on "
+            "their way to somebody who does not take them); it goes on by the last table"
+        )
     if head.error:
         name = errno.errorcode.get(-head.error, str(head.error))
         raise DatapathError(f"datapath process {pid}: {os.strerror(-head.error)} ({name})")

@@ -1,22 +1,32 @@
 """What an agent makes of a datapath process that an earlier agent has left in an unusual state: on loopback, a socket for a TUN queue."""
 
+import errno
 import fcntl
 import os
+import resource
 import signal
 import socket
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from flanpy.datapath import DatapathSettings, process_launch, process_wire
+from flanpy.datapath import DatapathSettings, process_handle, process_life, process_wire
 from flanpy.datapath.process import ProcessDatapath, ProcessOptions
-from flanpy.datapath.process_launch import FRESH_SOCKET_NAME, SOCKET_NAME, Found, end_process, find_process
+from flanpy.datapath.process_find import Finder, Found
+from flanpy.datapath.process_handle import Process
+from flanpy.datapath.process_launch import FRESH_SOCKET_NAME, SOCKET_NAME
+from flanpy.datapath.process_life import Life
 from flanpy.datapath.process_pages import F_ADD_SEALS
 from flanpy.datapath.process_wire import Connection
 from flanpy.datapath.sockets import adopt_underlay, open_underlay
+from flanpy.errors import DatapathError, DatapathWaits
 from flanpy.model import ForwardTable
+from tests.support.clusters import eventually
 
 LOOPBACK = IPv4Address("127.0.0.1")
 
@@ -61,10 +71,33 @@ def left(port: int, tmp_path: Path) -> Iterator[Path]:
     with ProcessDatapath(settings(port), FakeTun(), open_underlay(LOOPBACK, port), ProcessOptions(tmp_path)) as datapath:
         datapath.publish(table(1))
     yield tmp_path
-    for path in tmp_path.glob("*.sock*"):
-        connection = Connection.open(path)
-        if connection is not None:
-            end_process(connection, path)
+    with suppress(ProcessLookupError, FileNotFoundError):
+        for path in tmp_path.glob("*.sock*"):
+            there = Process.connect(path)
+            if there is not None:
+                os.kill(there.pid, signal.SIGKILL)
+                there.life.await_end(5)
+                there.close()
+
+
+def found_in(run_dir: Path) -> Found:
+    found = Finder(run_dir).look()
+    assert found is not None
+    return found
+
+
+def pid_at(path: Path) -> int:
+    there = Process.connect(path)
+    assert there is not None
+    there.close()
+    return there.pid
+
+
+def lives(pid: int) -> bool:
+    """A zombie of ours has ended."""
+    with suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
+    return Path(f"/proc/{pid}").exists()
 
 
 def taken_over(run_dir: Path, found: Found, port: int) -> ProcessDatapath:
@@ -76,18 +109,20 @@ def taken_over(run_dir: Path, found: Found, port: int) -> ProcessDatapath:
 
 def test_a_process_whose_agent_was_killed_before_the_rename_is_taken_over(left: Path, port: int) -> None:
     (left / SOCKET_NAME).rename(left / FRESH_SOCKET_NAME)
-    found = find_process(left)
-    assert found is not None
+    found = found_in(left)
     with taken_over(left, found, port) as datapath:
         assert datapath.process.pid != found.pid
+        assert pid_at(left / SOCKET_NAME) == found.pid, "it goes on by its table"
+        datapath.publish(table(2))
         assert [path.name for path in left.iterdir()] == [SOCKET_NAME]
-        assert datapath.stats().generation == 1, "the table has been handed on"
+        assert pid_at(left / SOCKET_NAME) == datapath.process.pid
+        assert not lives(found.pid)
+        assert datapath.stats().generation == 2
 
 
 def test_a_table_of_another_layout_is_not_handed_on_but_replaced(left: Path, port: int) -> None:
     """As after an upgrade: the process of the new build waits for a table of its own."""
-    found = find_process(left)
-    assert found is not None
+    found = found_in(left)
     assert found.state.table_fd is not None
     memfd = os.memfd_create("other", os.MFD_ALLOW_SEALING)
     os.write(memfd, b"fltable1" + bytes(400_000))
@@ -96,31 +131,334 @@ def test_a_table_of_another_layout_is_not_handed_on_but_replaced(left: Path, por
     os.close(memfd)
     found.state.table_bytes = 400_008
     with taken_over(left, found, port) as datapath:
-        assert datapath.stats().generation == 0
         datapath.publish(table(2))
         assert datapath.stats().generation == 2
 
 
 def test_counters_that_are_too_short_are_made_anew(left: Path, port: int) -> None:
-    found = find_process(left)
-    assert found is not None
+    found = found_in(left)
     assert found.state.pages_fd is not None
     memfd = os.memfd_create("short", os.MFD_ALLOW_SEALING)
     os.dup2(memfd, found.state.pages_fd, inheritable=False)
     os.close(memfd)
     with taken_over(left, found, port) as datapath:
-        assert datapath.stats().generation == 1
+        datapath.publish(table(2))
+        assert datapath.stats().generation == 2
 
 
-def test_a_hung_process_of_another_user_is_ended_and_its_port_is_free(
-    left: Path, port: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    connection = Connection.open(left / SOCKET_NAME)
-    assert connection is not None
-    os.kill(connection.pid, signal.SIGSTOP)
-    connection.close()
-    monkeypatch.setattr(process_wire, "REPLY_TIMEOUT_S", 0.3)
-    monkeypatch.setattr(process_launch, "_user", lambda: (12345, 12345))
-    assert find_process(left) is None
+def await_found(finder: Finder) -> Found | None:
+    """As the agent does it: asked again while it waits."""
+    result: list[Found | None] = []
+
+    def look() -> bool:
+        with suppress(DatapathWaits):
+            result.append(finder.look())
+        return bool(result)
+
+    eventually(look, 15, "it is known what is there")
+    return result[0]
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that hangs is given up after a second."""
+    monkeypatch.setattr(process_wire, "REPLY_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(process_handle, "STEP_S", 0.3)
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_hung_process_is_ended_and_its_port_is_free(left: Path, port: int) -> None:
+    pid = pid_at(left / SOCKET_NAME)
+    os.kill(pid, signal.SIGSTOP)
+    assert await_found(Finder(left)) is None
     open_underlay(LOOPBACK, port).close()
     assert list(left.iterdir()) == []
+    assert not lives(pid)
+
+
+def test_a_process_that_cannot_be_ended_keeps_its_socket_and_is_said(
+    left: Path, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for an agent without CAP_KILL whose helper may not become the process's user; then it may, and the process ends."""
+    found = found_in(left)
+    assert found.process is not None
+    os.kill(found.pid, signal.SIGSTOP)
+
+    def not_permitted(pidfd: int, number: int) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(process_life.signal, "pidfd_send_signal", not_permitted)
+    found.process.life.user = (12345, 12345)
+    with pytest.raises(
+        DatapathWaits, match=rf"process {found.pid} of user 12345 cannot be ended \(Operation not permitted\).*kill -9"
+    ):
+        found.process.kill(1)
+    assert (left / SOCKET_NAME).exists()
+    assert lives(found.pid)
+    status = Path(f"/proc/{found.pid}/status").read_text().split("Uid:\t")[1].split()[0]
+    found.process.life.user = (int(status), int(status))
+    assert found.process.kill(5) in ("has ended", "was ended by SIGKILL"), "by the helper, which has become its user"
+    assert list(left.iterdir()) == []
+    found.close()
+
+
+def test_a_process_without_room_for_its_descriptors_here_goes_on(left: Path) -> None:
+    """Out of descriptors on our side: the answer is cut (MSG_CTRUNC). The process has no part in it."""
+    pid = pid_at(left / SOCKET_NAME)
+    finder = Finder(left)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with ExitStack() as stack:
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, before)
+        highest = max(int(name) for name in os.listdir("/proc/self/fd"))  # noqa: PTH208
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 6, before[1]))
+        filled = []
+        with suppress(OSError):
+            while True:
+                filled.append(os.dup(0))
+        for fd in filled[:3]:
+            os.close(fd)  # for a socket, a pidfd, and one descriptor of four
+        for fd in filled[3:]:
+            stack.callback(os.close, fd)
+        with pytest.raises(DatapathWaits, match="descriptors"):
+            finder.look()
+    found = await_found(finder)
+    assert found is not None
+    assert (found.pid, lives(pid)) == (pid, True)
+    found.close()
+
+
+def test_a_process_that_may_not_pass_its_descriptors_on_goes_on(left: Path) -> None:
+    """Somebody asks for them and does not take them: at some point the kernel refuses more of this user (ETOOMANYREFS)."""
+    pid = pid_at(left / SOCKET_NAME)
+    finder, greedy = Finder(left), []
+    hello = process_wire._bare(process_wire.lib.FP_MESSAGE_HELLO)
+    for _ in range(6):
+        opened = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        opened.connect(str(left / SOCKET_NAME))
+        greedy.append(opened)
+        for _ in range(4):
+            opened.send(hello)
+    try:
+        with pytest.raises(DatapathWaits, match="cannot pass its descriptors on now"):
+            finder.look()
+        assert (lives(pid), pid_at(left / SOCKET_NAME)) == (True, pid)
+    finally:
+        for opened in greedy:
+            opened.close()
+    found = await_found(finder)
+    assert found is not None
+    assert found.pid == pid
+    found.close()
+
+
+class Fake:
+    """A process of our own that listens where a datapath process would, and does with each connection what it is told to."""
+
+    def __init__(self, path: Path, answer: Callable[[socket.socket], None]) -> None:
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.listener.bind(str(path))
+        self.pid = os.fork()
+        if self.pid == 0:
+            with suppress(BaseException):
+                self.listener.listen(8)
+                while True:
+                    answer(self.listener.accept()[0])
+            os._exit(0)
+        self.listener.close()
+        eventually(lambda: Process.connect(path) is not None, 5, "it listens")
+
+    def end(self) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+        with suppress(ChildProcessError):
+            os.waitpid(self.pid, 0)
+
+
+def test_one_that_hangs_up_though_it_lives_keeps_its_socket(tmp_path: Path) -> None:
+    fake = Fake(tmp_path / SOCKET_NAME, lambda connection: connection.close())
+    try:
+        with pytest.raises(DatapathWaits, match=f"process {fake.pid}: .*, though it lives"):
+            Finder(tmp_path).look()
+        assert (tmp_path / SOCKET_NAME).exists()
+        assert lives(fake.pid)
+    finally:
+        fake.end()
+    assert Finder(tmp_path).look() is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_that_takes_no_connection_is_somebody(tmp_path: Path) -> None:
+    """Stopped for so long that its backlog is full."""
+    path = tmp_path / SOCKET_NAME
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener, ExitStack() as stack:
+        listener.bind(str(path))
+        listener.listen(0)
+        with suppress(BlockingIOError):
+            while True:
+                waiting = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK))
+                waiting.connect(str(path))
+        with pytest.raises(DatapathWaits, match="takes no connection"):
+            Finder(tmp_path).look()
+        assert process_handle.is_somebody(path) == 0
+        assert path.exists()
+
+
+@pytest.mark.parametrize("old_kernel", [False, True])
+def test_a_pid_is_not_taken_for_a_process(left: Path, old_kernel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its life is known by a pidfd, also where the kernel does not give one for a socket (before Linux 6.5)."""
+    if old_kernel:
+        monkeypatch.setattr(process_life, "SO_PEERPIDFD", 9999)
+    there = Process.connect(left / SOCKET_NAME)
+    assert there is not None
+    assert not there.life.has_ended
+    os.kill(there.pid, signal.SIGKILL)
+    assert there.life.await_end(5)
+    there.close()
+    if old_kernel:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as pair:
+            pair.bind(str(left / "other"))
+            pair.listen(1)
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connected:
+                connected.connect(str(left / "other"))
+                assert Life.of_peer(connected, lambda: False).has_ended, "nobody listens there any more: the pid may be another's"
+
+
+# ------------------------------------------------------------------------------------------------ killed on the way
+
+
+def kill_at(datapath: ProcessDatapath, old: int, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process that is about to take over is killed right before, or right after, this request of the take-over."""
+    when, name = step.split()
+    asked = getattr(Connection, name)
+
+    def killing(self: Connection, *arguments: Any) -> Any:
+        victim = datapath.process.pid
+        if when == "after":
+            result = asked(self, *arguments)
+        os.kill(victim, signal.SIGKILL)
+        eventually(lambda: Path(f"/proc/{victim}/stat").read_text().split(") ")[1][0] == "Z", 5, "it has ended")
+        monkeypatch.setattr(Connection, name, asked)
+        return result if when == "after" else asked(self, *arguments)
+
+    monkeypatch.setattr(Connection, name, killing)
+
+
+@pytest.mark.parametrize("step", ["before hold", "after hold", "before stop", "after stop", "before table", "after table"])
+def test_a_death_of_the_new_one_leaves_a_process_with_a_table(
+    left: Path, port: int, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = found_in(left)
+    with taken_over(left, found, port) as datapath:
+        first = datapath.process.pid
+        kill_at(datapath, found.pid, step, monkeypatch)
+        wanted = table(2)
+
+        def published() -> bool:
+            with suppress(DatapathWaits):
+                datapath.publish(wanted)
+                return True
+            assert lives(found.pid) or datapath.process.restarts, (
+                "the old one goes on, or another has been started with the table"
+            )
+            return False
+
+        eventually(published, 10, "the table is published")
+        with suppress(DatapathWaits):
+            datapath.check()
+        eventually(lambda: checks_well(datapath), 10, "the process is well")
+        assert datapath.process.pid not in (first, found.pid)
+        assert datapath.stats().generation == 2
+        assert not lives(found.pid)
+
+
+def checks_well(datapath: ProcessDatapath) -> bool:
+    with suppress(DatapathWaits):
+        datapath.check()
+        return True
+    return False
+
+
+@pytest.mark.parametrize("step", ["hold", "stop"])
+def test_a_death_of_the_agent_on_the_way_leaves_a_process_with_a_table(
+    left: Path, port: int, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before it has asked for the next thing, as if by SIGKILL: all that it holds is closed by the kernel."""
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*arguments: Any) -> None:
+        raise Killed
+
+    found = found_in(left)
+    datapath = taken_over(left, found, port)
+    fresh, old = datapath.process.pid, found.pid
+    monkeypatch.setattr(Connection, {"hold": "stop", "stop": "table"}[step], killed)
+    with pytest.raises(Killed):
+        datapath.publish(table(2))
+    datapath._stop_watching()  # it has a copy of the connection
+    datapath._running().connection.close()
+    monkeypatch.undo()
+    assert lives(old) == (step == "hold")
+    assert lives(fresh)
+    again = await_found(Finder(left))
+    assert again is not None
+    assert again.state.table_fd is not None, "the old one goes on, or the new one has taken what it held"
+    assert again.pid == (old if step == "hold" else fresh)
+    again.close()
+    datapath.close()
+
+
+def test_a_hung_process_is_seen_within_seconds_and_never_waited_for(left: Path, port: int) -> None:
+    """SIGSTOP: no call takes longer than a second, what is wrong is said meanwhile, and another takes its place."""
+    found = found_in(left)
+    tun, underlay = FakeTun(found.state.tun_fds), adopt_underlay(found.state.udp_fds, LOOPBACK, port)
+    assert underlay is not None
+    with ProcessDatapath(settings(port), tun, underlay, ProcessOptions(left), found, same_queues=True) as datapath:
+        assert datapath.process.adopted
+        os.kill(found.pid, signal.SIGSTOP)
+        said: list[str] = []
+        longest_s = 0.0
+        clock = process_wire.time.monotonic
+        wanted = table(2)
+        ends_s = clock() + 30
+        while datapath.process.pid == found.pid and clock() < ends_s:
+            begun_s = clock()
+            try:
+                datapath.check()
+                datapath.publish(wanted)
+            except DatapathWaits as error:
+                said.append(str(error))
+            longest_s = max(longest_s, clock() - begun_s)
+        assert datapath.process.pid != found.pid
+        assert longest_s < 2.5, "a second; the rest is room for a busy machine"
+        assert any("no answer for" in line or "has not answered for" in line for line in said)
+        assert not lives(found.pid)
+        datapath.publish(wanted)
+        assert datapath.stats().generation == 2
+
+
+def test_descriptors_and_threads_are_flat_after_a_hundred_restarts(left: Path, port: int) -> None:
+    found = found_in(left)
+    tun, underlay = FakeTun(found.state.tun_fds), adopt_underlay(found.state.udp_fds, LOOPBACK, port)
+    assert underlay is not None
+    before: tuple[int, int] | None = None
+    with ProcessDatapath(settings(port), tun, underlay, ProcessOptions(left), found, same_queues=True) as datapath:
+        for number in range(100):
+            os.kill(datapath.process.pid, signal.SIGKILL)
+            datapath._launched_s = float("-inf")  # it has lived for long
+            eventually(lambda: checks_well(datapath), 10, "another has been started")
+            datapath.publish(table(number + 2))
+            if number == 4:
+                before = len(os.listdir("/proc/self/fd")), threading.active_count()  # noqa: PTH208
+        assert datapath.process.restarts == 100
+        assert (len(os.listdir("/proc/self/fd")), threading.active_count()) == before  # noqa: PTH208
+
+
+def test_a_refused_table_leaves_the_old_process_at_work(left: Path, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = found_in(left)
+    with taken_over(left, found, port) as datapath:
+        monkeypatch.setattr(Connection, "hold", lambda self, fd, size, within_s: Connection.table(self, fd, size + 1, within_s))
+        with pytest.raises(DatapathError, match="Invalid argument"):
+            datapath.publish(table(2))
+        assert lives(found.pid)

@@ -5,6 +5,7 @@ import configparser
 from pathlib import Path
 
 from flanpy.config.options import AGENT_FLAGS, add_agent_flags, load_agent_options
+from flanpy.datapath import process_user
 
 CONFIG = Path(__file__).resolve().parents[2] / "config"
 
@@ -35,3 +36,13 @@ def test_the_unit_runs_the_agent_with_the_options_file() -> None:
     words = unit["Service"]["ExecStart"].split()
     assert words[1:3] == ["agent", "--config"]
     assert unit["Service"]["Type"] == "notify"
+
+
+def test_the_user_that_packaging_makes_is_the_one_that_is_looked_for() -> None:
+    lines = [
+        line.split() for line in (CONFIG / "flanpy-sysusers.conf").read_text().splitlines() if line and not line.startswith("#")
+    ]
+    assert [line[:3] for line in lines] == [["u", process_user.NAME, "-"]]
+    image = (CONFIG.parent / "Dockerfile").read_text()
+    assert f"useradd --uid {process_user.FREE_NUMBERS[0]} " in image
+    assert f" {process_user.NAME}\n" in image
