@@ -205,7 +205,7 @@ def _discarding(state: LeasingState, own: tuple[Lease, ...]) -> LeasingState:
 def _acquire(state: LeasingState, found: Survey, now_s: float) -> Step:
     """The more races we have lost, the wider we choose: a thousand nodes that join at once spread out."""
     try:
-        window = FLANNEL_WINDOW << min(state.attempt, 10)
+        window = FLANNEL_WINDOW << min(3 * state.attempt, 12)
         subnets = choose_subnet(state.config, found.taken, state.preferred, state.identity.pick, window)
     except PoolExhausted as exc:
         says = () if state.problem == str(exc) else (Say("error", "pool_exhausted", str(exc)),)
