@@ -29,7 +29,7 @@ class Pace:
     """Waits of the watcher, seconds: between failures (doubling from least to most), and between full re-lists of a healthy watch."""
 
     least_s: float = 0.2
-    most_s: float = 5.0
+    most_s: float = 3.0
     relist_s: float = 600.0
 
 
