@@ -49,6 +49,17 @@ def test_figures_of_all_parameters_stand_in_one_cell(script: ModuleType) -> None
     assert "| userspace: 0 of 7 probes lost, 12 ms; ebpf: passed |" in line
 
 
+def test_a_test_that_failed_or_did_not_run_says_so_in_its_row(script: ModuleType) -> None:
+    row, other, *_ = rows()
+    figures = {
+        f"{row.node}[userspace]": {"outcome": "failed", "measured": ["9 s"]},
+        f"{row.node}[ebpf]": {"outcome": "failed", "measured": []},
+    }
+    lines = script.document(figures).splitlines()
+    assert "| userspace: **FAILED** (9 s); ebpf: **FAILED** |" in next(line for line in lines if f"`{row.node}`" in line)
+    assert "| **did not run** |" in next(line for line in lines if f"`{other.node}`" in line)
+
+
 def test_every_fault_of_the_list_has_a_test() -> None:
     found = {row.number for row in rows()}
     assert set(range(1, FAULTS + 1)) - found == set()
