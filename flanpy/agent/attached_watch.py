@@ -46,6 +46,7 @@ class AttachedWatch:
         self._boot = BOOT_ID.read_text(encoding="ascii").strip()
         self._said: dict[str, str] = {}
         self._last: dict[str, tuple[AttachedPod, ...]] = {}
+        self._unknown = True
         self._inotify = _open_inotify()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         try:
@@ -107,20 +108,18 @@ class AttachedWatch:
                 log.warning("attached pod not read: %s", problem, extra=event("attached_unreadable", file=name, reason=problem))
         self._said = problems
         if "." not in problems:
-            self._sink(
-                PodsAttached(tuple(sorted((pod for pods in self._last.values() for pod in pods), key=lambda pod: pod.place)))
-            )
+            pods = sorted((pod for pods in self._last.values() for pod in pods), key=lambda pod: pod.place)
+            self._sink(PodsAttached(tuple(pods), whole=not self._unknown))
 
     def _read(self) -> dict[str, str]:
         """Read everything into ``_last``; what is wrong, by file (".": the directory, and then nothing was read)."""
         try:
             names = sorted(path.name for path in self._directory.iterdir() if not path.name.startswith("."))
-        except FileNotFoundError:
-            names = []
-        except OSError as error:
+        except OSError as error:  # also when it is away: only a list that was read says that something is not there
             return {".": f"{self._directory}: {error.strerror}"}
         pods: dict[str, tuple[AttachedPod, ...]] = {}
         problems: dict[str, str] = {}
+        unknown = len(names) > MAX_PODS
         for name in names[:MAX_PODS]:
             try:
                 pods[name] = parse_kept(name, self._bytes(name), self._boot)
@@ -129,9 +128,12 @@ class AttachedWatch:
             except CodecError as error:
                 problems[name] = f"{self._directory}: {error}"
             except OSError as error:
-                pods[name] = self._last.get(name, ())
+                if name in self._last:
+                    pods[name] = self._last[name]
+                else:
+                    unknown = True
                 problems[name] = f"{self._directory}: {ascii(name)[:80]}: {error.strerror}"
-        self._last = pods
+        self._last, self._unknown = pods, unknown
         return problems
 
     def _bytes(self, name: str) -> bytes:

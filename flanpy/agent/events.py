@@ -57,9 +57,10 @@ class PodsChanged:
 
 @dataclass(frozen=True, slots=True)
 class PodsAttached:
-    """All pods that are attached on this node."""
+    """The pods that are attached on this node. ``whole``: all of them; else there may be others, whose files could not be read yet."""
 
     pods: tuple[AttachedPod, ...]
+    whole: bool = True
 
 
 @dataclass(frozen=True, slots=True)

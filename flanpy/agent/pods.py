@@ -61,6 +61,7 @@ class PodKeeper:
         self._executor = executor
         self._registry: Registry | None = None
         self._attached: tuple[AttachedPod, ...] | None = None
+        self._attached_whole = False
         self._pending: dict[str, PodEffect] = {}
         self._written_s: dict[str, float] = {}
         self._failures = 0
@@ -74,18 +75,18 @@ class PodKeeper:
 
     def take(self, item: PodsListed | PodsChanged | PodsAttached | PodOutcome) -> bool:
         """One event; whether a pass should follow."""
-        before = self._registry, self._attached
+        before = self._registry, self._attached, self._attached_whole
         match item:
             case PodsListed(records):
                 self._registry = registry_of.from_records(records)
             case PodsChanged(changes):
                 self._apply(changes)
-            case PodsAttached(pods):
-                self._attached = pods
+            case PodsAttached(pods, whole):
+                self._attached, self._attached_whole = pods, whole
             case PodOutcome():
                 self._on_outcome(item)
                 return True
-        return (self._registry, self._attached) != before
+        return (self._registry, self._attached, self._attached_whole) != before
 
     def _apply(self, changes: Iterable[RecordChange]) -> None:
         if self._registry is not None:
@@ -140,7 +141,7 @@ class PodKeeper:
         pods = judge.view(self._registry, self.plan.view, kept)
         claims = Claims()
         if self._attached is not None:
-            who = Claimant(node_id, own.etcd_lease_id, self._claimed, self._due(own))
+            who = Claimant(node_id, own.etcd_lease_id, self._claimed, self._due(own), self._attached_whole)
             claims = claim(self._attached, self._registry, pods, judge, who)
         here = {pod.address for pod in claims.here}
         away = tuple(place for place in pods.moved if place.entry.pod.address not in here)

@@ -61,6 +61,8 @@ class Claimant:
     claimed: Collection[str] = frozenset()
     due: Collection[str] = frozenset()
     """Keys to be written again though they say the right thing, because their own etcd leases run out."""
+    knows_all: bool = True
+    """Whether a pod that is not among the attached ones is not attached; else nothing is deleted."""
 
 
 def claim(attached: Iterable[AttachedPod], registry: Registry, view: PodView, judge: PodJudge, who: Claimant) -> Claims:
@@ -91,7 +93,7 @@ def claim(attached: Iterable[AttachedPod], registry: Registry, view: PodView, ju
     effects += (
         DeletePod(key, entry.mod_revision)
         for key, entry in registry.entries.items()
-        if entry.pod.node == who.node_id and key not in claimed_keys
+        if who.knows_all and entry.pod.node == who.node_id and key not in claimed_keys
     )
     return Claims(tuple(here), tuple(gone), tuple(effects), tuple(refusals))
 

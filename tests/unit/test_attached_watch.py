@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Any
 
 import pytest
 
@@ -76,6 +77,28 @@ def test_what_cannot_be_read_for_the_moment_is_as_it_was(
     look()
     kept(tmp_path, "db", "10.9.8.9/24")
     assert look() == ["10.9.8.9"]
+
+
+def test_a_file_that_could_never_be_read_yet_leaves_open_what_else_is_attached(
+    tmp_path: Path, watch: AttachedWatch, seen: SimpleQueue[PodsAttached], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept(tmp_path, "web", "10.9.8.7/24")
+    kept(tmp_path, "db", "10.9.8.9/24")
+    real = attached_watch.os.open
+
+    def failing(path: Path, *arguments: Any) -> int:
+        if Path(path).name.startswith("web"):
+            raise OSError(5, "Input/output error")
+        return real(path, *arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(attached_watch.os, "open", failing)
+        watch._look()
+    told = seen.get_nowait()
+    assert ([str(pod.address) for pod in told.pods], told.whole) == (["10.9.8.9"], False)
+    watch._look()
+    told = seen.get_nowait()
+    assert (sorted(str(pod.address) for pod in told.pods), told.whole) == (["10.9.8.7", "10.9.8.9"], True)
 
 
 def test_a_defect_costs_one_look_and_is_said(

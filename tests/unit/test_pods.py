@@ -241,6 +241,7 @@ def test_our_entry_follows_our_lease_and_our_pod() -> None:
 def test_what_is_no_longer_attached_is_deleted_and_nobody_else_s_is() -> None:
     entries = registry(record(WEB, etcd_lease_id=71), record(at("10.5.2.9")))
     assert claimed([], entries) == ((), (), (DeletePod("pods/10.5.1.5", 10),), [])
+    assert claimed([], entries, replace(WHO, knows_all=False)) == ((), (), (), []), "what could not be read may still be attached"
 
 
 def test_a_pod_that_comes_with_its_address_takes_it_over_once() -> None:
