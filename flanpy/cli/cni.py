@@ -47,17 +47,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Install, print, or be the plugin."""
-    from flanpy.cni import entry
-    from flanpy.cni import install as installer
-
     match arguments.cni_command:
         case "install":
+            from flanpy.cni import install as installer
+
             names = tuple(arguments.name or ("flanpy",))
             where = {"bundle_dir": arguments.bundle, "root": arguments.root}
             for path in installer.install(arguments.bin_dir, names, arguments.conf_dir, **where):
                 print(path)
         case "conflist":
+            from flanpy.cni import install as installer
+
             print(installer.conflist_text(), end="")
         case _:
+            from flanpy.cni import entry
+
             return entry.main()
     return 0

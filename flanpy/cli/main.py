@@ -1,23 +1,22 @@
 """The ``flanpy`` command: finds the subcommand's module and gives it the arguments; knows nothing of what they do.
 
 Each command is one module in this package with ``add_arguments(parser)`` and ``run(arguments) -> int``; it is imported only
-when it is asked for, so that ``flanpy status`` does not pay for scapy, grpc or pyroute2.
+when it is asked for, so that ``flanpy status`` does not pay for scapy, grpc or pyroute2. Nor does it for what this module needs
+for help and errors alone: Python starts in the time that its imports take.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import importlib
 import os
 import sys
-import textwrap
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 from flanpy import __version__
-from flanpy.config.flags import did_you_mean
 from flanpy.errors import FlanpyError, PlatformError
 
 COMMANDS = {
@@ -59,14 +58,30 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Why standard output takes no more: a full disk, a quota, a limit on the size of files."""
 
 
+def _terminal_width() -> int:
+    """As shutil.get_terminal_size says, which argparse would import with all that packs archives, for each flag that is added."""
+    with contextlib.suppress(ValueError):
+        if (columns := int(os.environ.get("COLUMNS", "0"))) > 0:
+            return columns
+    try:
+        return os.get_terminal_size(sys.__stdout__.fileno() if sys.__stdout__ else 1).columns or 80
+    except (OSError, ValueError):
+        return 80
+
+
 class Texts(argparse.RawDescriptionHelpFormatter):
     """Wraps prose at the terminal's width; lines that are indented (examples, tables) stay as they are."""
+
+    def __init__(self, prog: str, indent_increment: int = 2, max_help_position: int = 24, width: int | None = None) -> None:
+        super().__init__(prog, indent_increment, max_help_position, _terminal_width() - 2 if width is None else width)
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         blocks: list[str] = []
         for prose, group in groupby(text.rstrip().splitlines(), lambda line: bool(line) and not line.startswith(" ")):
             lines = list(group)
             if prose:
+                import textwrap
+
                 lines = textwrap.wrap(" ".join(lines), width, break_long_words=False, break_on_hyphens=False)
             blocks += lines
         return "\n".join(indent + line for line in blocks)
@@ -82,6 +97,8 @@ class Parser(argparse.ArgumentParser):
         """Parse; whatever this parser does not know is an error here, and not in the parser above it."""
         found, unknown = super().parse_known_args(args, namespace)
         if unknown:
+            from flanpy.config.flags import did_you_mean
+
             flag = next((word.partition("=")[0] for word in unknown if word.startswith("-")), "")
             self.error(f"unrecognized arguments: {' '.join(unknown)}{did_you_mean(flag, list(self._option_string_actions))}")
         return found, unknown
@@ -117,7 +134,7 @@ def _write_no_more() -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status that ``flanpy.errors`` documents."""
     if sys.stdout is None:  # closed by whoever started us: Python's own word for it
-        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - until the process ends
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 - until the process ends
     arguments = parse(sys.argv[1:] if argv is None else argv)
     try:
         status: int = arguments.run(arguments)
