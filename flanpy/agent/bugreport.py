@@ -186,7 +186,18 @@ def _part(name: str, make: Callable[[], str]) -> Part:
     try:
         return Part(name, make())
     except (OSError, FlanpyError, subprocess.SubprocessError, ValueError, KeyError) as error:
-        return Part(name, "", f"not there: {error}")
+        return Part(name, "", f"not there: {_reason(error)}")
+
+
+def _reason(error: Exception) -> str:
+    """In words: neither numbers of errors nor argument vectors."""
+    if isinstance(error, FileNotFoundError) and not str(error.filename).startswith("/"):
+        return f"{error.filename} is not installed"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, subprocess.TimeoutExpired):
+        return f"{error.cmd[0]} took longer than {error.timeout:g} s"
+    return str(error)
 
 
 def _answer(run_dir: Path, question: str) -> tuple[str, str]:

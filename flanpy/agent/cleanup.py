@@ -5,8 +5,8 @@
     bpf       pins of the ebpf datapath, filters, its devices     links     devices by the name and kind that our backends give them
     files     lock and control socket; node id and keys on demand
 
-Works without an agent and without etcd; while an agent runs here it refuses. Looking and removing are two steps, so that a dry run
-shows exactly what would go.
+Works without an agent and without etcd; while an agent runs here it removes nothing. Looking and removing are two steps, so that a dry
+run shows exactly what would go.
 """
 
 from __future__ import annotations
@@ -64,16 +64,23 @@ def alone(run_dir: Path) -> Iterator[None]:
 
 
 def find(
-    kernel: Kernel, run_dir: Path, state_dir: Path | None, subnet_file: Path | None = None, *, for_flanneld: bool = False
+    kernel: Kernel,
+    run_dir: Path,
+    state_dir: Path | None,
+    subnet_file: Path | None = None,
+    *,
+    for_flanneld: bool = False,
+    only_look: bool = False,
 ) -> list[Item]:
     """All that is there, in the order in which it goes: what carries packets last.
 
     Raises ResourceBusy when somebody has the tunnel open who is not our datapath process, PlatformError.
     ``state_dir``, ``subnet_file``: what the node knows itself by goes too.
+    ``only_look``: whoever has the tunnel open, for nothing is to be removed.
     ``for_flanneld``: not the devices and routes that a flanneld on this host takes over as they are, so that packets go on.
     """
     process = running_process(run_dir)
-    if process is None and (not for_flanneld or Pins.of(udp.DEVICE).directory.is_dir()):
+    if process is None and not only_look and (not for_flanneld or Pins.of(udp.DEVICE).directory.is_dir()):
         refuse_open(kernel, udp.DEVICE)
     found = [*_rules(), *_routes(kernel, for_flanneld), *_bpf(kernel), *_process(run_dir, process)]
     found += [] if for_flanneld else _links(kernel)

@@ -120,6 +120,8 @@ class ClusterMap:
 
     def find(self, text: str) -> Target:
         """What the operator means. Raises UsageError with what there is."""
+        if not text.strip():
+            raise UsageError("an empty name: give an address, a subnet, a node's id or a pod")
         address = _address(text)
         if address is not None:
             node = next((each for each in self._nodes() if address == each.public_ip), None)

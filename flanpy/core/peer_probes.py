@@ -42,6 +42,9 @@ ANSWERS_PER_S = 5
 REMEMBERED = 20
 """Outcomes that the loss is reckoned from, at most; it begins anew when a path has been down."""
 
+JUDGED_FROM = 5
+"""Fewer outcomes make no path lossy: one loss of two says nothing yet."""
+
 Word = Literal["unknown", "ok", "lossy", "no agent", "path down", "node down"]
 """``no agent``: packets get there, and nobody answers; ``path down``: only the node's own address answers; ``node down``: neither does."""
 
@@ -72,7 +75,7 @@ class PeerHealth:
     rtt_s: float | None
     last_seen_s: float | None
     loss: float
-    """Share of the last probes that were lost, 0 to 1."""
+    """Share of the last probes that were lost, 0 to 1; of fewer than ``JUDGED_FROM`` too early to tell, and 0."""
     sent: int
     lost: int
 
@@ -241,7 +244,7 @@ class PeerProbes:
 
     def _healths(self) -> Iterator[tuple[Address, PeerHealth]]:
         for address, path in self._paths.items():
-            lost = path.outcomes.count(False) / len(path.outcomes) if path.outcomes else 0.0
+            lost = path.outcomes.count(False) / len(path.outcomes) if len(path.outcomes) >= JUDGED_FROM else 0.0
             yield address, PeerHealth(_word(path), path.rtt_s, path.last_seen_s, lost, path.sent, path.lost)
 
 
@@ -252,7 +255,7 @@ def _word(path: _Path) -> Word:
         return "path down" if path.node_answers else "node down" if path.node_answers is False else "path down"
     if not any(path.outcomes):
         return "unknown"
-    return "lossy" if False in path.outcomes else "ok"
+    return "lossy" if False in path.outcomes and len(path.outcomes) >= JUDGED_FROM else "ok"
 
 
 def probe_port(features: frozenset[str]) -> int | None:

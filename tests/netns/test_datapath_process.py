@@ -148,10 +148,17 @@ def test_status_and_cleanup_name_the_process(two: Cluster) -> None:
     settings = {**two.lab.agent_settings("host1"), **IMPORT_PATH}
     said = two.sandbox.run("host1", [sys.executable, "-m", "flanpy", "status"], env=settings).stdout
     assert f"process   {pid}" in said
-    two.lab.stop_agent("host1")
     argv = [sys.executable, "-m", "flanpy", "cleanup", "--output=json"]
-    listed = json.loads(two.sandbox.run("host1", [*argv, "--dry-run"], env=settings).stdout)["items"]
-    assert {"sort": "process", "name": f"flanpy-datapath (pid {pid})"} in listed
+    while_it_runs = json.loads(two.sandbox.run("host1", [*argv, "--dry-run"], env=settings).stdout)
+    assert while_it_runs["hindrance"].startswith("another flanpy agent runs here (process ")
+    two.lab.stop_agent("host1", signal.SIGKILL)
+    done = two.sandbox.run("host1", [sys.executable, "-m", "flanpy", "status"], env=settings, check=False)
+    in_place = ", the BPF programs are in place" if two.lab.spec.datapath == "ebpf" else ""
+    assert done.returncode == 10
+    assert f"Packets go on by the last table and routes: the datapath process {pid} lives{in_place}. No node" in done.stderr
+    listed = json.loads(two.sandbox.run("host1", [*argv, "--dry-run"], env=settings).stdout)
+    assert {"sort": "process", "name": f"flanpy-datapath (pid {pid})"} in listed["items"]
+    assert (listed["hindrance"], listed["items"]) == (None, while_it_runs["items"])
     two.sandbox.run("host1", argv, env=settings)
     assert not two.sandbox.process_alive(pid)
     assert "flannel0" not in two.sandbox.run("host1", ["ip", "link"]).stdout

@@ -148,9 +148,12 @@ def test_single_losses_make_a_path_lossy_until_they_are_long_ago() -> None:
     found = probes(PEER)
     run(found, 0.0, answered=True)
     run(found, 10.0, answered=False, start_s=0.1)
-    run(found, 40.0, answered=True, start_s=10.1)
+    run(found, 20.0, answered=True, start_s=10.1)
+    early = found.health()[PEER]
+    assert (early.word, early.loss, early.lost) == ("ok", 0.0, 1), "one of three says nothing yet"
+    run(found, 60.0, answered=True, start_s=20.1)
     assert (found.health()[PEER].word, found.health()[PEER].lost) == ("lossy", 1)
-    run(found, 400.0, answered=True, start_s=40.1)
+    run(found, 400.0, answered=True, start_s=60.1)
     assert (found.health()[PEER].word, found.health()[PEER].lost) == ("ok", 1)
 
 

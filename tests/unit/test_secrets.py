@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flanpy.agent import bugreport
 from flanpy.agent.bugreport import Part, gather, known_secrets, of_process, pack
 from flanpy.core.secrets import REMOVED, remove_secrets
 
@@ -101,3 +102,17 @@ def test_without_an_agent_the_rest_is_gathered(tmp_path: Path) -> None:
     assert "flanpy" in parts["versions.txt"].text
     assert json.loads(parts["doctor.txt"].text)
     assert not [part.name for part in parts.values() if "PLANTED" in part.text + part.problem]
+
+
+def test_what_could_not_be_had_is_said_in_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(bugreport, "TOOLS", {"nothing": ("no-such-tool-of-ours",)})
+    monkeypatch.setattr(bugreport, "FILES", (str(tmp_path / "gone"), str(tmp_path)))
+    problems = [
+        part.problem for part in gather(tmp_path, {}, tmp_path / "agent.log") if "agent-" not in part.name and part.problem
+    ]
+    assert problems == [
+        "not there: no-such-tool-of-ours is not installed",
+        f"not there: {tmp_path / 'gone'}: No such file or directory",
+        f"not there: {tmp_path}: Is a directory",
+        f"not there: {tmp_path / 'agent.log'}: No such file or directory",
+    ]

@@ -192,10 +192,10 @@ def test_a_node_is_found_by_the_beginning_of_its_id() -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
+        ("", "an empty name: give an address, a subnet, a node's id or a pod"),
         ("aaaa1111", "aaaa1111: several nodes begin so: aaaa1111…, aaaa1111…; give more of the id"),
         ("aa", "aa: neither an address nor"),
         ("db", "db: neither an address nor"),
-        ("", ": neither an address nor"),
         ("10.244.8.0/33", "10.244.8.0/33: neither an address nor"),
     ],
 )
