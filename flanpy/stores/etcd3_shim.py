@@ -1,10 +1,10 @@
 """Makes ``import etcd3`` (0.12) work with protobuf 4 to 7; touches no file of the installed package.
 
 etcd3's generated modules build their descriptors by hand, which protobuf refuses since 4.0. What they hold is still right:
-the serialized file descriptors. They are read with ``ast`` out of the installed files (never executed), the fields that etcd 3.4
+the serialized file descriptors. They are read as literals out of the installed files (never executed), the fields that etcd 3.4
 added to the watch service are appended, and modules built from them stand in ``sys.modules`` when etcd3 is imported.
 
-    etcd3/etcdrpc/{kv,auth,rpc}_pb2.py --ast--> serialized_pb --> private descriptor pool --> message classes --> import etcd3
+    etcd3/etcdrpc/{kv,auth,rpc}_pb2.py --text--> serialized_pb --> private descriptor pool --> message classes --> import etcd3
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import ast
 import importlib
 import importlib.util
 import os
+import re
 import sys
 import threading
 from pathlib import Path
@@ -24,6 +25,13 @@ from flanpy.errors import PlatformError
 _PACKAGE = "etcd3.etcdrpc"
 _FILES = ("kv_pb2", "auth_pb2", "rpc_pb2")
 """In the order in which they depend on each other."""
+_SERIALIZED = re.compile(
+    r"""\bserialized_pb=(?:\w+\()?  # _b( in files for Python 2 and 3
+        (b?(?:'[^'\\\n]*(?:\\.[^'\\\n]*)*'|"[^"\\\n]*(?:\\.[^"\\\n]*)*"))  # one literal
+        \s*[),]""",
+    re.VERBOSE,
+)
+"""Found in the text: to parse the whole of such a file takes longer than all that is done with it, and every agent waits for it."""
 
 _lock = threading.Lock()
 
@@ -63,11 +71,9 @@ def _generated_directory() -> Path:
 
 def serialized_descriptor(source: str) -> bytes:
     """The ``serialized_pb`` of the FileDescriptor in a generated module's source; raises ValueError when there is none."""
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.keyword) and node.arg == "serialized_pb":
-            literal = node.value.args[0] if isinstance(node.value, ast.Call) else node.value
-            text = ast.literal_eval(literal)
-            return text if isinstance(text, bytes) else bytes(text, "latin-1")
+    if found := _SERIALIZED.search(source):
+        text = ast.literal_eval(found[1])
+        return text if isinstance(text, bytes) else bytes(text, "latin-1")
     raise ValueError("no serialized_pb in it")
 
 
