@@ -51,8 +51,8 @@ from flanpy.agent.planner import Plan, make_plan
 from flanpy.agent.pods import PodKeeper
 from flanpy.agent.readiness import Readiness
 from flanpy.agent.reload import Reload
-from flanpy.agent.report import answer, counted, summary
-from flanpy.agent.said import Said, shortened
+from flanpy.agent.report import answer, summary
+from flanpy.agent.sayings import Sayings
 from flanpy.agent.state import READING, WRITING, State
 from flanpy.agent.underlay import Underlay
 from flanpy.backends.moved import Moved
@@ -104,6 +104,7 @@ class Loop:
         self._events = events
         self._state = State()
         self._pods = self._state.pods = PodKeeper(executor, options.state_dir, on=options.pod_registry)
+        self._sayings = Sayings(self._state)
         self._own = OwnLease(self._state, identity, options, underlay, machine, executor, paths)
         self._members = Members(self._state, options)
         reload.add(("peer_grace", "etcd_loss_grace"), self._members.use)
@@ -141,16 +142,16 @@ class Loop:
     def _handle(self, item: Event) -> None:
         match item:
             case ConfigRead(text):
-                self._store_answers(READING)
+                self._sayings.store_answers(READING)
                 self._config.read(text)
             case ConfigTouched():
                 self._executor.submit(ReadConfig())
             case SubnetsListed(records):
-                self._store_answers(READING)
+                self._sayings.store_answers(READING)
                 self._members.listed(records)
                 self._own.feed(leasing.Listed(records))
             case SubnetsChanged(changes):
-                self._store_answers(READING)
+                self._sayings.store_answers(READING)
                 self._members.changed(changes)
                 self._own.feed(leasing.Changed(changes))
             case PodsListed() | PodsChanged() | PodsAttached() | PodOutcome():
@@ -211,24 +212,12 @@ class Loop:
         if isinstance(outcome, leasing.Failed):
             self._store_fails(WRITING, StoreFailed(outcome.message, outcome.denied))
         else:
-            self._store_answers(WRITING)
+            self._sayings.store_answers(WRITING)
         self._own.feed(outcome)
 
-    def _store_answers(self, doing: str) -> None:
-        state = self._state
-        state.last_store_word_s = time.monotonic()
-        if state.store_faults.pop(doing, None) is not None and not state.store_faults:
-            log.info("etcd answers again", extra=event("store_up"))
-
     def _store_fails(self, doing: str, fault: StoreFailed) -> None:
-        state = self._state
-        before = state.store_fault
-        if before is None or (fault.denied and not before.denied):
-            level = logging.ERROR if fault.denied else logging.WARNING
-            meanwhile = "; forwarding goes on by the last known state" if state.plan is not None else ""
-            log.log(level, "%s%s", fault.message, meanwhile, extra=event("store_down", denied=fault.denied))
-        state.store_faults[doing] = fault
-        if state.config is None:
+        self._sayings.store_fails(doing, fault)
+        if self._state.config is None:
             self._config.retry()
 
     def release(self) -> None:
@@ -299,14 +288,15 @@ class Loop:
         except FlanpyError as error:
             self._converge_failed((str(error),))
             return
-        self._say_refusals(plan)
+        self._sayings.refusals(plan)
         state.plan = self._numbered(plan)
         state.outcome = self._machine.converge(state.plan.desired, state.plan.settings)
         state.passes = state.passes.plus(state.outcome.seconds, failed=bool(state.outcome.problems))
         if state.outcome.problems:
             self._converge_failed(state.outcome.problems)
         else:
-            state.failures, state.said = 0, Said()
+            state.failures = 0
+            self._sayings.no_problem()
         if state.outcome.usable:
             self._converged(state.config, state.plan)
         if (again_s := self._pods.settle()) is not None:
@@ -341,14 +331,7 @@ class Loop:
 
     def _converged(self, config: NetworkConfig, plan: Plan) -> None:
         state = self._state
-        if state.outcome is not None and state.outcome.changed and not state.outcome.problems:
-            log.info(
-                "in sync with %s%s (%.1f ms)",
-                counted(len(plan.view.peers), "peer"),
-                f", table {plan.generation}" if plan.generation is not None else "",
-                state.outcome.seconds * 1e3,
-                extra=event("converged", peers=len(plan.view.peers), generation=plan.generation),
-            )
+        self._sayings.in_sync(plan)
         self._own.announce(self._machine.features)
         if state.lease is not None and state.lease.held is not None:
             self._paths.follow(plan, state.lease.held)
@@ -359,30 +342,8 @@ class Loop:
         wait_s = min(CONVERGE_RETRY_S[0] * 2 ** min(state.failures, 10), CONVERGE_RETRY_S[1])
         state.failures += 1
         now_s = state.passed_s = time.monotonic()
-        state.said, due = state.said.say(problems, now_s)
-        state.allowance, few, more = state.allowance.spend(len(due), now_s)
-        for problem in map(shortened, due[:few]):
-            log.error("%s; it will be tried again", problem, extra=event("converge_failed", problem=problem))
-        self._say_more(more)
-        self._state.timers["converge"] = now_s + wait_s
-
-    def _say_refusals(self, plan: Plan) -> None:
-        """Each refused key is said once for each reason, not at every pass; of a flood some."""
-        state = self._state
-        now = {refusal.key: refusal.reason for refusal in plan.view.refusals}
-        news = [(shortened(key), shortened(reason)) for key, reason in now.items() if state.refused.get(key) != reason]
-        state.refused = now
-        state.allowance, few, more = state.allowance.spend(len(news), time.monotonic())
-        for key, reason in news[:few]:
-            log.warning("lease %s refused: %s", key, reason, extra=event("lease_refused", key=key, reason=reason))
-        self._say_more(more)
-
-    def _say_more(self, more: int) -> None:
-        if more:
-            told = counted(more, "more problem")
-            log.warning(
-                "%s: `flanpy status` and `flanpy peers` show what is wrong now", told, extra=event("more_problems", count=more)
-            )
+        self._sayings.problems(problems, now_s)
+        state.timers["converge"] = now_s + wait_s
 
 
 def _moved(before: Uplink, after: Uplink) -> bool:

@@ -18,7 +18,7 @@ from flanpy.agent import files
 from flanpy.agent.events import PodOutcome, PodsAttached, PodsChanged, PodsListed
 from flanpy.agent.executor import Executor
 from flanpy.agent.logs import event
-from flanpy.agent.said import Allowance, shortened
+from flanpy.agent.said import Allowance, Refused
 from flanpy.backends.moved import Moved
 from flanpy.core import pods as registry_of
 from flanpy.core.attached import AttachedPod
@@ -66,7 +66,7 @@ class PodKeeper:
         self._written_s: dict[str, float] = {}
         self._failures = 0
         self._not_before_s = 0.0
-        self._refused: dict[str, str] = {}
+        self._refused = Refused()
         self._allowance = Allowance()
         self._claimed_path = state_dir / CLAIMED_FILE
         self._claimed: frozenset[str] = _read_claimed(self._claimed_path) if on else frozenset()
@@ -182,9 +182,7 @@ class PodKeeper:
                     self._executor.submit(DeletePod(pod_key(pod.address), entry.mod_revision))
 
     def _say_refusals(self) -> None:
-        now = {refusal.key: refusal.reason for refusal in self.plan.refusals}
-        news = [(shortened(key), shortened(reason)) for key, reason in now.items() if self._refused.get(key) != reason]
-        self._refused = now
+        self._refused, news = self._refused.say(self.plan.refusals)
         self._allowance, few, more = self._allowance.spend(len(news), time.monotonic())
         for key, reason in news[:few]:
             log.warning("pod %s refused: %s", key, reason, extra=event("pod_refused", key=key, reason=reason))

@@ -105,9 +105,9 @@ def _word(state: State, readiness: Readiness, underlay: Underlay) -> str:
 
 def problems(state: State, readiness: Readiness, underlay: Underlay) -> list[str]:
     """What is wrong now, the worst first; empty when all is well."""
-    first = list(islice(state.refused.items(), REFUSED_TOLD))
+    first = list(islice(state.refused.reasons.items(), REFUSED_TOLD))
     refused = [shortened(f"lease {shortened(key)} refused: {reason}") for key, reason in sorted(first)]
-    more = len(state.refused) - len(first)
+    more = len(state.refused.reasons) - len(first)
     rest = [f"{counted(more, 'more lease')} refused: `flanpy peers` lists them"] if more else []
     return [*_own_problems(state, readiness, underlay), *refused, *rest]
 

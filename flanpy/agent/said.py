@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from flanpy.model import Refusal
+
 AGAIN_S = (30.0, 3600.0)
 """Wait before an unchanged problem is said again: doubling from the first to the second."""
 
@@ -57,3 +59,16 @@ class Said:
                 at_s, wait_s = now_s + wait_s, min(2 * wait_s, AGAIN_S[1])
             standing[problem] = (at_s, wait_s)
         return Said(MappingProxyType(standing)), tuple(due)
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Why each refused key is refused: said once for each reason, not at every pass."""
+
+    reasons: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+    def say(self, refusals: Iterable[Refusal]) -> tuple[Refused, tuple[tuple[str, str], ...]]:
+        """These keys are refused now: the new state, and key and reason, shortened, of those that are new or have another reason."""
+        now = {refusal.key: refusal.reason for refusal in refusals}
+        news = tuple((shortened(key), shortened(reason)) for key, reason in now.items() if self.reasons.get(key) != reason)
+        return Refused(MappingProxyType(now)), news

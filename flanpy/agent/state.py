@@ -1,6 +1,6 @@
 """What the agent knows: one mutable value of the loop's thread.
 
-``loop``, ``config_reader``, ``members`` and ``own_lease`` change it, ``report`` reads it.
+``loop``, ``sayings``, ``config_reader``, ``members`` and ``own_lease`` change it, ``report`` reads it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from flanpy.agent.machine import Outcome
 from flanpy.agent.passes import Passes
 from flanpy.agent.planner import Plan
 from flanpy.agent.pods import PodKeeper
-from flanpy.agent.said import Allowance, Said
+from flanpy.agent.said import Allowance, Refused, Said
 from flanpy.core import membership
 from flanpy.core.lease_events import LeasingState
 from flanpy.model import KeptLease, NetworkConfig
@@ -49,7 +49,7 @@ class State:
     passed_s: float = 0.0
     said: Said = field(default_factory=Said)
     allowance: Allowance = field(default_factory=Allowance)
-    refused: dict[str, str] = field(default_factory=dict)
+    refused: Refused = field(default_factory=Refused)
     pods: PodKeeper | None = None
     defect: str | None = None
     """Which thread has ended that nothing starts again; it stays until the agent is restarted."""

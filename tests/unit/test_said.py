@@ -3,7 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flanpy.agent.said import AGAIN_S, LINES_MAX, LINES_PER_S, TEXT_MAX, Allowance, Said, shortened
+from flanpy.agent.said import AGAIN_S, LINES_MAX, LINES_PER_S, TEXT_MAX, Allowance, Refused, Said, shortened
+from flanpy.model import Refusal
 
 
 def test_an_unchanged_problem_is_said_at_once_and_then_after_growing_waits() -> None:
@@ -60,3 +61,13 @@ def test_every_line_is_said_or_counted_and_never_more_than_allowed(bursts: list[
 def test_a_text_that_nobody_would_read_is_cut() -> None:
     assert shortened("a" * TEXT_MAX) == "a" * TEXT_MAX
     assert shortened("b" * 1_000_000) == "b" * TEXT_MAX + "... (1000000 characters)"
+
+
+def test_a_refused_key_is_said_once_for_each_reason_and_again_after_it_was_well() -> None:
+    refused, news = Refused().say([Refusal("a", "no JSON"), Refusal("b", "x" * 1000)])
+    assert news == (("a", "no JSON"), ("b", shortened("x" * 1000)))
+    refused, news = refused.say([Refusal("a", "no JSON"), Refusal("b", "taken")])
+    assert news == (("b", "taken"),)
+    refused, news = refused.say([])
+    assert (refused, news) == (Refused(), ())
+    assert refused.say([Refusal("a", "no JSON")])[1] == (("a", "no JSON"),)
