@@ -11,26 +11,25 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from flanpy import __version__
 from flanpy.agent.machine import Machine
 from flanpy.agent.passes import BUCKETS_S, Passes
-from flanpy.agent.peer_paths import PeerPaths, Report
-from flanpy.agent.peer_traffic import NOT_YET, PeerTraffic, as_json
+from flanpy.agent.peer_paths import PeerPaths
 from flanpy.agent.pods_report import pods_answer, pods_counts
 from flanpy.agent.readiness import Readiness
-from flanpy.agent.said import shortened
+from flanpy.agent.report_peers import grace_warnings, peers_answer, routes_answer, status_lists
+from flanpy.agent.said import counted, shortened
 from flanpy.agent.underlay import Underlay
-from flanpy.errors import FlanpyError
-from flanpy.model import ForeignLease, KeptLease, Lease, NetworkConfig, NodeAttributes, Peer, Refusal, Route
+from flanpy.model import Lease, NetworkConfig
 
 if TYPE_CHECKING:
     from flanpy.agent.state import State
 
-OWN_TOLD, REFUSED_TOLD, REFUSED_LISTED = 30, 30, 1000
+OWN_TOLD, REFUSED_TOLD = 30, 30
 """An answer is for people and probes: of a flood of problems the first ones, and how many more there are."""
 QUESTIONS = ("status", "peers", "routes", "pods", "health")
 
@@ -48,7 +47,7 @@ def answer(
     """The answer to one question of ``QUESTIONS``; anything else is refused by name."""
     match command:
         case "status":
-            lists = {} if arguments.get("brief") else _status_lists(state, _traffic(state, machine))
+            lists = {} if arguments.get("brief") else status_lists(state, machine)
             return {
                 "ok": True,
                 **_status(state, machine, underlay, readiness, started_s),
@@ -56,9 +55,9 @@ def answer(
                 **lists,
             }
         case "peers":
-            return {"ok": True, **_peers(state, paths.report(), _traffic(state, machine), time.monotonic())}
+            return {"ok": True, **peers_answer(state, machine, paths.report(), time.monotonic())}
         case "routes":
-            return _routes(state, machine)
+            return routes_answer(state, machine)
         case "pods":
             return {"ok": True, **pods_answer(state)}
         case "health":
@@ -84,11 +83,6 @@ def summary(state: State, machine: Machine, underlay: Underlay, readiness: Readi
     peers = len(state.plan.view.peers) if state.plan else 0
     kind = machine.choice.kind if machine.choice else "kernel"
     return f"ready: subnet {held.subnets if held else 'none'}, {counted(peers, 'peer')}, datapath {kind}"
-
-
-def counted(number: int, thing: str) -> str:
-    """``1 peer``, ``2 peers``."""
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def _ready(state: State, readiness: Readiness) -> bool:
@@ -171,35 +165,12 @@ def _paths(state: State, machine: Machine, paths: PeerPaths) -> dict[str, Any]:
     found = paths.report()
     peers = state.plan.view.peers if state.plan else ()
     degraded = machine.choice.degraded if machine.choice else ()
-    warnings = [*degraded, *_grace_warnings(state, time.monotonic()), *(found.warnings(peers) if found else ())]
+    warnings = [*degraded, *grace_warnings(state, time.monotonic()), *(found.warnings(peers) if found else ())]
     return {"warnings": warnings, "paths": None if found is None else found.summary()}
 
 
 def _network(config: NetworkConfig) -> str:
     return " ".join(str(network) for network in (config.network, config.ipv6_network) if network is not None)
-
-
-def _traffic(state: State, machine: Machine) -> PeerTraffic:
-    if state.plan is None or state.config is None:
-        return NOT_YET
-    peers = [peer.attributes.address for peer in state.plan.view.peers]
-    return machine.peer_traffic(state.plan.desired, state.config.backend.type, peers)
-
-
-def _status_lists(state: State, traffic: PeerTraffic) -> dict[str, Any]:
-    view = state.plan.view if state.plan else None
-    return {
-        "peers": [
-            {
-                "subnets": str(peer.subnets),
-                "hop": str(peer.hop),
-                "public_ip": str(peer.lease.attributes.address),
-                "traffic": as_json(traffic.by_peer.get(peer.attributes.address)),
-            }
-            for peer in (view.peers if view else ())
-        ],
-        "foreign": [str(lease.subnets) for lease in (view.foreign if view else ())],
-    }
 
 
 def _own_lease(state: State, now_s: float) -> dict[str, Any] | None:
@@ -272,81 +243,3 @@ def _reconcile(passes: Passes) -> dict[str, Any]:
         "seconds": round(passes.seconds, 6),
         "buckets": {f"{bound:g}": count for bound, count in zip(BUCKETS_S, passes.buckets, strict=True)},
     }
-
-
-# ------------------------------------------------------------------------------------------------ peers and routes
-
-
-def _peers(state: State, paths: Report | None, traffic: PeerTraffic, now_s: float) -> dict[str, Any]:
-    view = state.plan.view if state.plan else None
-    backend = state.config.backend.type if state.config else ""
-    refusals: Iterable[Refusal] = view.refusals if view else ()
-    return {
-        "peers": [
-            {**_peer(peer, paths, now_s), "traffic": as_json(traffic.by_peer.get(peer.attributes.address))}
-            for peer in (view.peers if view else ())
-        ],
-        "traffic_reason": traffic.reason,
-        "foreign": [_foreign(lease, backend) for lease in (view.foreign if view else ())],
-        "refused": [{"key": shortened(it.key), "reason": shortened(it.reason)} for it in islice(refusals, REFUSED_LISTED)],
-        "refused_count": len(view.refusals) if view else 0,
-    }
-
-
-def _peer(peer: Peer, paths: Report | None, now_s: float) -> dict[str, Any]:
-    """``grace``: None, or why the peer is kept though its lease has vanished, and for how many seconds still; ``path``: of the probes."""
-    kept = peer.kept and {"cause": peer.kept.cause, "seconds_left": _left(peer.kept, now_s)}
-    path = None if paths is None else paths.of(peer)
-    return {**_node(peer.attributes), "subnets": str(peer.subnets), "hop": str(peer.hop), "grace": kept, "path": path}
-
-
-def _left(kept: KeptLease, now_s: float) -> float:
-    return round(max(0.0, kept.until_s - now_s), 1)
-
-
-def _grace_warnings(state: State, now_s: float) -> list[str]:
-    """One line for all peers that are kept without a lease."""
-    kept = [peer.kept for peer in (state.plan.view.peers if state.plan else ()) if peer.kept]
-    if not kept:
-        return []
-    why = "etcd has lost their leases" if any(each.cause == "lost" for each in kept) else "their leases have vanished"
-    return [f"{counted(len(kept), 'peer')} kept for at most another {max(_left(each, now_s) for each in kept):.0f} s: {why}"]
-
-
-def _foreign(lease: ForeignLease, backend: str) -> dict[str, Any]:
-    node = _node(lease.attributes)
-    return {**node, "subnets": str(lease.subnets), "reason": f"its backend is {node['backend']}, ours is {backend}"}
-
-
-def _node(attributes: NodeAttributes) -> dict[str, Any]:
-    """A node as its lease describes it; ``node`` None: it is flanneld's, which has no id."""
-    info = attributes.flanpy
-    return {
-        "node": info.node if info else None,
-        "public_ip": str(attributes.address),
-        "backend": attributes.backend_type.lower() or "udp",
-        "features": sorted(info.features) if info else [],
-    }
-
-
-def _routes(state: State, machine: Machine) -> dict[str, Any]:
-    try:
-        there = machine.routes()
-    except FlanpyError as error:
-        return {"ok": False, "error": f"the routes of this machine cannot be read: {error}"}
-    desired = state.plan.desired if state.plan else None
-    wanted = desired.routes if desired else frozenset()
-    table = desired.table if desired else None
-    return {
-        "ok": True,
-        "table_generation": table.generation if table else 0,
-        "local": [str(prefix) for prefix in (table.local if table else ())],
-        "table": [{"prefix": str(entry.prefix), "hop": str(entry.hop)} for entry in (table.entries if table else ())],
-        "kernel": [_route(route, wanted, there) for route in sorted(wanted | there, key=str)],
-    }
-
-
-def _route(route: Route, wanted: frozenset[Route], there: frozenset[Route]) -> dict[str, Any]:
-    state = "ok" if route in wanted and route in there else "missing" if route in wanted else "stale"
-    gateway = str(route.gateway) if route.gateway else None
-    return {"destination": str(route.destination), "device": route.device, "gateway": gateway, "kind": route.kind, "state": state}

@@ -22,6 +22,11 @@ def shortened(text: str, most: int = TEXT_MAX) -> str:
     return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
 
 
+def counted(number: int, thing: str) -> str:
+    """``1 peer``, ``2 peers``."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
 @dataclass(frozen=True, slots=True)
 class Allowance:
     """How many lines may be logged; what was held back is summed up in one line as soon as one may."""

@@ -11,8 +11,7 @@ import time
 from flanpy.agent.events import StoreFailed
 from flanpy.agent.logs import event
 from flanpy.agent.planner import Plan
-from flanpy.agent.report import counted
-from flanpy.agent.said import Said, shortened
+from flanpy.agent.said import Said, counted, shortened
 from flanpy.agent.state import State
 
 log = logging.getLogger(__name__)
