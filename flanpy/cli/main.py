@@ -17,7 +17,7 @@ from itertools import groupby
 from typing import Any
 
 from flanpy import __version__
-from flanpy.errors import FlanpyError, PlatformError
+from flanpy.errors import AgentAbsent, FlanpyError, PlatformError
 
 COMMANDS = {
     "agent": "run the agent of this node",
@@ -131,6 +131,15 @@ def _write_no_more() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def _say_what_goes_on(arguments: argparse.Namespace) -> None:
+    """Who is told that no agent answers asks next whether packets do."""
+    from flanpy.cli.left import left_behind
+    from flanpy.cli.output import run_dir
+
+    if told := left_behind(run_dir(arguments)):
+        print(told, file=sys.stderr)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status that ``flanpy.errors`` documents."""
     if sys.stdout is None:  # closed by whoever started us: Python's own word for it
@@ -142,6 +151,8 @@ def main(argv: list[str] | None = None) -> int:
         return status
     except FlanpyError as error:
         print(f"flanpy: {error}", file=sys.stderr)
+        if isinstance(error, AgentAbsent):
+            _say_what_goes_on(arguments)
         return error.exit_code
     except BrokenPipeError:
         _write_no_more()

@@ -13,8 +13,6 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flanpy.errors import AgentAbsent
-
 DEFAULT_RUN_DIR = "/run/flanpy"
 """The agent's default of --run-dir."""
 
@@ -42,15 +40,7 @@ def ask_agent(arguments: argparse.Namespace, command: str, more: Mapping[str, An
     """Ask the agent of this host; its answer without the protocol's own field. Raises AgentAbsent, FlanpyError."""
     from flanpy.agent.client import ask
 
-    try:
-        answer = ask(run_dir(arguments), command, arguments=more)
-    except AgentAbsent as error:
-        from flanpy.cli.left import left_behind
-
-        told = left_behind(run_dir(arguments))
-        if not told:
-            raise
-        raise AgentAbsent(f"{error}\n{told}") from error
+    answer = ask(run_dir(arguments), command, arguments=more)
     answer.pop("ok")
     return answer
 

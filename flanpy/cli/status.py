@@ -44,6 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError(f"--wait: {arguments.wait:g} is out of range (0 to {WAIT_S_MOST:g} seconds)")
     status = wait(arguments, time.monotonic() + arguments.wait)
     if arguments.output == "json":
+        status = ask_agent(arguments, "status")  # with the lists, which the screen has no room for
         show_json(status)
     else:
         show(render(status, paint()))

@@ -132,6 +132,15 @@ def test_every_metric_has_something_to_say_of_a_node_that_works(two: Cluster) ->
     assert [metric.name for metric in METRICS if not list(metric.samples(status, process))] == []
 
 
+def test_status_and_peers_tell_the_same_of_each_peer(two: Cluster) -> None:
+    (shown,), (listed,) = answer(two, "status")["peers"], answer(two, "peers")["peers"]
+    assert shown["traffic"]["sent_packets"] >= 0
+    assert {**shown, "traffic": set(shown["traffic"])} == {
+        **{name: listed[name] for name in shown},
+        "traffic": set(listed["traffic"]),
+    }
+
+
 def test_top_counts_what_flows(two: Cluster) -> None:
     before = two.verdicts("host1").get("encapsulated", 0)
     eventually(lambda: two.ping("host1-pod1", "host2-pod1", 5) == 5, 10, "five pings in a row are answered")
