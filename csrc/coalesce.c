@@ -31,7 +31,7 @@ FP_INLINE uint32_t network_bytes(uint8_t version)
 enum kind {
     OTHER,     /* as it is, touches no flow that could be open */
     SEALS,     /* as it is, and ends its flow */
-    SEALS_ALL, /* as it is, and ends all flows of its addresses and protocol: a fragment, whose ports are unknown */
+    SEALS_ALL, /* as it is, and ends all flows of its addresses and protocol: a fragment, say, whose ports are unknown */
     MERGEABLE,
 };
 
@@ -91,6 +91,9 @@ FP_INLINE enum kind classify(struct candidate *candidate, uint32_t options, uint
         return OTHER;
     /* An IPv6 fragment does not always tell what it is a part of: more headers may be behind. */
     if (fp_ip_is_fragment(ip) && (tcp || udp || version == 6))
+        return SEALS_ALL;
+    /* Behind a routing or authentication header, or in a chain that could not be read, may be a packet of a flow that is open. */
+    if (version == 6 && (fp_ip6_is_extension(ip->protocol) || ip->protocol == FP_PROTOCOL_NONE))
         return SEALS_ALL;
     if (!tcp && !udp)
         return OTHER;

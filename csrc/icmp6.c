@@ -12,6 +12,7 @@ enum {
     TIME_EXCEEDED = 3,
     FIRST_INFORMATIONAL = 128, /* types below are errors (RFC 4443 2.1) */
     REDIRECT = 137,
+    EXTENSIONS_MAX = 8,
 };
 
 /* 0: no error answers this verdict. The code is 0 for each: no route to destination, hop limit exceeded in transit. */
@@ -29,16 +30,40 @@ static uint8_t error_type(enum fp_verdict verdict)
     }
 }
 
-/* RFC 4443 2.4 (e); fp_ip6_check has refused multicast and what names no single host. */
+/* The extension header at `at`: its bytes, or 0 when it does not lie in the packet as a whole. */
+static size_t extension_bytes(uint8_t kind, const uint8_t *packet, size_t at, size_t total_bytes)
+{
+    /* Its length byte must be there to be read, and what it says must be there to be passed. */
+    if (total_bytes - at < 8)
+        return 0;
+    size_t length = packet[at + 1];
+    size_t bytes = kind == FP_PROTOCOL_FRAGMENT ? 8 : kind == FP_PROTOCOL_AH ? (length + 2) * 4 : (length + 1) * 8;
+    return bytes <= total_bytes - at ? bytes : 0;
+}
+
+/*
+ * RFC 4443 2.4 (e); fp_ip6_check has refused multicast and what names no single host. An error may stand behind headers that forwarding
+ * does not walk (routing, authentication): they are walked here. Where that does not come to an end, nothing is answered.
+ */
 static bool may_answer(const uint8_t *packet, const struct fp_ip *ip)
 {
-    if (ip->protocol != FP_PROTOCOL_ICMP6)
-        return true;
-    /* The type byte must be there to be judged; a later fragment does not have it. */
-    if ((ip->fragment & FP_IP_OFFSET) != 0 || ip->total_bytes <= ip->header_bytes)
+    bool later = (ip->fragment & FP_IP_OFFSET) != 0; /* a later fragment has neither the headers nor the type */
+    uint8_t next = ip->protocol;
+    size_t at = ip->header_bytes;
+    for (unsigned i = 0; i < EXTENSIONS_MAX && fp_ip6_is_extension(next) && !later; i++) {
+        size_t bytes = extension_bytes(next, packet, at, ip->total_bytes);
+        if (bytes == 0)
+            return false;
+        later = next == FP_PROTOCOL_FRAGMENT && fp_load16_be(packet + at + 2) >> 3 != 0;
+        next = packet[at];
+        at += bytes;
+    }
+    if (next != FP_PROTOCOL_ICMP6)
+        return !fp_ip6_is_extension(next);
+    /* The type byte must be there to be judged. */
+    if (later || ip->total_bytes <= at)
         return false;
-    uint8_t type = packet[ip->header_bytes];
-    return type >= FIRST_INFORMATIONAL && type != REDIRECT;
+    return packet[at] >= FIRST_INFORMATIONAL && packet[at] != REDIRECT;
 }
 
 static bool is_unset(const struct fp_address *address)

@@ -36,6 +36,13 @@ enum fp_verdict fp_ip_check(const uint8_t *packet, size_t bytes, struct fp_ip *i
  */
 enum fp_verdict fp_ip6_check(const uint8_t *packet, size_t bytes, struct fp_ip *ip);
 
+/* IPv6: an extension header, behind which there is another (RFC 7045 and its registry); what it is, is known by walking on. */
+FP_INLINE bool fp_ip6_is_extension(uint8_t next)
+{
+    return next == FP_PROTOCOL_HOP_BY_HOP || next == FP_PROTOCOL_ROUTING || next == FP_PROTOCOL_FRAGMENT || next == FP_PROTOCOL_AH ||
+           next == FP_PROTOCOL_DESTINATION || next == FP_PROTOCOL_MOBILITY || next == FP_PROTOCOL_HIP || next == FP_PROTOCOL_SHIM6;
+}
+
 /* Never forwarded, as source or destination: 0/8, 127/8, multicast, limited broadcast. */
 FP_INLINE bool fp_ip_martian(uint32_t address)
 {

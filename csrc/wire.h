@@ -61,10 +61,15 @@ enum {
     FP_PROTOCOL_ICMP = 1,
     FP_PROTOCOL_TCP = 6,
     FP_PROTOCOL_UDP = 17,
+    FP_PROTOCOL_ROUTING = 43,  /* IPv6 */
     FP_PROTOCOL_FRAGMENT = 44, /* IPv6 */
+    FP_PROTOCOL_AH = 51,
     FP_PROTOCOL_ICMP6 = 58,
     FP_PROTOCOL_NONE = 59, /* IPv6: nothing follows that could be read */
     FP_PROTOCOL_DESTINATION = 60, /* IPv6 options */
+    FP_PROTOCOL_MOBILITY = 135,
+    FP_PROTOCOL_HIP = 139,
+    FP_PROTOCOL_SHIM6 = 140,
 };
 
 enum { FP_FIN = 1, FP_SYN = 2, FP_RST = 4, FP_PSH = 8, FP_ACK = 16, FP_URG = 32, FP_ECE = 64, FP_CWR = 128 };

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scapy.all import (
+    AH,
     TCP,
     UDP,
     ICMPv6DestUnreach,
@@ -265,6 +266,20 @@ def test_a_fragment_ends_every_flow_of_its_addresses(inside: object) -> None:
     assert [write.packets for write in written([*raws[:4], fragment, *raws[4:]])] == [2, 4, 1, 2]
 
 
+ROUTING = IPv6ExtHdrRouting(addresses=["fd05:0:0:9::1"])
+
+
+@pytest.mark.parametrize(
+    "chain", [ROUTING, AH(nh=6, payloadlen=4, seq=1, icv=bytes(12)), IPv6ExtHdrDestOpt() / ROUTING], ids=["routing", "ah", "both"]
+)
+def test_what_is_behind_a_header_that_is_not_read_is_not_overtaken(chain: object) -> None:
+    """It may be of the flow: a later segment that joined the write before it would come first."""
+    one, other = flow(4), flow(4, replace(BACK, source="fd05:0:0:2::8"))
+    hidden = raw(header(src=THERE6, dst=HERE6) / chain / TCP() / Raw(pattern(44)))
+    raws = [packet.raw() for pair in zip(one, other, strict=True) for packet in pair]
+    assert [write.packets for write in written([*raws[:4], hidden, *raws[4:]])] == [2, 4, 1, 2]
+
+
 @pytest.mark.parametrize("bad", [0, 2])
 def test_a_wrong_checksum_goes_as_it_is(bad: int) -> None:
     raws = [packet.raw() for packet in flow(4)]
@@ -304,7 +319,16 @@ def test_no_packet_too_big_names_less_than_what_every_link_carries(mtu: int, sai
 
 @pytest.mark.parametrize("message", [*ANSWERED.values(), ICMPv6ND_Redirect()], ids=["unreachable", "time", "too big", "redirect"])
 @pytest.mark.parametrize(
-    "chain", [None, IPv6ExtHdrDestOpt(), IPv6ExtHdrFragment(m=1)], ids=["plain", "options", "first fragment"]
+    "chain",
+    [
+        None,
+        IPv6ExtHdrDestOpt(),
+        IPv6ExtHdrFragment(m=1),
+        ROUTING,
+        AH(nh=58, payloadlen=4, seq=1, icv=bytes(12)),
+        ROUTING / IPv6ExtHdrFragment(m=1) / IPv6ExtHdrDestOpt(),
+    ],
+    ids=["plain", "options", "first fragment", "routing", "ah", "long"],
 )
 def test_errors_and_redirects_are_never_answered(message: object, chain: object) -> None:
     packet = raw(header() / message if chain is None else header() / chain / message)
@@ -319,6 +343,22 @@ def test_an_echo_is_answered_and_a_later_fragment_of_icmp_is_not() -> None:
     assert Core().icmp("drop_ttl", later) == b""
     assert Core().icmp("drop_too_big", of_udp) == oracle("drop_too_big", of_udp)
     assert Core().icmp("drop_ttl", raw(header(nh=58))) == b"", "no type to judge"
+
+
+def test_what_is_behind_headers_is_answered_only_if_it_is_known_to_be_no_error() -> None:
+    segment = raw(header() / ROUTING / TCP())
+    assert Core().icmp("drop_too_big", segment) == oracle("drop_too_big", segment)
+    echo = raw(header() / ROUTING / ICMPv6EchoRequest(data=b"x"))
+    assert Core().icmp("drop_ttl", echo) == oracle("drop_ttl", echo)
+    at = 40 + 24
+    for length in range(at, len(echo)):  # cut anywhere before the type, or right behind it
+        cut = echo[:4] + (length - 40).to_bytes(2, "big") + echo[6:length]
+        assert bool(Core().icmp("drop_ttl", cut)) == (length > at)
+    endless = raw(header(nh=43) / Raw(bytes([43, 0, 0, 0, 0, 0, 0, 0]) * 20))
+    assert Core().icmp("drop_ttl", endless) == b""
+    later = raw(header() / ROUTING / IPv6ExtHdrFragment(offset=9, nh=58) / Raw(b"\x80" * 64))
+    assert Core().icmp("drop_ttl", later) == b""
+    assert Core().icmp("drop_ttl", raw(header() / IPv6ExtHdrFragment(offset=9, nh=43) / Raw(bytes(64)))) == b""
 
 
 @pytest.mark.parametrize("address", MARTIANS)
