@@ -37,7 +37,7 @@ from flanpy.datapath.process_life import EXECUTABLE
 from flanpy.datapath.process_pages import Pages, is_pages, is_table, new_pages, sealed_table
 from flanpy.datapath.process_user import datapath_user, sharers
 from flanpy.datapath.process_watch import Watch
-from flanpy.datapath.process_wire import Gone, Slow, Unresponsive
+from flanpy.datapath.process_wire import Gone, Nonsense, Slow, Unresponsive
 from flanpy.datapath.sockets import Underlay
 from flanpy.datapath.userspace import FEATURES, IPV6, Tuning, TunQueues, native_settings
 from flanpy.errors import DatapathError, DatapathWaits
@@ -133,8 +133,8 @@ class ProcessDatapath:
                 if self._old is not None:
                     self._take_over(self._old, ends_s)
                 process.connection.table(*self._given_table(), ends_s - time.monotonic())
-            except (Gone, Unresponsive) as error:
-                self._replace_lost(hung=isinstance(error, Unresponsive))
+            except (Gone, Unresponsive, Nonsense) as error:
+                self._replace_lost(hung=not isinstance(error, Gone))
                 if self._old is not None or self._ended is not None:
                     raise DatapathWaits(f"{self._settings.device}: {error}; the table will be given to another soon") from error
 
@@ -159,13 +159,13 @@ class ProcessDatapath:
             assert self._pages is not None
             for queue, failed in self._pages.failures():
                 raise DatapathError(
-                    f"{self._settings.device}: worker {queue} has stopped: {os.strerror(failed)} (has the TUN device been removed?)"
+                    f"{self._settings.device}: worker {queue} has stopped: {failed} (has the TUN device been removed?)"
                 )
             try:
                 if self._ended is None:
                     process.connection.look()
             except (Gone, Unresponsive) as error:
-                self._replace_lost(hung=isinstance(error, Unresponsive))
+                self._replace_lost(hung=not isinstance(error, Gone))
             else:
                 if self._ended is not None or process.connection.is_lost:
                     self._replace_lost(hung=False)
@@ -231,7 +231,7 @@ class ProcessDatapath:
             self._launch(version)
             return
         there.move(self._path)  # the place beside is for one that takes over from it
-        same = same_queues and fits
+        same = same_queues and fits and not any(self._pages.failures())
         if same and (state.version, state.settings, there.life.user) == (version, self._native, self._user):
             self._confined = state.confined
             self._use(found.take(), adopted=True)

@@ -1,10 +1,14 @@
 """Memory that we share with the datapath process: pages of counters, which it writes and we read without asking; sealed tables.
 
+The process parses what strangers send, so nothing in its pages is believed further than a figure: they hold no length and no place, and are
+only added up. Neither side can cut a page or a table short under the other's feet (SIGBUS): seals say so, and both sides ask for them.
+
 Both are memfds: they live as long as somebody has them, whichever process that is, so counters go on where an earlier one has left them.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import mmap
 import os
@@ -53,12 +57,12 @@ class Pages:
         """What all threads have counted for these peers."""
         return peer_counts(peers, partial(lib.fp_peers_sum, self._memory, self._queues * self._per_queue))
 
-    def failures(self) -> Iterator[tuple[int, int]]:
-        """(queue, errno) of every queue whose worker cannot go on."""
+    def failures(self) -> Iterator[tuple[int, str]]:
+        """(queue, reason) of every queue whose worker cannot go on."""
         for queue in range(self._queues):
             failed = self._sum(queue * self._per_queue, self._per_queue).failed
             if failed:
-                yield queue, failed
+                yield queue, os.strerror(failed) if failed in errno.errorcode else f"error {failed}"
 
     def _sum(self, first: int, count: int) -> Any:
         out = ffi.new("struct fp_stats *")
@@ -70,7 +74,7 @@ def new_pages(queues: int, per_queue: int) -> Pages:
     """Pages of zeros, which nobody can cut short under the process's feet."""
     fd = os.memfd_create("flanpy-counters", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
-        os.ftruncate(fd, queues * per_queue * lib.fp_page_bytes())
+        os.posix_fallocate(fd, 0, queues * per_queue * lib.fp_page_bytes())  # what is not there now could kill the process later
         fcntl.fcntl(fd, F_ADD_SEALS, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW)
         return Pages(fd, queues, per_queue)
     except BaseException:
@@ -79,13 +83,18 @@ def new_pages(queues: int, per_queue: int) -> Pages:
 
 
 def is_pages(fd: int, queues: int, per_queue: int) -> bool:
-    """Whether an earlier process's descriptor is memory for so many counters that cannot be cut short under our feet."""
-    return _is_sealed(fd, F_SEAL_SHRINK) and os.fstat(fd).st_size >= queues * per_queue * lib.fp_page_bytes()
+    """Whether an earlier process's descriptor is memory for so many counters, that can be written and not be cut short."""
+    return (
+        _is_sealed(fd, F_SEAL_SHRINK)
+        and not _is_sealed(fd, F_SEAL_WRITE)
+        and os.fstat(fd).st_size >= queues * per_queue * lib.fp_page_bytes()
+    )
 
 
 def is_table(fd: int, size: int) -> bool:
     """Whether an earlier process's descriptor is a table that a process of this build takes: sealed, of this size and layout."""
-    if not _is_sealed(fd, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE) or not 0 < size == os.fstat(fd).st_size:
+    sealed = _is_sealed(fd, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE)
+    if not sealed or not 0 < size == os.fstat(fd).st_size <= lib.FP_TABLE_BYTES_MAX:
         return False
     with mmap.mmap(fd, size, mmap.MAP_PRIVATE, mmap.PROT_READ) as mapped, ffi.from_buffer(mapped) as memory:
         return bool(lib.fp_table_check(memory, size) == 0)

@@ -26,6 +26,7 @@ LOOK_S = 1.0
 _SHORT = (errno.ETOOMANYREFS, errno.ENOMEM, errno.ENOBUFS)
 """The kernel is short of something; the process has no part in it."""
 _REPLY_BYTES = 4096
+_ERRNO_MAX = 4095
 _STALE: tuple[bytes, tuple[int, ...]] = (b"", ())
 POLLRDHUP = 0x2000
 """poll(2): the other end has closed; missing in Python's select."""
@@ -41,6 +42,10 @@ class Slow(DatapathWaits):
 
 class Refused(DatapathWaits):
     """Descriptors could not be passed on, here or there: nothing is wrong with the process, and another attempt is right."""
+
+
+class Nonsense(DatapathError):
+    """An answer that none of our processes gives, of any version: somebody else has it in his hands, and it has to be replaced."""
 
 
 class Gone(DatapathError):
@@ -252,10 +257,12 @@ def _check(reply: bytes, flags: int, kind: int, pid: int) -> None:
             "by the last table"
         )
     if flags & socket.MSG_TRUNC or len(reply) < ffi.sizeof("struct fp_message"):
-        raise DatapathError(f"datapath process {pid}: an answer of {len(reply)} bytes that was cut")
+        raise Nonsense(f"datapath process {pid}: an answer of {len(reply)} bytes that was cut")
     head = ffi.from_buffer("struct fp_message *", reply)
-    if head.magic != lib.FP_PROTOCOL_MAGIC or head.bytes != len(reply):
-        raise DatapathError(f"datapath process {pid}: an answer that is none of our protocol")
+    if head.magic != lib.FP_PROTOCOL_MAGIC or head.bytes != len(reply) or not -_ERRNO_MAX <= head.error <= 0:
+        raise Nonsense(f"datapath process {pid}: an answer that is none of our protocol")
+    if head.kind != kind | lib.FP_MESSAGE_REPLY:
+        raise Nonsense(f"datapath process {pid}: an answer of kind {head.kind:#x} to a request of kind {kind}")
     if head.error == -errno.ETOOMANYREFS:
         raise Refused(
             f"datapath process {pid}: it cannot pass its descriptors on now ({os.strerror(-head.error)}: others of its user are on "
@@ -264,15 +271,13 @@ def _check(reply: bytes, flags: int, kind: int, pid: int) -> None:
     if head.error:
         name = errno.errorcode.get(-head.error, str(head.error))
         raise DatapathError(f"datapath process {pid}: {os.strerror(-head.error)} ({name})")
-    if head.kind != kind | lib.FP_MESSAGE_REPLY:
-        raise DatapathError(f"datapath process {pid}: an answer of kind {head.kind:#x} to a request of kind {kind}")
 
 
 def _state(reply: bytes, fds: list[int]) -> State:
     """``settings`` of another version are left out, and all that is before them can be read of any version."""
     least = ffi.offsetof("struct fp_message_state", "settings")
     if len(reply) < least:
-        raise DatapathError(f"datapath process: a state of {len(reply)} bytes, {least} is the least")
+        raise Nonsense(f"datapath process: a state of {len(reply)} bytes, {least} is the least")
     state = ffi.new("struct fp_message_state *")
     size = min(len(reply), ffi.sizeof("struct fp_message_state"))
     ffi.memmove(state, reply, size)
@@ -281,7 +286,7 @@ def _state(reply: bytes, fds: list[int]) -> State:
     )
     queues, tables = state.n_queues if fds else 0, int(state.table_bytes > 0)
     if fds and len(fds) != 2 * queues + 1 + tables:
-        raise DatapathError(f"datapath process: {len(fds)} descriptors for {queues} queues")
+        raise Nonsense(f"datapath process: {len(fds)} descriptors for {queues} queues")
     ours = (lib.fp_page_bytes(), len(VERDICTS), len(WORK_COUNTERS))
     return State(
         running=state.state == lib.FP_PROCESS_RUNNING,

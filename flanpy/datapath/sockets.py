@@ -11,11 +11,13 @@ Over IPv6, IPV6_PMTUDISC_WANT is the same; there no router fragments anyway.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import os
 import re
 import socket
+import stat
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -81,10 +83,13 @@ def adopt_underlay(descriptors: Sequence[int], address: Address, port: int, queu
 
     None when they are not so many sockets that are bound to ``address`` and ``port``.
     """
+    if not all(_is_udp(descriptor) for descriptor in descriptors):
+        return None
     sockets: list[socket.socket] = []
     try:
         for descriptor in descriptors:
             sockets.append(socket.socket(fileno=fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 0)))
+            _disconnect(sockets[-1])
         if len(sockets) == queues and all(each.getsockname()[:2] == (str(address), port) for each in sockets):
             return _prepared(sockets, BUFFER_BYTES)
     except BaseException:
@@ -94,6 +99,26 @@ def adopt_underlay(descriptors: Sequence[int], address: Address, port: int, queu
     for each in sockets:
         each.close()
     return None
+
+
+def _is_udp(descriptor: int) -> bool:
+    """Whether this is a UDP socket at all: whoever gives it may be anybody's by now."""
+    if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+        return False
+    with socket.socket(fileno=fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 0)) as there:
+        return there.family in (socket.AF_INET, socket.AF_INET6) and there.type == socket.SOCK_DGRAM
+
+
+def _disconnect(underlay: socket.socket) -> None:
+    """Nobody of ours connects it; one that is would hear of that peer alone (connect(2), AF_UNSPEC). Its address and port stay."""
+    try:
+        underlay.getpeername()
+    except OSError:
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    unspecified = bytes(16)
+    if libc.connect(underlay.fileno(), unspecified, len(unspecified)):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 def _prepared(sockets: list[socket.socket], buffer_bytes: int) -> Underlay:

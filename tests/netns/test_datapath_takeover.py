@@ -2,10 +2,13 @@
 
 import errno
 import fcntl
+import mmap
 import os
 import resource
 import signal
 import socket
+import struct
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -21,7 +24,7 @@ from flanpy.datapath.process_find import Finder, Found
 from flanpy.datapath.process_handle import Process
 from flanpy.datapath.process_launch import FRESH_SOCKET_NAME, SOCKET_NAME
 from flanpy.datapath.process_life import Life
-from flanpy.datapath.process_pages import F_ADD_SEALS
+from flanpy.datapath.process_pages import F_ADD_SEALS, is_pages, is_table, new_pages
 from flanpy.datapath.process_wire import Connection
 from flanpy.datapath.sockets import adopt_underlay, open_underlay
 from flanpy.errors import DatapathError, DatapathWaits
@@ -321,6 +324,128 @@ def test_a_pid_is_not_taken_for_a_process(left: Path, old_kernel: bool, monkeypa
             with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connected:
                 connected.connect(str(left / "other"))
                 assert Life.of_peer(connected, lambda: False).has_ended, "nobody listens there any more: the pid may be another's"
+
+
+# ------------------------------------------------------------------------------------------------ in somebody else's hands
+
+
+def reply(
+    kind: int, *, error: int = 0, body: bytes = b"", magic: int = process_wire.lib.FP_PROTOCOL_MAGIC, more: int = 0
+) -> bytes:
+    return struct.pack("=IHHIi", magic, 2, kind, 16 + len(body) + more, error) + body
+
+
+HELLO_REPLY = 0x8001
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"x",
+        reply(HELLO_REPLY),
+        reply(HELLO_REPLY, body=bytes(103)),
+        reply(HELLO_REPLY, error=-(2**31)),
+        reply(HELLO_REPLY, error=1),
+        reply(HELLO_REPLY, magic=1),
+        reply(HELLO_REPLY, more=1),
+        reply(0x8002, body=bytes(200)),
+        reply(HELLO_REPLY, body=b"\xff" * 5000),
+        reply(HELLO_REPLY, error=-22),
+    ],
+    ids=["a byte", "no state", "short", "huge error", "no error", "magic", "length", "kind", "cut", "refusal"],
+)
+def test_a_process_that_talks_nonsense_is_ended(tmp_path: Path, answer: bytes) -> None:
+    """It is not believed, and costs the agent no more than a DatapathError."""
+
+    def talk(connection: socket.socket) -> None:
+        connection.recv(4096)
+        connection.send(answer)
+        connection.recv(4096)
+
+    fake = Fake(tmp_path / SOCKET_NAME, talk)
+    try:
+        assert await_found(Finder(tmp_path)) is None
+        assert list(tmp_path.iterdir()) == []
+        assert not lives(fake.pid)
+    finally:
+        fake.end()
+
+
+def test_descriptors_of_another_kind_are_not_taken_for_sockets_or_counters(left: Path, port: int) -> None:
+    """A process that has been taken over by somebody gives what it has, in another order."""
+    found = found_in(left)
+    state = found.state
+    assert state.pages_fd is not None
+    assert state.table_fd is not None
+    for odd in (state.pages_fd, state.table_fd, state.tun_fds[0]):
+        assert adopt_underlay((odd,), LOOPBACK, port) is None
+    assert not is_pages(state.table_fd, 1, 2)
+    assert not is_pages(state.udp_fds[0], 1, 2)
+    assert not is_table(state.pages_fd, os.fstat(state.pages_fd).st_size)
+    assert not is_table(state.table_fd, state.table_bytes - 1)
+    found.close()
+
+
+def test_a_socket_that_was_connected_hears_of_all_again(left: Path, port: int) -> None:
+    """The process may connect a socket (it asks for path MTUs so); the underlay's would be deaf to all peers but one."""
+    found = found_in(left)
+    with socket.socket(fileno=os.dup(found.state.udp_fds[0])) as theirs:
+        theirs.connect(("127.0.0.1", 9))
+    underlay = adopt_underlay(found.state.udp_fds, LOOPBACK, port)
+    assert underlay is not None
+    with socket.socket(fileno=os.dup(underlay.fds[0])) as ours:
+        with pytest.raises(OSError, match="not connected"):
+            ours.getpeername()
+        assert ours.getsockname() == ("127.0.0.1", port)
+    underlay.close()
+    found.close()
+
+
+def test_counters_of_ones_are_figures_and_nothing_else() -> None:
+    """Whatever is in the pages: nothing in them is a length or a place."""
+    pages = new_pages(1, 2)
+    with mmap.mmap(pages.fd, 0) as mapped:
+        mapped[:] = b"\xff" * len(mapped)
+    stats = pages.stats()
+    assert stats.generation == 2**64 - 1
+    assert {count.packets for count in stats.verdicts.values()} == {2**64 - 2}
+    assert list(pages.failures()) == [(0, "error -1")]
+    assert pages.peers([LOOPBACK])[LOOPBACK].sent.packets == 0
+    with mmap.mmap(pages.fd, 0) as mapped:
+        size = len(mapped)
+        mapped[:] = b"\x7f" * size
+    assert list(pages.failures()) == [(0, f"error {0x7F7F7F7F}")]
+    pages.close()
+
+
+def test_neither_side_can_cut_pages_or_a_table_short(left: Path) -> None:
+    """SIGBUS would be the end of the other; the seals cannot be taken back."""
+    found = found_in(left)
+    for fd in (found.state.pages_fd, found.state.table_fd):
+        assert fd is not None
+        size = os.fstat(fd).st_size
+        for length in (0, size - 1, size + 1):
+            with pytest.raises(PermissionError):
+                os.ftruncate(fd, length)
+        with pytest.raises(PermissionError):
+            fcntl.fcntl(fd, F_ADD_SEALS, 1)
+    with pytest.raises(PermissionError):
+        os.pwrite(found.state.table_fd or -1, b"x", 0)
+    found.close()
+
+
+def test_a_process_whose_worker_has_failed_is_not_adopted_again(left: Path, port: int) -> None:
+    found = found_in(left)
+    assert found.state.pages_fd is not None
+    with mmap.mmap(found.state.pages_fd, 0) as mapped:
+        at = process_wire.ffi.offsetof("struct fp_stats", "failed")
+        mapped[at : at + 4] = (5).to_bytes(4, sys.byteorder)
+    tun, underlay = FakeTun(found.state.tun_fds), adopt_underlay(found.state.udp_fds, LOOPBACK, port)
+    assert underlay is not None
+    with ProcessDatapath(settings(port), tun, underlay, ProcessOptions(left), found, same_queues=True) as datapath:
+        datapath.publish(table(2))
+        datapath.check()
+        assert datapath.process.pid != found.pid
 
 
 # ------------------------------------------------------------------------------------------------ killed on the way
