@@ -9,6 +9,10 @@
 struct fp_tunnel {
     struct fp_outer outer;
     struct fp_inner inner;
+    struct fp_address sender;
+    __u32 total; /* bytes of the outer packet, by its own account */
+    __u16 word;  /* what the sender says of our superpackets; 0: nothing */
+    __u8 tos;
 };
 
 /* The end of the link header and the changed start of the inner one, stored by one call where that leaves sums as they are. */
@@ -17,14 +21,49 @@ struct fp_tail {
     __u8 inner[FP_HEAD_BYTES];
 };
 
+/* Outer headers over IPv4. Options: the socket can have them. A wrong checksum: the stack drops it. */
+FP_INLINE _Bool fp_read_outer4(struct __sk_buff *skb, struct fp_tunnel *tunnel)
+{
+    const struct fp_ip4 *ip = &tunnel->outer.v4;
+    if (bpf_skb_load_bytes(skb, FP_ETHERNET_BYTES, &tunnel->outer.v4, FP_OUTER_BYTES + FP_IP4_BYTES) || ip->version_ihl != 0x45 ||
+        ip->protocol != FP_UDP || fp_ip4_sum(ip) != 0xffff)
+        return 0;
+    tunnel->sender = fp_mapped(ip->source_be);
+    tunnel->total = FP_BE16(ip->total_be);
+    tunnel->word = FP_BE16(ip->id);
+    tunnel->tos = ip->tos;
+    return 1;
+}
+
+/* The same over IPv6. Extension headers, fragments among them: the socket can have them. */
+FP_INLINE _Bool fp_read_outer6(struct __sk_buff *skb, struct fp_tunnel *tunnel)
+{
+    const struct fp_ip6 *ip = &tunnel->outer.v6;
+    if (bpf_skb_load_bytes(skb, FP_ETHERNET_BYTES, &tunnel->outer, FP_OUTER6_BYTES + FP_IP4_BYTES) || ip->next != FP_UDP)
+        return 0;
+    __u32 first = FP_BE32(ip->version_class_label);
+    if (first >> 28 != 6)
+        return 0;
+    tunnel->sender = fp_address_of(ip->source_be);
+    tunnel->total = FP_IP6_BYTES + FP_BE16(ip->payload_be);
+    tunnel->word = (first & (FP_BPF_LABEL_MARK | 0xff)) == FP_BPF_LABEL_MARK ? (__u16)first : 0;
+    tunnel->tos = (__u8)(first >> 20);
+    return 1;
+}
+
+FP_INLINE _Bool fp_is_to_us(const struct fp_run *run, const struct fp_outer *outer)
+{
+    struct fp_address target = run->six ? fp_address_of(outer->v6.destination_be) : fp_mapped(outer->v4.destination_be);
+    return fp_is_same(&run->header->own, &target) && outer->udp.destination_be == run->header->port_be;
+}
+
 /* Whether this is a packet of the overlay for these programs; if not, `reason` says what to count, or is negative. */
 FP_INLINE _Bool fp_is_ours(const struct fp_run *run, const struct fp_tunnel *tunnel, int *reason)
 {
-    const struct fp_ip4 *ip = &tunnel->outer.ip;
     *reason = -1;
-    if (ip->destination_be != run->header->address_be || tunnel->outer.udp.destination_be != run->header->port_be)
+    if (!fp_is_to_us(run, &tunnel->outer))
         return 0;
-    if (ip->fragment_be & FP_BE16(FP_MF_OR_OFFSET)) {
+    if (!run->six && tunnel->outer.v4.fragment_be & FP_BE16(FP_MF_OR_OFFSET)) {
         *reason = FP_BPF_UP_FRAGMENT;
         return 0;
     }
@@ -44,7 +83,7 @@ FP_INLINE enum fp_verdict fp_judge_header(const struct fp_run *run, const struct
         return FP_DROP_BAD_HEADER;
     if (inner->total > bytes)
         return FP_DROP_TRUNCATED;
-    return fp_checksum_is_right(run, FP_ETHERNET_BYTES + FP_OUTER_BYTES, &inner->v4) ? FP_DECAPSULATED : FP_DROP_BAD_HEADER;
+    return fp_checksum_is_right(run, FP_ETHERNET_BYTES + run->headers, &inner->v4) ? FP_DECAPSULATED : FP_DROP_BAD_HEADER;
 }
 
 /* The verdict over an inner packet; FP_DECAPSULATED: it may pass. The same rules, in the same order, as the userspace core. */
@@ -58,16 +97,15 @@ FP_INLINE enum fp_verdict fp_judge(const struct fp_run *run, const struct fp_tun
         return FP_DROP_MARTIAN;
     __u32 source = fp_source_word(run, inner);
     if (run->header->flags & FP_BPF_SOURCE_CHECK) {
-        __u32 sender = FP_BE32(tunnel->outer.ip.source_be);
         const struct fp_bpf_hop *owner = fp_hop(run->snapshot, source);
-        if (!owner || owner->address != sender)
-            return fp_knows(run->snapshot, run->header->hops, sender) ? FP_DROP_SPOOFED : FP_DROP_UNKNOWN_PEER;
+        if (!owner || !fp_is_same(&owner->address, &tunnel->sender))
+            return fp_knows(run->snapshot, run->header->hops, &tunnel->sender) ? FP_DROP_SPOOFED : FP_DROP_UNKNOWN_PEER;
     } else if (source == FP_BPF_LOCAL) {
         return FP_DROP_SPOOFED; /* no peer, NATed or not, has one of our own addresses */
     }
     if (fp_destination_word(run, inner) != FP_BPF_LOCAL)
         return FP_DROP_NOT_LOCAL;
-    if (fp_ecn_combine(inner->tos & 3, tunnel->outer.ip.tos & 3) < 0)
+    if (fp_ecn_combine(inner->tos & 3, tunnel->tos & 3) < 0)
         return FP_DROP_ECN;
     return FP_DECAPSULATED;
 }
@@ -78,11 +116,10 @@ FP_INLINE enum fp_verdict fp_judge(const struct fp_run *run, const struct fp_tun
  */
 FP_INLINE _Bool fp_learn(const struct fp_run *run, const struct fp_tunnel *tunnel)
 {
-    __u32 sender = FP_BE32(tunnel->outer.ip.source_be);
-    __u16 id = FP_BE16(tunnel->outer.ip.id);
+    __u32 sender = fp_peer_key(&tunnel->sender);
     __u64 *whole = fp_note(&fp_wholes, sender);
-    if (id & FP_BPF_ID_WHOLE)
-        fp_note_set(fp_note(&fp_thanks, sender), sender, id >> 8 & 0x7f);
+    if (tunnel->word & FP_BPF_ID_WHOLE)
+        fp_note_set(fp_note(&fp_thanks, sender), sender, tunnel->word >> 8 & 0x7f);
     if (run->skb->gso_size) {
         fp_note_set(whole, sender, fp_units(tunnel->inner.total));
         return 0;
@@ -138,12 +175,12 @@ FP_INLINE long fp_strip(struct fp_run *run, struct fp_tunnel *tunnel)
     struct fp_inner *inner = &tunnel->inner;
     _Bool six = inner->version == 6;
     struct fp_tail tail = {.type_be = six ? FP_BE16(FP_ETHERTYPE_IP6) : FP_BE16(FP_ETHERTYPE_IP)};
-    __u8 ecn = (__u8)fp_ecn_combine(inner->tos & 3, tunnel->outer.ip.tos & 3);
+    __u8 ecn = (__u8)fp_ecn_combine(inner->tos & 3, tunnel->tos & 3);
     fp_age(inner, (inner->tos & 0xfc) | ecn);
     __builtin_memcpy(tail.inner, inner->bytes, FP_HEAD_BYTES);
-    long failed = bpf_skb_adjust_room(run->skb, -(__s32)FP_OUTER_BYTES, BPF_ADJ_ROOM_MAC,
-                                      BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET |
-                                          (six ? FP_ADJ_ROOM_DECAP_L3_IPV6 : 0));
+    __u64 other = six == run->six ? 0 : six ? FP_ADJ_ROOM_DECAP_L3_IPV6 : FP_ADJ_ROOM_DECAP_L3_IPV4; /* also changes skb->protocol */
+    long failed = bpf_skb_adjust_room(run->skb, -(__s32)run->headers, BPF_ADJ_ROOM_MAC,
+                                      BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET | other);
     if (failed)
         return failed;
     if (!six)
@@ -164,28 +201,26 @@ FP_INLINE int fp_decapsulate(struct __sk_buff *skb)
     /* Frames to others (the card listens to all) and of VLANs that nobody has taken off: the host would not have them. */
     if (skb->pkt_type != FP_PACKET_HOST || skb->vlan_present)
         return FP_TC_NEXT;
-    if (skb->protocol != FP_BE16(FP_ETHERTYPE_IP) ||
-        bpf_skb_load_bytes(skb, FP_ETHERNET_BYTES, &tunnel, FP_OUTER_BYTES + FP_IP4_BYTES))
+    _Bool six = skb->protocol == FP_BE16(FP_ETHERTYPE_IP6);
+    if (six ? !fp_read_outer6(skb, &tunnel) : skb->protocol != FP_BE16(FP_ETHERTYPE_IP) || !fp_read_outer4(skb, &tunnel))
         return FP_TC_NEXT;
-    /* Options in the outer header: the socket can have them. A wrong checksum: the stack drops it. */
-    if (tunnel.outer.ip.version_ihl != 0x45 || tunnel.outer.ip.protocol != FP_UDP ||
-        fp_ip4_sum(&tunnel.outer.ip) != 0xffff || !fp_start(&run, skb))
+    if (!fp_start(&run, skb) || run.six != six)
         return FP_TC_NEXT;
     if (!fp_is_ours(&run, &tunnel, &reason))
         return reason < 0 ? FP_TC_NEXT : fp_leave(&run, (enum fp_bpf_counter)reason);
 
-    __u32 total = FP_BE16(tunnel.outer.ip.total_be), length = FP_BE16(tunnel.outer.udp.length_be);
+    __u32 length = FP_BE16(tunnel.outer.udp.length_be), inner_at = FP_ETHERNET_BYTES + run.headers;
     /* Lengths that contradict each other are the stack's to judge; a train of datagrams must not be stripped as one. */
-    if (total > skb->len - FP_ETHERNET_BYTES || length + sizeof(struct fp_ip4) != total || length < FP_OUTER_BYTES ||
-        !fp_read_inner(skb, FP_ETHERNET_BYTES + FP_OUTER_BYTES, &tunnel.inner) ||
-        (skb->gso_size && tunnel.inner.total + FP_OUTER_BYTES != total))
+    if (tunnel.total > skb->len - FP_ETHERNET_BYTES || length + run.headers != tunnel.total + sizeof(struct fp_udp) ||
+        length < sizeof(struct fp_udp) + FP_IP4_BYTES || !fp_read_inner(skb, inner_at, &tunnel.inner) ||
+        (skb->gso_size && tunnel.inner.total + run.headers != tunnel.total))
         return fp_leave(&run, FP_BPF_UP_SOCKET);
     enum fp_verdict verdict = fp_judge(&run, &tunnel, length - (__u32)sizeof(struct fp_udp));
     if (verdict == FP_DECAPSULATED && tunnel.inner.ttl <= 1)
         return fp_leave(&run, FP_BPF_UP_ANSWER);
-    if (fp_measure(skb, FP_ETHERNET_BYTES + FP_OUTER_BYTES, &tunnel.inner, tunnel.inner.total, &size))
+    if (fp_measure(skb, inner_at, &tunnel.inner, tunnel.inner.total, &size))
         return fp_leave(&run, FP_BPF_UP_SOCKET);
-    struct fp_bpf_peer *peer = fp_peer(FP_BE32(tunnel.outer.ip.source_be));
+    struct fp_bpf_peer *peer = fp_peer(&tunnel.sender);
     if (verdict != FP_DECAPSULATED) {
         if (peer)
             peer->dropped_in += size.packets;
@@ -193,7 +228,7 @@ FP_INLINE int fp_decapsulate(struct __sk_buff *skb)
     }
 
     _Bool merge = fp_learn(&run, &tunnel);
-    if (fp_is_probe(skb, FP_ETHERNET_BYTES + FP_OUTER_BYTES, &tunnel.inner)) {
+    if (fp_is_probe(skb, inner_at, &tunnel.inner)) {
         run.counters->others[FP_BPF_PROBES_IN]++;
         return FP_TC_DROP;
     }

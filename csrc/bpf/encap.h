@@ -10,9 +10,10 @@
 
 /*
  * Whether this UDP packet must go the way of its flow's superpackets, which go to userspace unless they can be sent `whole`. The
- * first slot tells whether any flow had one lately, so that flows are hashed only then.
+ * first slot tells whether any flow had one lately, so that flows are hashed only then. Of a fragment nobody knows the flow: it goes
+ * that way while any flow does.
  */
-FP_INLINE _Bool fp_is_train(struct __sk_buff *skb, _Bool whole)
+FP_INLINE _Bool fp_is_train(struct __sk_buff *skb, _Bool whole, _Bool fragment)
 {
     _Bool starts = skb->gso_size && !whole;
     __u64 *any = fp_slot(&fp_trains, 0);
@@ -21,6 +22,8 @@ FP_INLINE _Bool fp_is_train(struct __sk_buff *skb, _Bool whole)
     __u64 now = bpf_ktime_get_ns();
     if (!starts && now - *any > FP_TRAIN_NS)
         return 0;
+    if (fragment)
+        return 1;
     __u64 *flow = fp_slot(&fp_trains, bpf_get_hash_recalc(skb) | 1);
     if (!flow || (!starts && now - *flow > FP_TRAIN_NS))
         return 0;
@@ -37,32 +40,38 @@ FP_INLINE _Bool fp_is_odd(const struct fp_inner *inner, __u32 bytes)
     if (inner->version == 6 ? inner->total == FP_IP6_BYTES && inner->protocol == 0
                             : inner->version != 4 || inner->headers < FP_IP4_BYTES)
         return 1;
-    return inner->total != bytes || bytes + FP_OUTER_BYTES > 0xffff || inner->ttl <= 1 || fp_is_martian(inner);
+    return inner->total != bytes || bytes + FP_OUTER6_BYTES > 0xffff || inner->ttl <= 1 || fp_is_martian(inner);
 }
 
 /*
  * Ask the kernel for the way to the peer. Fills `next` when the neighbour is known. If not, its family stays 0 and the kernel has
  * to look the way up again: a packet that waits for a neighbour must carry the right route, and it still carries the inner one.
  */
-FP_INLINE int fp_find_way(struct fp_run *run, __be32 peer_be, __u32 outer_bytes, struct bpf_redir_neigh *next)
+FP_INLINE int fp_find_way(struct fp_run *run, const struct fp_bpf_hop *hop, __u32 outer_bytes, struct bpf_redir_neigh *next)
 {
     struct bpf_fib_lookup way = {
-        .family = FP_AF_INET,
+        .family = run->six ? FP_AF_INET6 : FP_AF_INET,
         .l4_protocol = FP_UDP,
         .tot_len = (__u16)outer_bytes, /* checked against the path MTU, learnt exceptions included */
         .ifindex = run->header->underlay,
-        .ipv4_src = run->header->address_be,
-        .ipv4_dst = peer_be,
     };
+    __u8 family = way.family;
+    if (run->six) {
+        fp_put_address(way.ipv6_src, &run->header->own);
+        fp_put_address(way.ipv6_dst, &hop->address);
+    } else {
+        way.ipv4_src = FP_BE32(run->header->own.low);
+        way.ipv4_dst = FP_BE32(hop->address.low);
+    }
     long result = bpf_fib_lookup(run->skb, &way, sizeof way, BPF_FIB_LOOKUP_OUTPUT);
     if (result == BPF_FIB_LKUP_RET_FRAG_NEEDED)
         return FP_BPF_UP_ANSWER;
     /* Also when the interface's forwarding is switched off: then the kernel looks up no way and no MTU. */
     if (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH)
         return FP_BPF_UP_NEIGHBOUR;
-    if (result == BPF_FIB_LKUP_RET_SUCCESS && way.family == FP_AF_INET) {
-        next->nh_family = FP_AF_INET;
-        next->ipv4_nh = way.ipv4_dst;
+    if (result == BPF_FIB_LKUP_RET_SUCCESS && way.family == family) {
+        next->nh_family = family;
+        __builtin_memcpy(next->ipv6_nh, way.ipv6_dst, sizeof next->ipv6_nh); /* the same memory as IPv4's */
     }
     return -1;
 }
@@ -82,29 +91,53 @@ struct fp_parcel {
     __u32 link; /* of the link header that is there already */
     _Bool flat;
     _Bool probe;
-    __u16 id;
+    __u16 word; /* what we say of the peer's superpackets; 0: nothing */
 };
+
+FP_INLINE void fp_fill_ip4(struct fp_ip4 *ip, const struct fp_run *run, const struct fp_parcel *parcel, __u8 tos)
+{
+    *ip = (struct fp_ip4){.version_ihl = 0x45,
+                          .tos = tos,
+                          .total_be = FP_BE16(parcel->bytes + FP_OUTER_BYTES),
+                          .id = FP_BE16(parcel->word),
+                          .fragment_be = FP_BE16(FP_DF),
+                          .ttl = 64,
+                          .protocol = FP_UDP,
+                          .source_be = FP_BE32(run->header->own.low),
+                          .destination_be = FP_BE32(parcel->hop->address.low)};
+    ip->check = (__u16)~fp_ip4_sum(ip);
+}
+
+FP_INLINE void fp_fill_ip6(struct fp_ip6 *ip, const struct fp_run *run, const struct fp_parcel *parcel, __u8 tos)
+{
+    __u32 label = parcel->word ? FP_BPF_LABEL_MARK | parcel->word : 0;
+    ip->version_class_label = FP_BE32(6U << 28 | (__u32)tos << 20 | label);
+    ip->payload_be = FP_BE16(parcel->bytes + (__u32)sizeof(struct fp_udp));
+    ip->next = FP_UDP;
+    ip->hops = 64;
+    fp_put_address(ip->source_be, &run->header->own);
+    fp_put_address(ip->destination_be, &parcel->hop->address);
+}
 
 FP_INLINE void fp_fill(struct fp_head *head, const struct fp_run *run, struct fp_parcel *parcel)
 {
-    const struct fp_bpf_hop *hop = parcel->hop;
-    head->outer = (struct fp_outer){
-        .ip = {.version_ihl = 0x45,
-               .tos = hop->flags & FP_BPF_HOP_ECN ? parcel->inner.tos & 3 : 0,
-               .total_be = FP_BE16(parcel->bytes + FP_OUTER_BYTES),
-               .id = FP_BE16(parcel->id),
-               .fragment_be = FP_BE16(FP_DF),
-               .ttl = 64,
-               .protocol = FP_UDP,
-               .source_be = run->header->address_be,
-               .destination_be = FP_BE32(hop->address)},
-        .udp = {.source_be = run->header->port_be,
-                .destination_be = hop->port_be,
-                .length_be = FP_BE16(parcel->bytes + (__u32)sizeof(struct fp_udp))},
-    };
-    head->outer.ip.check = (__u16)~fp_ip4_sum(&head->outer.ip);
+    __u8 tos = parcel->hop->flags & FP_BPF_HOP_ECN ? parcel->inner.tos & 3 : 0;
+    if (run->six)
+        fp_fill_ip6(&head->outer.v6, run, parcel, tos);
+    else
+        fp_fill_ip4(&head->outer.v4, run, parcel, tos);
+    head->outer.udp = (struct fp_udp){.source_be = run->header->port_be,
+                                      .destination_be = parcel->hop->port_be,
+                                      .length_be = FP_BE16(parcel->bytes + (__u32)sizeof(struct fp_udp))};
     fp_age(&parcel->inner, parcel->inner.tos);
     __builtin_memcpy(head->inner, parcel->inner.bytes, FP_HEAD_BYTES);
+}
+
+FP_INLINE long fp_store_head(const struct fp_run *run, const struct fp_head *head)
+{
+    if (run->six)
+        return bpf_skb_store_bytes(run->skb, FP_ETHERNET_BYTES, head, sizeof *head, 0);
+    return bpf_skb_store_bytes(run->skb, FP_ETHERNET_BYTES, &head->outer.v4, FP_OUTER_BYTES + FP_HEAD_BYTES, 0);
 }
 
 /*
@@ -117,12 +150,13 @@ FP_INLINE void fp_fill(struct fp_head *head, const struct fp_run *run, struct fp
 FP_INLINE int fp_make_room(struct fp_run *run, const struct fp_parcel *parcel)
 {
     if (parcel->flat) {
-        if (bpf_skb_change_head(run->skb, FP_ETHERNET_BYTES + FP_OUTER_BYTES - parcel->link, 0))
+        if (bpf_skb_change_head(run->skb, FP_ETHERNET_BYTES + run->headers - parcel->link, 0))
             return fp_leave(run, FP_BPF_UP_ENCAPSULATED);
         return 0;
     }
-    if (bpf_skb_adjust_room(run->skb, FP_OUTER_BYTES, BPF_ADJ_ROOM_MAC,
-                            BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 | BPF_F_ADJ_ROOM_ENCAP_L4_UDP))
+    if (bpf_skb_adjust_room(run->skb, (__s32)run->headers, BPF_ADJ_ROOM_MAC,
+                            BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L4_UDP |
+                                (run->six ? BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 : BPF_F_ADJ_ROOM_ENCAP_L3_IPV4)))
         return fp_leave(run, FP_BPF_UP_ENCAPSULATED);
     if (!parcel->link && bpf_skb_change_head(run->skb, FP_ETHERNET_BYTES, 0))
         return fp_drop(run, FP_DROP_SEND, parcel->size.packets, parcel->size.bytes);
@@ -137,7 +171,7 @@ FP_INLINE int fp_wrap(struct fp_run *run, struct fp_parcel *parcel)
     if (result)
         return result;
     fp_fill(&head, run, parcel);
-    if (bpf_skb_store_bytes(run->skb, FP_ETHERNET_BYTES, &head, sizeof head, 0))
+    if (fp_store_head(run, &head))
         return fp_drop(run, FP_DROP_SEND, parcel->size.packets, parcel->size.bytes);
     return 0;
 }
@@ -145,7 +179,7 @@ FP_INLINE int fp_wrap(struct fp_run *run, struct fp_parcel *parcel)
 FP_INLINE int fp_send(struct fp_run *run, struct fp_parcel *parcel, struct bpf_redir_neigh *next)
 {
     int result = fp_wrap(run, parcel);
-    struct fp_bpf_peer *peer = parcel->probe || result == FP_TC_NEXT ? (void *)0 : fp_peer(parcel->hop->address);
+    struct fp_bpf_peer *peer = parcel->probe || result == FP_TC_NEXT ? (void *)0 : fp_peer(&parcel->hop->address);
     if (result) {
         if (peer)
             peer->dropped_out += parcel->size.packets;
@@ -167,11 +201,13 @@ FP_INLINE int fp_send(struct fp_run *run, struct fp_parcel *parcel, struct bpf_r
  */
 FP_INLINE _Bool fp_choose_form(struct fp_run *run, struct fp_parcel *parcel)
 {
-    __u32 peer = parcel->hop->address, flags = run->header->flags;
+    __u32 peer = fp_peer_key(&parcel->hop->address), flags = run->header->flags;
     _Bool carries = flags & FP_BPF_CARRIES;
     if (!(parcel->hop->flags & FP_BPF_HOP_SUPERPACKET)) {
-        run->counters->others[FP_BPF_UP_PLAIN_PEER] += carries;
-        return !carries;
+        /* Over IPv6 a socket takes no packet without a UDP checksum unless told to (RFC 6935): only peers with programs are. */
+        _Bool ours = !carries && !run->six;
+        run->counters->others[FP_BPF_UP_PLAIN_PEER] += !ours;
+        return ours;
     }
     parcel->probe = fp_is_probe(run->skb, parcel->link, &parcel->inner);
     __u32 thanks = fp_note_units(fp_note(&fp_thanks, peer), peer);
@@ -183,16 +219,18 @@ FP_INLINE _Bool fp_choose_form(struct fp_run *run, struct fp_parcel *parcel)
         thanks = 0;
     }
     /* From 65,536 bytes on, link header included, the kernel cuts for any device. */
-    parcel->flat = carries && flags & FP_BPF_WHOLE && !parcel->probe && parcel->inner.version == 4 && thanks >= fp_units(parcel->bytes) &&
-                   parcel->bytes + FP_OUTER_BYTES + FP_ETHERNET_BYTES < 0x10000;
-    if (carries && parcel->inner.protocol == FP_UDP && fp_is_train(run->skb, parcel->flat)) {
+    parcel->flat = carries && flags & FP_BPF_WHOLE && !parcel->probe && parcel->inner.version == (run->six ? 6 : 4) &&
+                   thanks >= fp_units(parcel->bytes) &&
+                   parcel->bytes + run->headers + FP_ETHERNET_BYTES < 0x10000;
+    _Bool fragment = fp_is_fragment(&parcel->inner);
+    if (carries && (fragment || parcel->inner.protocol == FP_UDP) && fp_is_train(run->skb, parcel->flat, fragment)) {
         run->counters->others[FP_BPF_UP_UDP_TRAIN]++;
         return 0;
     }
     __u32 units = fp_note_units(fp_note(&fp_wholes, peer), peer);
     if (!units && flags & FP_BPF_TRAINS)
         units = FP_BPF_UNITS_TRAINS;
-    parcel->id = units ? (__u16)(FP_BPF_ID_WHOLE | units << 8) : 0;
+    parcel->word = units ? (__u16)(FP_BPF_ID_WHOLE | units << 8) : 0;
     return 1;
 }
 
@@ -218,7 +256,7 @@ FP_INLINE int fp_encapsulate(struct __sk_buff *skb, __u32 link)
     if (!fp_choose_form(&run, &parcel))
         return FP_TC_NEXT;
     if (!(run.header->flags & FP_BPF_SELF_TEST)) {
-        int reason = fp_find_way(&run, FP_BE32(parcel.hop->address), parcel.size.largest + FP_OUTER_BYTES, &next);
+        int reason = fp_find_way(&run, parcel.hop, parcel.size.largest + run.headers, &next);
         if (reason >= 0)
             return fp_leave(&run, (enum fp_bpf_counter)reason);
     }

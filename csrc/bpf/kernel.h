@@ -39,7 +39,8 @@ enum { FP_TC_NEXT = -1, FP_TC_DROP = 2 };
 #define FP_PACKET_HOST 0
 #define FP_ETHERTYPE_IP 0x0800
 #define FP_ETHERTYPE_IP6 0x86dd
-#define FP_ADJ_ROOM_DECAP_L3_IPV6 (1ULL << 8) /* Linux 6.3; missing in older headers */
+#define FP_ADJ_ROOM_DECAP_L3_IPV4 (1ULL << 7) /* Linux 6.3; missing in older headers, like the next */
+#define FP_ADJ_ROOM_DECAP_L3_IPV6 (1ULL << 8)
 #define FP_ETHERNET_BYTES 14u
 
 #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__

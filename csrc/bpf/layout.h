@@ -6,7 +6,7 @@
  *
  *   chunk 0..255     first level: word [destination >> 24][(destination >> 16) & 255]
  *   chunk 256        struct fp_bpf_header
- *   chunk 257..      hops, 64 in each, sorted by address
+ *   chunk 257..      hops, 32 in each, sorted by address
  *   then             second level, [(destination >> 8) & 255], and third level, [destination & 255], as many as needed
  *   then             IPv6: levels of one byte of the address each, from header.root6 on
  *
@@ -23,13 +23,13 @@
 
 #include "../verdicts.h"
 
-#define FP_BPF_LAYOUT 3u
+#define FP_BPF_LAYOUT 4u
 
 #define FP_BPF_CHUNK_BYTES 1024u
 #define FP_BPF_WORDS 256u
 #define FP_BPF_HEADER_CHUNK 256u
 #define FP_BPF_HOPS_CHUNK 257u
-#define FP_BPF_HOPS_PER_CHUNK 64u
+#define FP_BPF_HOPS_PER_CHUNK 32u
 
 #define FP_BPF_NONE 0u
 #define FP_BPF_LOCAL 1u
@@ -44,10 +44,17 @@
 #define FP_BPF_SELF_TEST 16u   /* nothing is sent: do not ask for the way to the peer */
 #define FP_BPF_WHOLE 32u       /* our own underlay interface cuts neither TCP nor UDP: the flat form may be used */
 #define FP_BPF_TRAINS 64u      /* our own underlay interface merges trains of datagrams (GRO): better received by the socket */
+#define FP_BPF_SIX 128u        /* the underlay is IPv6: so are our own address and those of all hops */
 
 /* struct fp_bpf_hop.flags */
 #define FP_BPF_HOP_ECN 1u         /* the peer combines ECN: copy the mark out */
 #define FP_BPF_HOP_SUPERPACKET 2u /* the peer takes superpackets and unfinished checksums as they are */
+
+/* An address of the underlay as a number of 128 bits; IPv4 as ::ffff:a.b.c.d. */
+struct fp_address {
+    __u64 high;
+    __u64 low;
+};
 
 struct fp_bpf_header {
     __u32 layout;
@@ -57,23 +64,24 @@ struct fp_bpf_header {
     __u32 mtu_bytes;   /* largest inner packet to any peer */
     __u32 device;      /* ifindex of the TUN device */
     __u32 underlay;    /* ifindex of the underlay interface */
-    __be32 address_be; /* ours on the underlay */
     __be16 port_be;    /* source and destination */
     __u16 reserved;
     __u32 bridge; /* ifindex of the pod bridge, for FP_BPF_BYPASS */
     __u32 gro;    /* ifindex of the device for FP_BPF_INNER_GRO */
+    __u32 reserved6;
     __u32 root6;  /* chunk of the first level of IPv6 prefixes; 0: there are none */
     __u32 shared6; /* bytes that all IPv6 prefixes have in common, 0..15: the levels begin behind them */
     __u64 prefix6[2]; /* those bytes as a number of 128 bits, upper half first, and a mask of them */
     __u64 mask6[2];
+    struct fp_address own; /* ours on the underlay */
 };
 
 struct fp_bpf_hop {
-    __u32 address; /* host order, so that the search by address compares numbers */
+    struct fp_address address;
     __be16 port_be;
     __u16 flags;
     __u32 mtu_bytes; /* largest inner packet to this peer */
-    __u32 reserved;
+    __u64 reserved;
 };
 
 /* Besides verdicts: what the programs left to userspace, and why. X(SYMBOL, "name", "meaning"); append only. */
@@ -127,12 +135,16 @@ struct fp_bpf_peer {
  * Outer IPv4 identification of packets of these programs (they carry DF, so that it means nothing to anybody else; RFC 6864):
  * FP_BPF_ID_WHOLE | units << 8: "superpackets from you reached me whole lately, up to units * 520 bytes". The low byte is
  * left to the kernel, which counts segments in it. Without the mark: 0. 7 bits of such units reach past 65,535.
+ *
+ * IPv6 has no such field: the same word stands in the outer flow label there, below FP_BPF_LABEL_MARK, for a router may put a label of its own
+ * where there is none (RFC 6437, section 3), which the mark and the low byte of zero tell from ours. Without the word: 0.
  */
 #define FP_BPF_ID_WHOLE 0x8000u
 #define FP_BPF_UNIT_BYTES 520u
+#define FP_BPF_LABEL_MARK 0xf0000u
 #define FP_BPF_UNITS_TRAINS 127u /* instead of a size: "they do not, but I receive trains with a UDP checksum well: send me TCP so" */
 
-_Static_assert(sizeof(struct fp_bpf_header) == 88, "the loader packs it so");
+_Static_assert(sizeof(struct fp_bpf_header) == 104, "the loader packs it so");
 _Static_assert(sizeof(struct fp_bpf_hop) * FP_BPF_HOPS_PER_CHUNK == FP_BPF_CHUNK_BYTES, "hops fill their chunk");
 _Static_assert(sizeof(struct fp_bpf_counters) == 768, "the loader reads it so");
 _Static_assert(sizeof(struct fp_bpf_peer) == 48, "the loader reads it so");

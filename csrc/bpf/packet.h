@@ -5,6 +5,7 @@
 #define FLANPY_BPF_PACKET_H
 
 #include "kernel.h"
+#include "layout.h"
 
 struct fp_ip4 {
     __u8 version_ihl;
@@ -50,8 +51,15 @@ struct fp_udp {
     __u16 check;
 };
 
+/* The headers of the tunnel, of either family; what is behind them is behind this in memory too. */
 struct fp_outer {
-    struct fp_ip4 ip;
+    union {
+        struct fp_ip6 v6;
+        struct {
+            __u8 unused[20];
+            struct fp_ip4 v4;
+        };
+    };
     struct fp_udp udp;
 };
 
@@ -61,8 +69,9 @@ struct fp_ethernet {
     __be16 type_be;
 } __attribute__((packed));
 
-enum { FP_ICMP = 1, FP_TCP = 6, FP_UDP = 17 };
+enum { FP_ICMP = 1, FP_TCP = 6, FP_UDP = 17, FP_FRAGMENT6 = 44 };
 #define FP_OUTER_BYTES 28u
+#define FP_OUTER6_BYTES 48u
 #define FP_HEAD_BYTES 12u /* the part of an IP header that we change lies therein, in either family */
 #define FP_IP4_BYTES 20u
 #define FP_IP6_BYTES 40u
@@ -72,8 +81,41 @@ enum { FP_ICMP = 1, FP_TCP = 6, FP_UDP = 17 };
 enum { FP_NOT_ECT, FP_ECT_1, FP_ECT_0, FP_CE };
 
 _Static_assert(sizeof(struct fp_ip6) == FP_IP6_BYTES, "RFC 8200");
-_Static_assert(sizeof(struct fp_outer) == FP_OUTER_BYTES, "headers of the tunnel");
+_Static_assert(sizeof(struct fp_outer) == FP_OUTER6_BYTES, "headers of the tunnel");
+_Static_assert(__builtin_offsetof(struct fp_outer, v4) == FP_OUTER6_BYTES - FP_OUTER_BYTES, "both end where the inner packet begins");
 _Static_assert(sizeof(struct fp_ethernet) == FP_ETHERNET_BYTES, "no padding");
+
+FP_INLINE struct fp_address fp_mapped(__be32 address_be)
+{
+    return (struct fp_address){.low = 0xffffULL << 32 | FP_BE32(address_be)};
+}
+
+FP_INLINE __u64 fp_half(const __be32 *words)
+{
+    return (__u64)FP_BE32(words[0]) << 32 | FP_BE32(words[1]);
+}
+
+FP_INLINE void fp_put_half(__be32 *words, __u64 half)
+{
+    words[0] = FP_BE32(half >> 32);
+    words[1] = FP_BE32(half);
+}
+
+FP_INLINE void fp_put_address(__be32 *words, const struct fp_address *address)
+{
+    fp_put_half(words, address->high);
+    fp_put_half(words + 2, address->low);
+}
+
+FP_INLINE struct fp_address fp_address_of(const __be32 *address6)
+{
+    return (struct fp_address){fp_half(address6), fp_half(address6 + 2)};
+}
+
+FP_INLINE _Bool fp_is_same(const struct fp_address *one, const struct fp_address *other)
+{
+    return one->high == other->high && one->low == other->low;
+}
 
 FP_INLINE __u16 fp_fold(__u32 sum)
 {
@@ -144,6 +186,11 @@ FP_INLINE _Bool fp_martian6(const __be32 *address)
 {
     __u32 top = FP_BE32(address[0]);
     return top >> 24 == 0xff || top >> 22 == 0xfe80 >> 6 || (!top && !address[1] && !(FP_BE32(address[2]) >> 16));
+}
+
+FP_INLINE _Bool fp_is_fragment(const struct fp_inner *inner)
+{
+    return inner->version == 6 ? inner->protocol == FP_FRAGMENT6 : inner->v4.fragment_be & FP_BE16(FP_MF_OR_OFFSET);
 }
 
 FP_INLINE _Bool fp_is_martian(const struct fp_inner *inner)

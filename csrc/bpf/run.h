@@ -13,6 +13,8 @@ struct fp_run {
     struct fp_bpf_counters *counters;
     void *snapshot;
     const struct fp_bpf_header *header;
+    _Bool six;     /* the outer header is IPv6 */
+    __u32 headers; /* bytes of the outer IP and UDP headers */
 };
 
 FP_INLINE _Bool fp_start(struct fp_run *run, struct __sk_buff *skb)
@@ -23,7 +25,11 @@ FP_INLINE _Bool fp_start(struct fp_run *run, struct __sk_buff *skb)
     if (!run->counters || !run->snapshot)
         return 0;
     run->header = fp_header(run->snapshot);
-    return run->header && run->header->layout == FP_BPF_LAYOUT;
+    if (!run->header || run->header->layout != FP_BPF_LAYOUT)
+        return 0;
+    run->six = run->header->flags & FP_BPF_SIX;
+    run->headers = run->six ? FP_OUTER6_BYTES : FP_OUTER_BYTES;
+    return 1;
 }
 
 /* Read an inner header whose first 20 bytes are there already. False: an IPv6 header is not there as a whole. */
@@ -46,11 +52,6 @@ FP_INLINE _Bool fp_read_inner(struct __sk_buff *skb, __u32 offset, struct fp_inn
     inner->ttl = inner->v6.hops;
     inner->tos = (__u8)(FP_BE32(inner->v6.version_class_label) >> 20);
     return 1;
-}
-
-FP_INLINE __u64 fp_half(const __be32 *words)
-{
-    return (__u64)FP_BE32(words[0]) << 32 | FP_BE32(words[1]);
 }
 
 FP_INLINE __u32 fp_word_of(const struct fp_run *run, const __be32 *address6)

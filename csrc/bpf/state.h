@@ -6,10 +6,11 @@
 
 #include "kernel.h"
 #include "layout.h"
+#include "packet.h"
 
 FP_MAP(fp_tables, BPF_MAP_TYPE_ARRAY_OF_MAPS, 4, 4, 1); /* the one snapshot in use */
 FP_MAP(fp_counters, BPF_MAP_TYPE_PERCPU_ARRAY, 4, sizeof(struct fp_bpf_counters), 1);
-FP_MAP(fp_peers, BPF_MAP_TYPE_PERCPU_HASH, 4, sizeof(struct fp_bpf_peer), FP_BPF_PEERS); /* by address, host order */
+FP_MAP(fp_peers, BPF_MAP_TYPE_PERCPU_HASH, 16, sizeof(struct fp_bpf_peer), FP_BPF_PEERS); /* by struct fp_address */
 FP_MAP(fp_trains, BPF_MAP_TYPE_ARRAY, 4, 8, FP_BPF_SLOTS); /* by flow: when a UDP superpacket was last left to userspace, ns */
 FP_MAP(fp_wholes, BPF_MAP_TYPE_ARRAY, 4, 8, FP_BPF_SLOTS); /* by peer: superpackets that came whole from it (a note) */
 FP_MAP(fp_thanks, BPF_MAP_TYPE_ARRAY, 4, 8, FP_BPF_SLOTS); /* by peer: what it says of ours (a note) */
@@ -44,9 +45,9 @@ FP_INLINE void fp_count(struct fp_bpf_counters *counters, enum fp_verdict verdic
 }
 
 /* Where to count for a peer, or NULL. One look-up a packet or superpacket. */
-FP_INLINE struct fp_bpf_peer *fp_peer(__u32 address)
+FP_INLINE struct fp_bpf_peer *fp_peer(const struct fp_address *address)
 {
-    return bpf_map_lookup_elem(&fp_peers, &address);
+    return bpf_map_lookup_elem(&fp_peers, address);
 }
 
 /* The word of the longest prefix that holds `address` (host order). */
@@ -113,7 +114,7 @@ FP_INLINE const struct fp_bpf_hop *fp_hop(void *snapshot, __u32 word)
 }
 
 /* Whether any hop has this address: tells "unknown peer" from "spoofed". At most 2^17 hops, so 17 steps find it. */
-FP_INLINE _Bool fp_knows(void *snapshot, __u32 hops, __u32 address)
+FP_INLINE _Bool fp_knows(void *snapshot, __u32 hops, const struct fp_address *address)
 {
     __u32 low = 0, high = hops;
     for (int step = 0; step < 18 && low < high; step++) {
@@ -121,9 +122,9 @@ FP_INLINE _Bool fp_knows(void *snapshot, __u32 hops, __u32 address)
         const struct fp_bpf_hop *hop = fp_hop_at(snapshot, middle);
         if (!hop)
             return 0;
-        if (hop->address == address)
+        if (fp_is_same(&hop->address, address))
             return 1;
-        if (hop->address < address)
+        if (hop->address.high < address->high || (hop->address.high == address->high && hop->address.low < address->low))
             low = middle + 1;
         else
             high = middle;
@@ -138,11 +139,18 @@ FP_INLINE __u64 *fp_slot(void *map, __u32 hash)
 }
 
 /*
- * A note about a peer, one word so that it is stored at once: address << 32 | time << 7 | units of 520 bytes. Two peers of one
- * slot overwrite each other's notes but never read them as their own.
+ * A note about a peer, one word so that it is stored at once: key << 32 | time << 7 | units of 520 bytes. Two peers of one
+ * slot overwrite each other's notes but never read them as their own: the key is the IPv4 address, or 32 bits mixed from the IPv6 one.
  */
 #define FP_NOTE_TICK_SHIFT 27 /* ticks of 134 ms; 25 bits of them last for 52 days */
 #define FP_NOTE_TICKS 4u      /* a note holds for 0.6 s: so long may a path that changes swallow superpackets */
+
+FP_INLINE __u32 fp_peer_key(const struct fp_address *address)
+{
+    if (!address->high && address->low >> 32 == 0xffff)
+        return (__u32)address->low;
+    return (__u32)((address->high * 0x9e3779b97f4a7c15ULL + address->low) * 0xd6e8feb86659fd93ULL >> 32);
+}
 
 FP_INLINE __u32 fp_units(__u32 bytes)
 {

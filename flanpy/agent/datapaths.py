@@ -62,16 +62,16 @@ class Home:
 
 
 def open_datapath(
-    kind: str, settings: DatapathSettings, kernel: Kernel, home: Home, *, proven: bool = False
+    kind: str, settings: DatapathSettings, kernel: Kernel, home: Home, *, proven: frozenset[tuple[int, int]] = frozenset()
 ) -> tuple[Choice, Datapath]:
     """Open ``auto``, ``userspace`` or ``ebpf``. Raises PlatformError, ResourceBusy, InterfaceError or DatapathError.
 
-    When it raises, nothing is left open; a process that was there before may go on. ``proven``: ebpf has run in this process before, so
-    that probing it again, which takes as long as opening it, would tell nothing new.
+    When it raises, nothing is left open; a process that was there before may go on. ``proven``: the ``ways`` by which ebpf
+    has run in this process before, so that probing them again, which takes as long as opening it, would tell nothing new.
     """
     if kind == "userspace":
         return _open_userspace(settings, kernel, home, "asked for")
-    problem = _beyond_ebpf(settings) or (None if proven else _ebpf_problem(settings, kernel))
+    problem = None if ways(settings) <= proven else _ebpf_problem(settings, kernel)
     if problem is None:
         try:
             return _open_ebpf(settings, kernel, home, "asked for" if kind == "ebpf" else "auto: every probe passed")
@@ -91,12 +91,13 @@ def _ebpf_problem(settings: DatapathSettings, kernel: Kernel) -> str | None:
     from flanpy.kernel.bpf_host import BpfHost
 
     underlay = BpfHost(kernel).device_of(settings.underlay_address)
-    return first_problem(probe_all(underlay, ipv6=settings.tunnel_address6 is not None))
+    return first_problem(probe_all(underlay, needed=ways(settings)))
 
 
-def _beyond_ebpf(settings: DatapathSettings) -> str | None:
-    """Why the BPF programs cannot carry this overlay anywhere, or None."""
-    return "its programs do not speak IPv6 on the underlay yet" if settings.underlay_address.version == 6 else None
+def ways(settings: DatapathSettings) -> frozenset[tuple[int, int]]:
+    """What the datapath has to carry: IP versions of inner packets, each with that of the underlay."""
+    inner = (each.version for each in (settings.tunnel_address, settings.tunnel_address6) if each is not None)
+    return frozenset((version, settings.underlay_address.version) for version in inner)
 
 
 def _open_userspace(settings: DatapathSettings, kernel: Kernel, home: Home, reason: str) -> tuple[Choice, Datapath]:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from flanpy import backends
 from flanpy.agent import files, obstacles, overlay, peer_traffic
-from flanpy.agent.datapaths import Choice, Home, features_left, open_datapath, remove_leftovers, running_process
+from flanpy.agent.datapaths import Choice, Home, features_left, open_datapath, remove_leftovers, running_process, ways
 from flanpy.agent.hooks import Hooks, run_command
 from flanpy.agent.logs import event
 from flanpy.agent.peer_traffic import PeerTraffic
@@ -78,7 +78,7 @@ class Machine:
         self.firewall = firewall
         self._running: Running | None = None
         self._wanted = False
-        self._proven = False
+        self._proven: frozenset[tuple[int, int]] = frozenset()
         self._swept = False
         self._devices: tuple[str, ...] = ()
         self._routed = False
@@ -218,7 +218,7 @@ class Machine:
                     return 0
                 self._close_datapath()
         choice, datapath = open_datapath(self._kind, settings, self._kernel, self._home, proven=self._proven)
-        self._proven = choice.kind == "ebpf"
+        self._proven |= ways(settings) if choice.kind == "ebpf" else frozenset()
         self._running = Running(choice, settings, datapath)
         process = datapath.process
         told = f"; process {process.pid} {'adopted' if process.adopted else 'started'}" if process is not None else ""

@@ -16,7 +16,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -32,7 +31,7 @@ from flanpy.datapath.ebpf_needs import degraded, may_send_raw, require_ethernet
 from flanpy.datapath.ebpf_peers import PeerCounters, both
 from flanpy.datapath.ebpf_pins import ROOT, Pins, sweep_dead
 from flanpy.datapath.ebpf_places import put_in_place
-from flanpy.datapath.ebpf_prober import Prober, Target, forget
+from flanpy.datapath.ebpf_prober import Prober, forget, targets_of
 from flanpy.datapath.ebpf_programs import Loaded, load, publish
 from flanpy.errors import DatapathError, PlatformError
 from flanpy.model import Address, ForwardTable
@@ -81,7 +80,8 @@ class EbpfDatapath:
         self._peers: PeerCounters | None = None
         self._prober: Prober | None = None
         self._can_probe = may_send_raw()
-        self.degraded = (*getattr(userspace, "degraded", ()), *degraded(options.underlay, can_probe=self._can_probe))
+        here = degraded(options.underlay, settings.underlay_address, can_probe=self._can_probe)
+        self.degraded = (*getattr(userspace, "degraded", ()), *here)
         try:
             self._pins.hold()
             sweep_dead(options.pin_root)
@@ -188,8 +188,6 @@ class EbpfDatapath:
     def _make_header(self, table: ForwardTable) -> Header:
         settings, options = self._settings, self._options
         whole, trains = self._host.offloads(options.underlay)
-        if not isinstance(settings.underlay_address, IPv4Address):
-            raise DatapathError(f"{settings.device}: these programs send over IPv4, the underlay is {settings.underlay_address}")
         return Header(
             device=_index(settings.device),
             underlay=_index(options.underlay),
@@ -206,14 +204,12 @@ class EbpfDatapath:
 
     def _probe(self, table: ForwardTable, header: Header) -> None:
         """Let the prober know the peers that run these programs too."""
-        wanted = [entry for entry in table.entries if entry.hop.superpacket and isinstance(entry.prefix, IPv4Network)]
-        inner = {int(entry.hop.address): IPv4Address(int(entry.prefix.network_address)) for entry in reversed(wanted)}
-        targets = tuple(Target(peer, address) for peer, address in inner.items())
         settings = self._settings
-        source = settings.tunnel_address
-        if self._prober is None and targets and self._can_probe and source is not None:
+        sources = tuple(each for each in (settings.tunnel_address, settings.tunnel_address6) if each is not None)
+        targets = targets_of(table, tuple(source.version for source in sources))
+        if self._prober is None and targets and self._can_probe:
             maps = self._running().maps
-            start = partial(Prober, settings.device, source, maps["fp_thanks"], self._every_turn)
+            start = partial(Prober, settings.device, sources, maps["fp_thanks"], self._every_turn)
             self._prober = self._explain("probes of the paths", start)
         if self._prober is not None:
             self._prober.aim(targets, table.mtu_bytes, whole=header.carries)

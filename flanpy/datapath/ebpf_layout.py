@@ -11,17 +11,16 @@ import sys
 from array import array
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address
 from types import MappingProxyType
 
 from flanpy.datapath import VerdictCount
 from flanpy.errors import DatapathError
 from flanpy.model import Address, ForwardTable, Hop
 
-LAYOUT = 3
-CHUNK_BYTES, WORDS, HEADER_CHUNK, HOPS_CHUNK, HOPS_PER_CHUNK = 1024, 256, 256, 257, 64
+LAYOUT = 4
+CHUNK_BYTES, WORDS, HEADER_CHUNK, HOPS_CHUNK, HOPS_PER_CHUNK = 1024, 256, 256, 257, 32
 NONE, LOCAL, FIRST_HOP, POINTER = 0, 1, 2, 0x80000000
-SOURCE_CHECK, CARRIES, BYPASS, INNER_GRO, SELF_TEST, WHOLE, TRAINS = 1, 2, 4, 8, 16, 32, 64
+SOURCE_CHECK, CARRIES, BYPASS, INNER_GRO, SELF_TEST, WHOLE, TRAINS, SIX = 1, 2, 4, 8, 16, 32, 64, 128
 HOP_ECN, HOP_SUPERPACKET = 1, 2
 
 COUNTERS_BYTES, VERDICT_SLOTS, OTHER_SLOTS = 768, 32, 32
@@ -47,8 +46,8 @@ COUNTERS = (
 
 HOPS_MAX = 1 << 17
 """fp_knows searches so many."""
-OUTER_BYTES = 28
-"""IPv4 header without options (20) and UDP header (8)."""
+OUTER_BYTES = {4: 28, 6: 48}
+"""IP header without options or extensions (20 or 40) and UDP header (8)."""
 CHUNKS_MAX = 1 << 18
 """256 MiB of levels: 65,536 IPv6 prefixes strewn at random over a /32 need half of it."""
 
@@ -59,7 +58,7 @@ class Header:
 
     device: int
     underlay: int
-    address: IPv4Address
+    address: Address
     port: int
     mtu_bytes: int
     source_check: bool = True
@@ -73,7 +72,7 @@ class Header:
     @property
     def outer_bytes(self) -> int:
         """The largest outer packet."""
-        return self.mtu_bytes + OUTER_BYTES
+        return self.mtu_bytes + OUTER_BYTES[self.address.version]
 
     def packed(self, generation: int, hops: int, six: Shared6 | None = None) -> bytes:
         """The bytes of the header chunk; ``six`` says where the IPv6 prefixes begin."""
@@ -85,11 +84,12 @@ class Header:
             | (SELF_TEST if self.self_test else 0)
             | (WHOLE if self.whole else 0)
             | (TRAINS if self.trains else 0)
+            | (SIX if self.address.version == 6 else 0)
         )
-        network = self.address.packed + struct.pack("!H", self.port)
         numbers = struct.pack("=IIQIIII", LAYOUT, flags, generation, hops, self.mtu_bytes, self.device, self.underlay)
-        devices = struct.pack("=HII", 0, self.bridge, self.gro)
-        return (numbers + network + devices + (six.packed() if six else b"")).ljust(CHUNK_BYTES, b"\0")
+        devices = struct.pack("!H", self.port) + struct.pack("=HIII", 0, self.bridge, self.gro, 0)
+        prefixes = six.packed() if six else bytes(40)
+        return (numbers + devices + prefixes + address_key(self.address)).ljust(CHUNK_BYTES, b"\0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,10 +108,29 @@ class Shared6:
         return cls(root, first[: min(whole, common, 15)])
 
     def packed(self) -> bytes:
-        """The last fields of struct fp_bpf_header."""
+        """The fields of struct fp_bpf_header about them."""
         value, mask = self.shared.ljust(16, b"\0"), (b"\xff" * len(self.shared)).ljust(16, b"\0")
-        halves = (*struct.unpack("!QQ", value), *struct.unpack("!QQ", mask))
-        return struct.pack("=II4Q", self.root, len(self.shared), *halves)
+        numbers = (*struct.unpack("!QQ", value), *struct.unpack("!QQ", mask))
+        return struct.pack("=II4Q", self.root, len(self.shared), *numbers)
+
+
+def halves(address: Address) -> tuple[int, int]:
+    """An address of the underlay as a number of 128 bits, upper half first; IPv4 as ::ffff:a.b.c.d."""
+    number = int(address) if address.version == 6 else 0xFFFF << 32 | int(address)
+    return number >> 64, number & 0xFFFFFFFFFFFFFFFF
+
+
+def address_key(address: Address) -> bytes:
+    """The same as the bytes of struct fp_address."""
+    return struct.pack("=QQ", *halves(address))
+
+
+def peer_key(address: Address) -> int:
+    """By which notes about a peer are kept (fp_peer_key): the IPv4 address, or 32 bits mixed from the IPv6 one."""
+    if address.version == 4:
+        return int(address)
+    high, low = halves(address)
+    return (((high * 0x9E3779B97F4A7C15 + low) * 0xD6E8FEB86659FD93) & 0xFFFFFFFFFFFFFFFF) >> 32
 
 
 def build_snapshot(table: ForwardTable, header: Header, narrow: Mapping[Address, int] = MappingProxyType({})) -> bytes:
@@ -119,6 +138,7 @@ def build_snapshot(table: ForwardTable, header: Header, narrow: Mapping[Address,
 
     Raises DatapathError when the table holds what it cannot express.
     """
+    _require_family(table, header.address)
     hops = sorted(
         set({id(entry.hop): entry.hop for entry in table.entries}.values())
     )  # hashing an address is slow: once for each object
@@ -134,6 +154,13 @@ def build_snapshot(table: ForwardTable, header: Header, narrow: Mapping[Address,
         hop_chunks * CHUNK_BYTES, b"\0"
     )
     return levels.first.tobytes() + header.packed(table.generation, len(hops), six) + packed_hops + levels.more.tobytes()
+
+
+def _require_family(table: ForwardTable, own: Address) -> None:
+    """Every peer is reached by our own address's family: a node sends from one address."""
+    for hop in {id(entry.hop): entry.hop for entry in table.entries}.values():
+        if hop.address.version != own.version:
+            raise DatapathError(f"ebpf: peer {hop} cannot be reached from {own}: one underlay is of one family")
 
 
 def _put6(levels: _Levels, words: list[tuple[int, int, int]]) -> Shared6:
@@ -168,14 +195,12 @@ def _words(table: ForwardTable, hops: list[Hop], family: int) -> Iterable[tuple[
 def _inner_bytes(hop: Hop, header: Header, narrow: Mapping[Address, int]) -> int:
     if not narrow or hop.address not in narrow:
         return header.mtu_bytes
-    return min(header.mtu_bytes, max(narrow[hop.address] - OUTER_BYTES, 0))
+    return min(header.mtu_bytes, max(narrow[hop.address] - OUTER_BYTES[hop.address.version], 0))
 
 
 def _packed_hop(hop: Hop, mtu_bytes: int) -> bytes:
-    if not isinstance(hop.address, IPv4Address):
-        raise DatapathError(f"ebpf: peer {hop} is reached over IPv6, which these programs do not speak")
     flags = (HOP_ECN if hop.ecn else 0) | (HOP_SUPERPACKET if hop.superpacket else 0)
-    return struct.pack("=I", int(hop.address)) + struct.pack("!H", hop.port) + struct.pack("=HII", flags, mtu_bytes, 0)
+    return address_key(hop.address) + struct.pack("!H", hop.port) + struct.pack("=HIQ", flags, mtu_bytes, 0)
 
 
 class _Levels:

@@ -2,7 +2,7 @@
 
 The programs' own question (bpf_fib_lookup) hears of learnt and of locked MTUs, not of an unlocked one of a route (`ip route add PEER dev
 eth0 mtu 1300`), which a socket does honour. So a socket is asked, as the userspace workers do: connect, which sends nothing, and
-IP_MTU (ip(7)). 2 us a peer; each look asks a bounded number of them, and the next look goes on behind.
+IP_MTU (ip(7), ipv6(7)). 2 us a peer; each look asks a bounded number of them, and the next look goes on behind.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ from flanpy.model import Address, ForwardTable
 
 AT_ONCE = 1000
 """Peers asked in one look: once a second, and with each new table."""
-_IP_MTU = 14
+_IP_MTU, _IPV6_MTU = 14, 24
 
 
 class PathMtus:
     """The answers so far. Belongs to the network namespace of the thread that makes it."""
 
     def __init__(self, source: Address) -> None:
-        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        family = socket.AF_INET6 if source.version == 6 else socket.AF_INET
+        self._version = source.version
+        self._socket = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         with suppress(OSError):  # the address is going: routes by source cannot be told apart then
             self._socket.bind((str(source), 0))
         self._peers: tuple[Address, ...] = ()
@@ -34,7 +36,7 @@ class PathMtus:
     def of_table(self, table: ForwardTable, device_bytes: int) -> None:
         """Look after these peers from now on, and at the first of them at once."""
         hops = {id(entry.hop): entry.hop for entry in table.entries}
-        self._peers = tuple(hop.address for hop in hops.values() if hop.address.version == 4)
+        self._peers = tuple(hop.address for hop in hops.values() if hop.address.version == self._version)
         if self.narrow:
             there = set(self._peers)
             self.narrow = {peer: known for peer, known in self.narrow.items() if peer in there}
@@ -67,5 +69,6 @@ class PathMtus:
     def _ask(self, peer: Address) -> int | None:
         with suppress(OSError):  # no route: nothing is sent there either
             self._socket.connect((str(peer), 9))
-            return int(self._socket.getsockopt(socket.IPPROTO_IP, _IP_MTU))
+            asked = (socket.IPPROTO_IPV6, _IPV6_MTU) if self._version == 6 else (socket.IPPROTO_IP, _IP_MTU)
+            return int(self._socket.getsockopt(*asked))
         return None

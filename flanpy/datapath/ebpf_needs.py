@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from flanpy.errors import DatapathError, PlatformError
+from flanpy.model import Address
 
 _SIOCGIFHWADDR, _ARPHRD_ETHER, _ARPHRD_LOOPBACK = 0x8927, 1, 772
 
@@ -43,11 +44,12 @@ def may_send_raw() -> bool:
     return True
 
 
-def degraded(underlay: str, *, can_probe: bool) -> Iterator[str]:
+def degraded(underlay: str, address: Address, *, can_probe: bool) -> Iterator[str]:
     """What is slower here than it could be, with the cure."""
     if not can_probe:
         yield "CAP_NET_RAW is not held: paths are not probed, so that fewer superpackets go whole; give it (systemd: AmbientCapabilities=)"
-    sysctl = Path("/proc/sys/net/ipv4/conf") / underlay / "forwarding"
+    family = f"ipv{address.version}"
+    sysctl = Path("/proc/sys/net") / family / "conf" / underlay / "forwarding"
     with suppress(OSError):
         if sysctl.read_text(encoding="ascii").strip() == "0":
-            yield f"forwarding is off at {underlay}: userspace sends everything; sysctl -w net.ipv4.conf.{underlay}.forwarding=1"
+            yield f"forwarding is off at {underlay}: userspace sends everything; sysctl -w net.{family}.conf.{underlay}.forwarding=1"

@@ -9,13 +9,13 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from ipaddress import IPv4Address
 
 from flanpy.datapath import PeerCount, VerdictCount
 from flanpy.datapath import ebpf_syscall as bpf
-from flanpy.datapath.ebpf_layout import PEER_BYTES
+from flanpy.datapath.ebpf_layout import PEER_BYTES, address_key
 from flanpy.model import Address
 
+KEY_BYTES = 16
 _FIGURES = struct.Struct("=6Q")
 NOTHING = PeerCount(VerdictCount(0, 0), VerdictCount(0, 0), 0, 0)
 
@@ -26,11 +26,11 @@ class PeerCounters:
     def __init__(self, counters: bpf.Fd, cpus: int) -> None:
         self._map = counters
         self._cpus = cpus
-        self._there = set(bpf.keys(counters))
+        self._there = set(bpf.keys(counters, KEY_BYTES))
 
     def have(self, peers: Iterable[Address]) -> None:
         """An entry for each of these peers, and for no other."""
-        wanted = {int(peer) for peer in peers}
+        wanted = {address_key(peer) for peer in peers}
         for gone in self._there - wanted:
             with suppress(FileNotFoundError):
                 bpf.delete(self._map, gone)
@@ -43,13 +43,11 @@ class PeerCounters:
 
     def read(self, peers: Sequence[Address]) -> dict[Address, PeerCount]:
         """What all CPUs have counted; zeros for whom there is no entry."""
-        return {peer: self._count(peer) if int(peer) in self._there else NOTHING for peer in peers}
+        return {peer: self._count(key) if (key := address_key(peer)) in self._there else NOTHING for peer in peers}
 
-    def _count(self, peer: Address) -> PeerCount:
-        if not isinstance(peer, IPv4Address):
-            return NOTHING
+    def _count(self, key: bytes) -> PeerCount:
         try:
-            per_cpu = bpf.lookup(self._map, int(peer), PEER_BYTES * self._cpus)
+            per_cpu = bpf.lookup(self._map, key, PEER_BYTES * self._cpus)
         except OSError:
             return NOTHING
         figures = [sum(column) for column in zip(*_FIGURES.iter_unpack(per_cpu), strict=True)]

@@ -10,10 +10,10 @@ import os
 import platform
 import re
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from pathlib import Path
 
 from flanpy.datapath import ebpf_syscall as bpf
@@ -42,11 +42,15 @@ class Probe:
     log: str = ""
 
 
-def probe_all(underlay: str | None = None, *, ipv6: bool = False) -> tuple[Probe, ...]:
+Way = tuple[int, int]
+"""IP versions of an inner packet and of the underlay that carries it."""
+
+
+def probe_all(underlay: str | None = None, *, needed: frozenset[Way] = frozenset()) -> tuple[Probe, ...]:
     """Every probe, in the order in which they build on each other; those that cannot be tried any more say so.
 
     ``underlay`` is the interface that would carry the packets; without it no probe tells whether that fits.
-    ``ipv6``: there are IPv6 packets to be carried; else it is only told whether they could be."""
+    ``needed``: what the cluster has to carry; of other packets it is only told whether they could be."""
     found = [_object(), _kernel(), _capabilities(), _bpffs()]
     if underlay is not None:
         found.append(_underlay(underlay))
@@ -54,10 +58,14 @@ def probe_all(underlay: str | None = None, *, ipv6: bool = False) -> tuple[Probe
         found.append(outcome)
         if loaded is None:
             later = "not tried: the programs are not loaded"
-            return (*found, *(Probe(name, False, later, "see programs") for name in ("hook", "self-test", "ipv6")))
+            return (
+                *found,
+                *(Probe(name, False, later, "see programs") for name in ("hook", "self-test", "ipv6", "ipv6-underlay")),
+            )
         found.append(_hook(loaded))
         found.append(self_test(loaded))
-        found.append(_ipv6(loaded, needed=ipv6))
+        found.append(_ways(loaded, "ipv6", ((6, 4),), needed))
+        found.append(_ways(loaded, "ipv6-underlay", ((4, 6), (6, 6)), needed))
     return tuple(found)
 
 
@@ -153,47 +161,53 @@ def _hook(loaded: Loaded) -> Probe:
 
 def self_test(loaded: Loaded) -> Probe:
     """Send a packet out and in again, and compare: only the two hops may show in it."""
-    if problem := _round_trip(loaded, _packet):
+    if problem := _round_trip(loaded, (4, 4)):
         cure = "--datapath userspace, and a report: the programs do not work on this kernel as they should"
         return Probe("self-test", False, problem, cure)
     return Probe("self-test", True, "a packet went out and came back as it should")
 
 
-def _ipv6(loaded: Loaded, *, needed: bool) -> Probe:
-    """The same for IPv6. Older kernels take an IPv4 header off no IPv6 packet (bpf_skb_adjust_room)."""
-    problem = _round_trip(loaded, _packet6)
-    if problem is None:
-        return Probe("ipv6", True, "an IPv6 packet went out and came back as it should")
-    if needed:
-        return Probe("ipv6", False, problem, "Linux 6.3 or newer, or --datapath userspace")
-    return Probe("ipv6", True, "not on this kernel (it needs Linux 6.3): a cluster with IPv6 takes userspace here")
+def _ways(loaded: Loaded, name: str, ways: tuple[Way, ...], needed: frozenset[Way]) -> Probe:
+    """The same where IPv6 is in it. Older kernels take no header of one family off a packet of the other (bpf_skb_adjust_room)."""
+    problems = {way: problem for way in ways if (problem := _round_trip(loaded, way)) is not None}
+    missing = next((problem for way, problem in problems.items() if way in needed), None)
+    if missing is not None:
+        return Probe(name, False, missing, "Linux 6.3 or newer, or --datapath userspace")
+    if not problems:
+        return Probe(name, True, ", ".join(f"IPv{inner} over IPv{outer}" for inner, outer in ways) + ": went out and came back")
+    lacking = ", ".join(f"IPv{inner} over IPv{outer}" for inner, outer in problems)
+    return Probe(name, True, f"not on this kernel (it needs Linux 6.3): {lacking}; a cluster that needs it takes userspace here")
 
 
-def _round_trip(loaded: Loaded, packet: Callable[[int], bytes]) -> str | None:
-    """What went wrong with ``packet(ttl)``, or None."""
+def _round_trip(loaded: Loaded, way: Way) -> str | None:
+    """What went wrong with a packet of this way, or None."""
+    inner, outer = way
+    packet, name = _packet if inner == 4 else _packet6, f"IPv{inner} over IPv{outer}"
     sent = _ethernet(packet(64))
+    udp_at = 14 + (20 if outer == 4 else 40)
     try:
-        publish(loaded.maps, build_snapshot(*_both_ends(1, 2)))
+        publish(loaded.maps, build_snapshot(*_both_ends(1, 2, outer)))
         verdict, wire = bpf.test_run(loaded.programs["fp_bypass"], sent)
         udp = struct.pack("!HHHH", 8285, 8285, 8 + len(sent) - 14, 0)
-        if verdict != _REDIRECT or wire[34:42] != udp or wire[42:49] != sent[14:21]:
-            return f"encapsulation gave {verdict} and {wire.hex()}"
-        publish(loaded.maps, build_snapshot(*_both_ends(2, 1)))
+        if verdict != _REDIRECT or wire[udp_at : udp_at + 15] != udp + sent[14:21]:
+            return f"encapsulation of {name} gave {verdict} and {wire.hex()}"
+        publish(loaded.maps, build_snapshot(*_both_ends(2, 1, outer)))
         verdict, back = bpf.test_run(
             loaded.programs["fp_decap"], _ethernet(wire[14:])
         )  # the link header is the neighbour's to write
     except OSError as error:
         return f"the kernel does not run programs for a test: {error.strerror}"
     if verdict != _REDIRECT or back[12:] != _ethernet(packet(62))[12:]:
-        return f"decapsulation gave {verdict} and {back.hex()}"
+        return f"decapsulation of {name} gave {verdict} and {back.hex()}"
     return None
 
 
-def _both_ends(own: int, peer: int) -> tuple[ForwardTable, Header]:
-    hop = Hop(IPv4Address(f"192.0.2.{peer}"), 8285)
+def _both_ends(own: int, peer: int, outer: int) -> tuple[ForwardTable, Header]:
+    ours, theirs = (ip_address(f"192.0.2.{end}" if outer == 4 else f"2001:db8::{end}") for end in (own, peer))
+    hop = Hop(theirs, 8285, superpacket=True)
     entries = (TableEntry(IPv4Network(f"198.18.{peer}.0/24"), hop), TableEntry(IPv6Network(f"2001:2:0:{peer}::/64"), hop))
     table = ForwardTable(1, entries, (IPv4Network(f"198.18.{own}.0/24"), IPv6Network(f"2001:2:0:{own}::/64")))
-    return table, Header(1, 1, IPv4Address(f"192.0.2.{own}"), 8285, 1472, carries=False, self_test=True)
+    return table, Header(1, 1, ours, 8285, 1400, carries=False, self_test=True)
 
 
 def _packet(ttl: int) -> bytes:

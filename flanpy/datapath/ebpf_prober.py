@@ -14,10 +14,10 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Address
 
 from flanpy.datapath import ebpf_syscall as bpf
-from flanpy.model import ForwardTable
+from flanpy.datapath.ebpf_layout import peer_key
+from flanpy.model import Address, ForwardTable
 
 PERIOD_S = 0.2
 """A note of the programs holds for 0.6 s (FP_NOTE_TICKS); a probe may be lost."""
@@ -29,18 +29,29 @@ PROBES_A_TURN = 20
 
 _SLOTS, _TICK_SHIFT, _TICKS = 4096, 27, 4
 _SOL_PACKET, _PACKET_VNET_HDR = 263, 15
-_NEEDS_CSUM, _GSO_TCPV4 = 1, 1
-_TOTAL_BYTES, _HEADERS_BYTES = 65480, 40
+_NEEDS_CSUM, _GSO_TCPV4, _GSO_TCPV6 = 1, 1, 4
+_IP_BYTES, _TCP_BYTES = {4: 20, 6: 40}, 20
+_TOTAL_BYTES = 65460
 """With all headers still below 65,536 bytes, from where on the kernel cuts for any device."""
 _RST = 0x04
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A peer, by its underlay address, and an address in its subnet."""
+    """A peer, by the key of its notes, and an address in its subnet."""
 
     peer: int
-    inner: IPv4Address
+    inner: Address
+
+
+def targets_of(table: ForwardTable, versions: tuple[int, ...]) -> tuple[Target, ...]:
+    """The peers that run these programs too; of several subnets the one of the family that ``versions`` names first."""
+    inner: dict[int, Address] = {}
+    for version in reversed(versions):
+        for entry in reversed(table.entries):
+            if entry.hop.superpacket and entry.prefix.version == version:
+                inner[peer_key(entry.hop.address)] = entry.prefix.network_address
+    return tuple(Target(peer, address) for peer, address in inner.items())
 
 
 @dataclass(slots=True)
@@ -52,12 +63,12 @@ class _Wait:
 class Prober:
     """The thread that probes. Belongs to the network namespace of the thread that makes it."""
 
-    def __init__(self, device: str, source: IPv4Address, thanks: bpf.Fd, every_turn: Callable[[], int]) -> None:
+    def __init__(self, device: str, sources: tuple[Address, ...], thanks: bpf.Fd, every_turn: Callable[[], int]) -> None:
         self._every_turn = every_turn
         self._bulk = 0
         self._active_until_s = 0.0
-        self._source = source
-        self._segment_bytes = 0
+        self._sources = {source.version: source for source in sources}
+        self._mtu_bytes = 0
         self._thanks = thanks
         self._targets: tuple[Target, ...] = ()
         self._whole = False
@@ -76,7 +87,7 @@ class Prober:
 
     def aim(self, targets: tuple[Target, ...], mtu_bytes: int, *, whole: bool) -> None:
         """Probe these from now on, with superpackets of packets of that size if ``whole``."""
-        self._segment_bytes = mtu_bytes - _HEADERS_BYTES
+        self._mtu_bytes = mtu_bytes
         self._targets, self._whole = targets, whole
 
     def close(self) -> None:
@@ -107,12 +118,12 @@ class Prober:
             if not self._send(target, _TOTAL_BYTES):
                 self._waits[target] = _Wait()
         for target in targets if self.trains else ():
-            self._send(target, _HEADERS_BYTES)
+            self._send(target, 0)
 
     def _send(self, target: Target, total_bytes: int) -> bool:
-        """False: the device is down, or its queue full; the next turn tries again."""
+        """At least the headers. False: the device is down, or its queue full; the next turn tries again."""
         try:
-            self._socket.send(probe_frame(self._source, target.inner, self._segment_bytes, total_bytes))
+            self._socket.send(probe_frame(self._sources[target.inner.version], target.inner, self._mtu_bytes, total_bytes))
         except OSError:
             return False
         return True
@@ -126,7 +137,7 @@ class Prober:
 
 def forget(notes: Iterable[bpf.Fd], table: ForwardTable) -> None:
     """Take back what these maps say of superpackets from or to the peers: the path is another, and the next packets will show it."""
-    for peer in {int(entry.hop.address) for entry in table.entries if entry.hop.superpacket}:
+    for peer in {peer_key(entry.hop.address) for entry in table.entries if entry.hop.superpacket}:
         for note in notes:
             bpf.update(note, _slot(peer), bytes(8))
 
@@ -136,17 +147,32 @@ def _slot(peer: int) -> int:
     return (peer ^ peer >> 12 ^ peer >> 24) % _SLOTS
 
 
-def probe_frame(source: IPv4Address, destination: IPv4Address, segment_bytes: int, total_bytes: int) -> bytes:
-    """A virtio_net_hdr and TCP from port 0 to port 0 with RST, which a receiver without these programs ignores."""
-    large = total_bytes > _HEADERS_BYTES + segment_bytes
-    gso = (_GSO_TCPV4, _HEADERS_BYTES, segment_bytes) if large else (0, 0, 0)
-    virtio = struct.pack("=BBHHHH", _NEEDS_CSUM, *gso, 20, 16)
-    fields = (0x45, 0, total_bytes, 0, 0x4000, 8, socket.IPPROTO_TCP)
-    ip = struct.pack("!BBHHHBBH4s4s", *fields, 0, source.packed, destination.packed)
-    ip = struct.pack("!BBHHHBBH4s4s", *fields, ~_sum(ip) & 0xFFFF, source.packed, destination.packed)
-    pseudo = _sum(source.packed + destination.packed + struct.pack("!HH", socket.IPPROTO_TCP, total_bytes - 20))
+def probe_frame(source: Address, destination: Address, mtu_bytes: int, total_bytes: int) -> bytes:
+    """A virtio_net_hdr and TCP from port 0 to port 0 with RST, which a receiver without these programs ignores.
+
+    The packet is a superpacket for ``mtu_bytes`` where it is larger, and has no payload where ``total_bytes`` leaves none."""
+    six = source.version == 6
+    ip_bytes = _IP_BYTES[source.version]
+    headers = ip_bytes + _TCP_BYTES
+    tcp_bytes = max(total_bytes, headers) - ip_bytes
+    large = ip_bytes + tcp_bytes > mtu_bytes
+    gso = (_GSO_TCPV6 if six else _GSO_TCPV4, headers, mtu_bytes - headers) if large else (0, 0, 0)
+    virtio = struct.pack("=BBHHHH", _NEEDS_CSUM, *gso, ip_bytes, 16)
+    ends = source.packed + destination.packed
+    ip = _ip6(tcp_bytes, ends) if six else _ip4(tcp_bytes, ends)
+    pseudo = _sum(ends + struct.pack("!HH", socket.IPPROTO_TCP, tcp_bytes))
     tcp = struct.pack("!HHIIBBHHH", 0, 0, 0, 0, 0x50, _RST, 0, pseudo, 0)
-    return virtio + ip + tcp + bytes(total_bytes - _HEADERS_BYTES)
+    return virtio + ip + tcp + bytes(tcp_bytes - _TCP_BYTES)
+
+
+def _ip4(payload_bytes: int, ends: bytes) -> bytes:
+    fields = (0x45, 0, 20 + payload_bytes, 0, 0x4000, 8, socket.IPPROTO_TCP)
+    check = ~_sum(struct.pack("!BBHHHBBH", *fields, 0) + ends) & 0xFFFF
+    return struct.pack("!BBHHHBBH", *fields, check) + ends
+
+
+def _ip6(payload_bytes: int, ends: bytes) -> bytes:
+    return struct.pack("!IHBB", 6 << 28, payload_bytes, socket.IPPROTO_TCP, 8) + ends
 
 
 def _sum(data: bytes) -> int:

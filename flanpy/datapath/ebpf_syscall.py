@@ -106,36 +106,45 @@ def map_shape(fd: Fd) -> MapShape:
     return MapShape(kind, key_bytes, value_bytes, entries, flags)
 
 
-def update(fd: Fd, key: int, value: bytes) -> None:
+Key = int | bytes
+"""A number of 32 bits, as the keys of arrays are; or the key's own bytes."""
+
+
+def _key(key: Key) -> ctypes.Array[ctypes.c_char]:
+    data = struct.pack("=I", key) if isinstance(key, int) else key
+    return ctypes.create_string_buffer(data, len(data))
+
+
+def update(fd: Fd, key: Key, value: bytes) -> None:
     """Store one element, of a per-CPU map all CPUs' values; one of a map of maps is swapped atomically and seen by every CPU on return."""
-    key_buffer = ctypes.create_string_buffer(struct.pack("=I", key), 4)
+    key_buffer = _key(key)
     value_buffer = ctypes.create_string_buffer(value, len(value))
     call(MAP_UPDATE, struct.pack("=IIQQQ", fd.number, 0, _address(key_buffer), _address(value_buffer), 0))
 
 
-def lookup(fd: Fd, key: int, value_bytes: int) -> bytes:
+def lookup(fd: Fd, key: Key, value_bytes: int) -> bytes:
     """Read one element; of a per-CPU map all CPUs' values, one behind the other. Raises FileNotFoundError where a hash has none."""
-    key_buffer = ctypes.create_string_buffer(struct.pack("=I", key), 4)
+    key_buffer = _key(key)
     value_buffer = ctypes.create_string_buffer(value_bytes)
     call(MAP_LOOKUP, struct.pack("=IIQQQ", fd.number, 0, _address(key_buffer), _address(value_buffer), 0))
     return value_buffer.raw
 
 
-def delete(fd: Fd, key: int) -> None:
+def delete(fd: Fd, key: Key) -> None:
     """Remove one element of a hash. Raises FileNotFoundError."""
-    key_buffer = ctypes.create_string_buffer(struct.pack("=I", key), 4)
+    key_buffer = _key(key)
     call(MAP_DELETE, struct.pack("=IIQQQ", fd.number, 0, _address(key_buffer), 0, 0))
 
 
-def keys(fd: Fd) -> list[int]:
+def keys(fd: Fd, key_bytes: int) -> list[bytes]:
     """All keys of a hash that nobody changes meanwhile."""
-    found: list[int] = []
-    last, following = ctypes.create_string_buffer(4), ctypes.create_string_buffer(4)
+    found: list[bytes] = []
+    last, following = ctypes.create_string_buffer(key_bytes), ctypes.create_string_buffer(key_bytes)
     try:
         while True:
             before = _address(last) if found else 0
             call(MAP_NEXT_KEY, struct.pack("=IIQQQ", fd.number, 0, before, _address(following), 0))
-            found += struct.unpack("=I", following.raw)
+            found.append(following.raw)
             last.raw = following.raw
     except FileNotFoundError:
         return found

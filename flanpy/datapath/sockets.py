@@ -30,6 +30,8 @@ UDP_SEGMENT = 103
 UDP_GRO = 104
 IP_MTU_DISCOVER = 10
 IPV6_MTU_DISCOVER = 23
+UDP_NO_CHECK6_RX = 102
+"""Take packets without a UDP checksum (RFC 6935): BPF programs send them so, and may leave one to us. We always fill it."""
 IP_PMTUDISC_WANT = 1
 SO_SNDBUFFORCE = 32
 SO_RCVBUFFORCE = 33
@@ -173,6 +175,7 @@ def _tune(underlay: socket.socket, buffer_bytes: int) -> list[str]:
     if underlay.family == socket.AF_INET6:
         underlay.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVTCLASS, 1)
         underlay.setsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, IP_PMTUDISC_WANT)
+        underlay.setsockopt(socket.IPPROTO_UDP, UDP_NO_CHECK6_RX, 1)
     else:
         underlay.setsockopt(socket.IPPROTO_IP, socket.IP_RECVTOS, 1)
         underlay.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_WANT)

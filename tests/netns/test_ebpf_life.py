@@ -410,7 +410,7 @@ def test_clsact_carries_the_same() -> None:
 def test_every_probe_passes_here() -> None:
     found = probe_all()
     assert [probe.name for probe in found if not probe.ok] == []
-    assert [probe.name for probe in found][-4:] == ["programs", "hook", "self-test", "ipv6"]
+    assert [probe.name for probe in found][-4:] == ["hook", "self-test", "ipv6", "ipv6-underlay"]
 
 
 def test_three_capabilities_are_enough() -> None:

@@ -137,8 +137,8 @@ class Core:
 
     def _hop(self, number: int) -> Hop:
         hop = lib.fp_table_hop(self.blob.table, number)
-        address = IPv4Address(bytes(ffi.buffer(hop.address.bytes))[12:])
-        return Hop(address, hop.port, ecn=bool(hop.flags & lib.FP_HOP_ECN))
+        address = IPv6Address(bytes(ffi.buffer(hop.address.bytes)))
+        return Hop(address.ipv4_mapped or address, hop.port, ecn=bool(hop.flags & lib.FP_HOP_ECN))
 
     def out(self, packet: bytes, vnet: Vnet = PLAIN) -> list[bytes]:
         """Encapsulate one frame alone and return its packets in the order in which they leave."""

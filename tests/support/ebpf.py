@@ -4,6 +4,7 @@ pod a 10.5.1.2, fd00:5:1::2                                       pod b 10.5.2.2
    | veth, gateway 10.5.1.1                               veth, gateway 10.5.2.1 |      with bridge=True: behind cni0
 host a  flannel0 10.5.1.0/32  <- datapath ->                 flannel0 10.5.2.0/32  host b
    | uplink 172.31.0.1/24 ---------------- veth, MTU 1500 or more --- 172.31.0.2/24 |      with vlan=True: VLAN 7 on it
+                                                                                           with outer=6: fd31::1/64 and fd31::2/64
 
 Pins go into a directory of the test's own in bpffs, which is removed with everything else when the block ends.
 """
@@ -24,13 +25,14 @@ import pytest
 
 from flanpy.datapath import Datapath, DatapathSettings, DatapathStats
 from flanpy.datapath.ebpf import EbpfDatapath, EbpfOptions
+from flanpy.datapath.ebpf_layout import OUTER_BYTES
 from flanpy.datapath.ebpf_pins import BPFFS, mount_bpffs
 from flanpy.datapath.sockets import SO_RCVBUFFORCE, open_underlay
 from flanpy.datapath.userspace import UserspaceDatapath
 from flanpy.kernel.bpf_host import BpfHost
 from flanpy.kernel.netlink import Kernel
 from flanpy.kernel.tun import open_tun
-from flanpy.model import ForwardTable, Hop, TableEntry
+from flanpy.model import Address, ForwardTable, Hop, TableEntry
 from tests.support.namespaces import Namespace, inside, namespace
 
 PORT = 8285
@@ -87,7 +89,7 @@ class EbpfSide:
         return self.subnet[0]
 
     @property
-    def underlay_address(self) -> IPv4Address:
+    def underlay_address(self) -> Address:
         return self.settings.underlay_address
 
     @property
@@ -164,15 +166,15 @@ def tap(where: Namespace, device: str) -> socket.socket:
     return made
 
 
-def drained(wire: socket.socket) -> Iterator[bytes]:
-    """What a tap has seen so far: IPv4 packets, their link header taken off."""
+def drained(wire: socket.socket, ethertype: bytes = b"\x08\x00") -> Iterator[bytes]:
+    """What a tap has seen so far: IPv4 packets, or those of another type, their link header taken off."""
     wire.setblocking(False)
     while True:
         try:
             frame = wire.recv(1 << 17)
         except BlockingIOError:
             return
-        if frame[12:14] == b"\x08\x00":
+        if frame[12:14] == ethertype:
             yield frame[14:]
 
 
@@ -186,8 +188,11 @@ def _underlay(vlan: bool, mtu: int, peer: Namespace) -> str:
     )
 
 
-def _hosts(stack: ExitStack, mtu: int, bridge: bool, vlan: bool) -> list[tuple[Namespace, Namespace]]:
+def _hosts(stack: ExitStack, mtu: int, bridge: bool, vlan: bool, outer: int) -> list[tuple[Namespace, Namespace]]:
+    inner_mtu = mtu - OUTER_BYTES[outer]
     made = [(stack.enter_context(namespace()), stack.enter_context(namespace())) for _ in range(2)]
+    for each in (each for pair in made for each in pair):
+        each.script("sysctl -qw net.ipv6.conf.default.accept_dad=0")  # no address waits a second until it can be used
     left, right = made[0][0], made[1][0]
     left.script(_underlay(vlan, mtu, right))
     if vlan:
@@ -195,15 +200,26 @@ def _hosts(stack: ExitStack, mtu: int, bridge: bool, vlan: bool) -> list[tuple[N
     for number, (host, pod) in enumerate(made, 1):
         gateway = "cni0" if bridge else "pod0"
         host.script(
-            f"ip link set uplink up; ip addr add 172.31.0.{number}/24 dev uplink;"
+            f"{_uplink_address(number, outer)}; ip link set uplink up;"
             f"ip link add pod0 mtu {mtu} type veth peer name eth0 mtu {mtu} netns {pod.path}; ip link set pod0 up;"
             + (f"ip link add cni0 mtu {mtu} type bridge; ip link set cni0 up; ip link set pod0 master cni0;" if bridge else "")
             + f"ip addr add 10.5.{number}.1/24 dev {gateway}; sysctl -qw net.ipv4.ip_forward=1"
         )
         pod.script(
-            f"ip link set eth0 mtu {mtu - 28} up; ip addr add 10.5.{number}.2/24 dev eth0; ip route add default via 10.5.{number}.1"
+            f"ip link set eth0 mtu {inner_mtu} up; ip addr add 10.5.{number}.2/24 dev eth0; ip route add default via 10.5.{number}.1"
         )
     return made
+
+
+def underlay_address(number: int, outer: int) -> Address:
+    """Of a host's uplink."""
+    return IPv6Address(f"fd31::{number}") if outer == 6 else IPv4Address(f"172.31.0.{number}")
+
+
+def _uplink_address(number: int, outer: int) -> str:
+    if outer == 6:
+        return f"sysctl -qw net.ipv6.conf.all.forwarding=1; ip addr add {underlay_address(number, outer)}/64 dev uplink nodad"
+    return f"ip addr add {underlay_address(number, outer)}/24 dev uplink"
 
 
 def _add_ipv6(side: EbpfSide, gateway: str) -> None:
@@ -231,6 +247,7 @@ def ebpf_overlay(
     bridge: bool = False,
     vlan: bool = False,
     ipv6: bool = False,
+    outer: int = 4,
     source_check: bool = True,
     queues: int = 1,
     published: bool = True,
@@ -239,27 +256,28 @@ def ebpf_overlay(
     """The topology of the module's docstring, with tables published."""
     if options.get("hooks") == "tcx" and release() < (6, 6):
         pytest.skip(f"tcx came with Linux 6.6, this is {os.uname().release}")
+    inner_mtu = mtu - OUTER_BYTES[outer]
     with ExitStack() as stack:
         root = stack.enter_context(pin_root())
         sides = []
-        for number, (host, pod) in enumerate(_hosts(stack, mtu, bridge, vlan), 1):
+        for number, (host, pod) in enumerate(_hosts(stack, mtu, bridge, vlan, outer), 1):
             if wire:
                 host.script(f"ethtool -K uplink tso off gso off tx-udp-segmentation off gro {'on' if gro else 'off'} >/dev/null")
             settings = DatapathSettings(
                 device="flannel0",
                 tunnel_address=IPv4Address(f"10.5.{number}.0"),
-                underlay_address=IPv4Address(f"172.31.0.{number}"),
+                underlay_address=underlay_address(number, outer),
                 port=PORT,
                 tunnel_address6=IPv6Address(f"fd00:5:{number}::") if ipv6 else None,
                 source_check=source_check,
                 queues=queues,
             )
             chosen = replace(EbpfOptions("uplink", pin_root=root), **options)
-            side = EbpfSide(number, host, pod, kinds[number - 1], settings, chosen, mtu - 28)
+            side = EbpfSide(number, host, pod, kinds[number - 1], settings, chosen, inner_mtu)
             stack.callback(side.close)
             side.open()
             host.script(
-                f"ip link set flannel0 mtu {mtu - 28} up; ip addr add 10.5.{number}.0/32 dev flannel0;"
+                f"ip link set flannel0 mtu {inner_mtu} up; ip addr add 10.5.{number}.0/32 dev flannel0;"
                 "ip route add 10.5.0.0/16 dev flannel0"
             )
             if ipv6:

@@ -13,10 +13,10 @@ from pathlib import Path
 from flanpy.datapath import ebpf_syscall as bpf
 from flanpy.datapath.core import VERDICTS
 from flanpy.datapath.ebpf import possible_cpus
-from flanpy.datapath.ebpf_layout import COUNTERS_BYTES, Header, build_snapshot, sum_counters
+from flanpy.datapath.ebpf_layout import COUNTERS_BYTES, OUTER_BYTES, Header, build_snapshot, sum_counters
 from flanpy.datapath.ebpf_pins import Pins
 from flanpy.datapath.ebpf_programs import Loaded, load, publish
-from flanpy.model import Hop
+from flanpy.model import Address, Hop
 from tests.support.core import PEER_A, PEERS, table
 
 OURS = IPv4Address("172.16.0.1")
@@ -37,10 +37,16 @@ class Programs:
     """The loaded programs of one node."""
 
     def __init__(
-        self, *, source_check: bool = True, entries: Sequence[tuple[str, Hop]] = tuple(PEERS.items()), self_test: bool = True
+        self,
+        *,
+        source_check: bool = True,
+        entries: Sequence[tuple[str, Hop]] = tuple(PEERS.items()),
+        self_test: bool = True,
+        own: Address = OURS,
     ) -> None:
         self._loaded: Loaded = load(Pins(Path("/nonexistent")))
-        header = Header(1, 1, OURS, 8285, 1472, source_check=source_check, carries=False, self_test=self_test)
+        mtu_bytes = 1500 - OUTER_BYTES[own.version]
+        header = Header(1, 1, own, 8285, mtu_bytes, source_check=source_check, carries=False, self_test=self_test)
         publish(self._loaded.maps, build_snapshot(table(entries), header))
 
     def close(self) -> None:

@@ -4,7 +4,8 @@ import re
 import shutil
 import struct
 import subprocess
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from flanpy.datapath import ebpf_layout as layout
 from flanpy.datapath.bpf_build import compile_object
-from flanpy.datapath.ebpf_layout import Header, build_snapshot, sum_counters
+from flanpy.datapath.ebpf_layout import Header, build_snapshot, peer_key, sum_counters
 from flanpy.datapath.ebpf_object import parse_object
 from flanpy.errors import DatapathError
 from flanpy.model import ForwardTable, Hop, TableEntry
@@ -54,8 +55,14 @@ def lookup6(snapshot: bytes, address: int) -> int:
 
 
 def hop_address(snapshot: bytes, number: int) -> IPv4Address:
-    at = layout.HOPS_CHUNK * layout.CHUNK_BYTES + 16 * number
-    return IPv4Address(struct.unpack_from("=I", snapshot, at)[0])
+    high, low = hop_halves(snapshot, number)
+    assert (high, low >> 32) == (0, 0xFFFF)
+    return IPv4Address(low & 0xFFFFFFFF)
+
+
+def hop_halves(snapshot: bytes, number: int) -> tuple[int, int]:
+    high, low = struct.unpack_from("=QQ", snapshot, layout.HOPS_CHUNK * layout.CHUNK_BYTES + 32 * number)
+    return high, low
 
 
 def naive(table: ForwardTable, address: IPv4Address | IPv6Address) -> IPv4Address | str | None:
@@ -149,9 +156,28 @@ def test_a_large_table_is_built_whole() -> None:
     assert len(snapshot) < 1 << 20
 
 
-def test_a_peer_over_ipv6_is_refused() -> None:
-    with pytest.raises(DatapathError, match="IPv6"):
-        build_snapshot(ForwardTable(1, (TableEntry(IPv4Network("10.5.2.0/24"), Hop(IPv6Address("fd00::1"), 8285)),), ()), HEADER)
+@pytest.mark.parametrize(("own", "peer"), [("172.31.0.1", "fd00::1"), ("fd00::1", "172.31.0.1")])
+def test_a_peer_of_the_other_family_of_the_underlay_is_refused(own: str, peer: str) -> None:
+    header = replace(HEADER, address=ip_address(own))
+    table = ForwardTable(1, (TableEntry(IPv4Network("10.5.2.0/24"), Hop(ip_address(peer), 8285)),), ())
+    with pytest.raises(DatapathError, match="one underlay is of one family"):
+        build_snapshot(table, header)
+
+
+def test_hops_over_ipv6_are_numbers_in_their_order_and_the_header_says_so() -> None:
+    peers = [IPv6Address(text) for text in ("2001:db8::2", "fd00::ffff:ffff:ffff:ffff", "fd00:0:0:1::")]
+    entries = tuple(TableEntry(IPv4Network(f"10.5.{n}.0/24"), Hop(peer, 8285)) for n, peer in enumerate(reversed(peers)))
+    snapshot = build_snapshot(ForwardTable(1, entries, ()), replace(HEADER, address=IPv6Address("fd00::1")))
+    assert [hop_halves(snapshot, n) for n in range(3)] == [(int(peer) >> 64, int(peer) & (1 << 64) - 1) for peer in peers]
+    at = layout.HEADER_CHUNK * layout.CHUNK_BYTES
+    assert struct.unpack_from("=I", snapshot, at + 4)[0] & layout.SIX
+    assert struct.unpack_from("=QQ", snapshot, at + 88) == (0xFD00 << 48, 1)
+
+
+def test_peers_have_keys_of_their_own() -> None:
+    assert peer_key(IPv4Address("172.31.0.2")) == 0xAC1F0002
+    racks = [IPv6Address((0xFD00 << 112) + (rack << 64) + host) for rack in range(1, 60) for host in range(1, 60)]
+    assert len({peer_key(address) for address in racks}) == len(racks)
 
 
 def test_counters_of_all_cpus_are_added() -> None:
@@ -170,7 +196,7 @@ def test_the_numbers_are_those_of_the_header(tmp_path: Path) -> None:
         "NONE": "FP_BPF_NONE", "LOCAL": "FP_BPF_LOCAL", "FIRST_HOP": "FP_BPF_FIRST_HOP", "POINTER": "FP_BPF_POINTER",
         "SOURCE_CHECK": "FP_BPF_SOURCE_CHECK", "CARRIES": "FP_BPF_CARRIES", "BYPASS": "FP_BPF_BYPASS",
         "INNER_GRO": "FP_BPF_INNER_GRO", "SELF_TEST": "FP_BPF_SELF_TEST", "WHOLE": "FP_BPF_WHOLE",
-        "TRAINS": "FP_BPF_TRAINS", "HOP_ECN": "FP_BPF_HOP_ECN",
+        "TRAINS": "FP_BPF_TRAINS", "SIX": "FP_BPF_SIX", "HOP_ECN": "FP_BPF_HOP_ECN",
         "HOP_SUPERPACKET": "FP_BPF_HOP_SUPERPACKET", "COUNTERS_BYTES": "sizeof(struct fp_bpf_counters)",
     }  # fmt: skip
     prints = "".join(f'printf("%u\\n", (unsigned)({name}));' for name in names.values())
@@ -182,7 +208,6 @@ def test_the_numbers_are_those_of_the_header(tmp_path: Path) -> None:
         "mtu_bytes",
         "device",
         "underlay",
-        "address_be",
         "port_be",
         "bridge",
         "gro",
@@ -190,6 +215,7 @@ def test_the_numbers_are_those_of_the_header(tmp_path: Path) -> None:
         "shared6",
         "prefix6",
         "mask6",
+        "own",
     )
     prints += "".join(f'printf("%u\\n", (unsigned)offsetof(struct fp_bpf_header, {field}));' for field in fields)
     (tmp_path / "numbers.c").write_text(
@@ -198,7 +224,7 @@ def test_the_numbers_are_those_of_the_header(tmp_path: Path) -> None:
     subprocess.run([compiler, "-o", tmp_path / "numbers", tmp_path / "numbers.c"], check=True)
     printed = [int(line) for line in subprocess.check_output([tmp_path / "numbers"], text=True).split()]
     assert printed[: len(names)] == [getattr(layout, name) for name in names]
-    assert printed[len(names) :] == [0, 4, 8, 16, 20, 24, 28, 32, 36, 40, 44, 48, 52, 56, 72]
+    assert printed[len(names) :] == [0, 4, 8, 16, 20, 24, 28, 32, 36, 40, 48, 52, 56, 72, 88]
 
 
 def test_the_counter_names_are_those_of_the_header() -> None:

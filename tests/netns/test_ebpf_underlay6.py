@@ -1,0 +1,186 @@
+"""Pods' packets of both families over an IPv6 underlay, for each pair of datapaths; the topology is drawn in tests/support/ebpf.py."""
+
+import hashlib
+import os
+import socket
+import struct
+from pathlib import Path
+
+import pytest
+from scapy.layers.inet import UDP
+from scapy.layers.inet6 import IPv6, IPv6ExtHdrDestOpt
+from scapy.packet import Raw
+
+from flanpy.model import Address
+from tests.netns.test_datapath_traffic import send_and_digest
+from tests.netns.test_ebpf_ipv6 import CARRIED, hops_of, know_neighbours
+from tests.netns.test_ebpf_traffic import PAIRS, UDP_SEGMENT, UNDERLAYS
+from tests.support.clusters import eventually
+from tests.support.ebpf import PORT, EbpfOverlay, EbpfSide, drained, ebpf_overlay, tap
+from tests.support.namespaces import inside
+from tests.support.netns import counters, udp_socket
+from tests.support.packets import Packet
+from tests.support.six import six
+from tests.support.transfers import transfer
+
+pytestmark = pytest.mark.root
+
+CONTENT_BYTES = 6 << 20
+IPV6 = b"\x86\xdd"
+
+
+def address_of(side: EbpfSide, family: int) -> Address:
+    return side.pod_address6 if family == 6 else side.pod_address
+
+
+def assert_content_arrives(made: EbpfOverlay, family: int, content: bytes) -> None:
+    expected = hashlib.sha256(content).hexdigest()
+    assert send_and_digest(made.a, made.b, content, address_of(made.b, family)) == expected
+    assert send_and_digest(made.b, made.a, content, address_of(made.a, family)) == expected
+
+
+@pytest.mark.parametrize("underlay", UNDERLAYS)
+@pytest.mark.parametrize("kinds", PAIRS, ids="-".join)
+def test_tcp_content_arrives_unharmed_both_ways(kinds: tuple[str, str], underlay: str) -> None:
+    content = os.urandom(CONTENT_BYTES)
+    with ebpf_overlay(kinds, ipv6=True, outer=6, **UNDERLAYS[underlay]) as made:
+        know_neighbours(made)
+        for family in (4, 6):
+            assert_content_arrives(made, family, content)
+        assert set(counters(made.a.stats)) | set(counters(made.b.stats)) <= CARRIED
+        assert made.b.stats.verdicts["decapsulated"].bytes > 2 * CONTENT_BYTES
+
+
+@pytest.mark.parametrize("how", [{}, {"bridge": True}, {"bridge": True, "bypass": True}], ids=["port", "bridge", "bypass"])
+def test_superpackets_stay_in_the_programs(how: dict[str, bool]) -> None:
+    """Shows that the contents above were not carried by userspace alone."""
+    content = os.urandom(CONTENT_BYTES)
+    with ebpf_overlay(ipv6=True, outer=6, **how) as made:
+        know_neighbours(made)
+        for family in (4, 6):
+            assert_content_arrives(made, family, content)
+        for side in (made.a, made.b):
+            stats = side.stats.counters
+            assert stats["bpf_superpackets_out"] > 100 < stats["bpf_superpackets_in"]
+            assert stats["udp_sends"] == 0
+            assert (stats["bpf_bypassed"] > 0) == ("bypass" in how)
+
+
+def test_ipv6_behind_a_bridge_travels_whole_from_pod_to_pod() -> None:
+    """The peer's word that superpackets arrive stands in the flow label; then they go flat, and no bridge cuts them."""
+    content = os.urandom(CONTENT_BYTES)
+    with ebpf_overlay(ipv6=True, outer=6, bridge=True) as made:
+        know_neighbours(made)
+        assert_content_arrives(made, 6, content)
+        with tap(made.b.pod, "eth0") as wire:
+            assert_content_arrives(made, 6, content[: 8 << 20])
+            sizes = [len(packet) for packet in drained(wire, IPV6)]
+        assert max(sizes) > 20_000
+
+
+@pytest.mark.parametrize("underlay", ["superpacket", "wire"])
+@pytest.mark.parametrize("kinds", PAIRS, ids="-".join)
+def test_udp_arrives_cut_in_order(kinds: tuple[str, str], underlay: str) -> None:
+    """Trains and single datagrams of every size of one flow in turn: whichever half takes them, none overtakes another."""
+    with ebpf_overlay(kinds, ipv6=True, outer=6, **UNDERLAYS[underlay]) as made:
+        know_neighbours(made)
+        for family in (4, 6):
+            target = address_of(made.b, family)
+            with udp_socket(made.b.pod, target) as receiver, udp_socket(made.a.pod, address_of(made.a, family)) as sender:
+                for number, size in enumerate([1, 64, *range(1396, 1426), 2000, 8000, 65000]):
+                    train = [struct.pack("!II", number, each) + os.urandom(1092) for each in range(30)] + [b"%d end" % number]
+                    segment = [(socket.IPPROTO_UDP, UDP_SEGMENT, struct.pack("H", 1100))]
+                    sender.sendmsg([b"".join(train)], segment, 0, receiver.getsockname())
+                    alone = os.urandom(size)
+                    sender.sendto(alone, receiver.getsockname())
+                    expected = [*train, alone]
+                    assert [receiver.recv(65536) for _ in expected] == expected, f"{size} bytes"
+
+
+def test_a_traceroute_shows_both_ends_of_the_tunnel() -> None:
+    """The third hop is answered by the socket of the other end, which is sent a packet without a UDP checksum for it."""
+    with ebpf_overlay(ipv6=True, outer=6) as made:
+        know_neighbours(made)
+        assert hops_of(made) == ["fd00:5:1::1", "fd00:5:1::", "fd00:5:2::", "fd00:5:2::", "fd00:5:2::2"]
+        assert made.a.packets("drop_ttl") == made.b.packets("drop_ttl") == 1
+        assert made.b.stats.counters["bpf_up_answer"] > 0
+
+
+def test_what_is_too_big_is_told_to_both_families_and_a_path_that_shrinks_loses_nothing() -> None:
+    content = os.urandom(4 << 20)
+    with ebpf_overlay(ipv6=True, outer=6) as made:
+        know_neighbours(made)
+        for side in (made.a, made.b):
+            side.host.script("ip link set uplink mtu 1400")
+        for family in (4, 6):
+            told = made.a.packets("icmp_sent")
+            assert send_and_digest(made.a, made.b, content, address_of(made.b, family)) == hashlib.sha256(content).hexdigest()
+            assert made.a.packets("icmp_sent") > told
+        assert made.a.packets("drop_send") == 0
+        said = made.a.pod.run("ip", "-6", "route", "get", str(made.b.pod_address6))
+        assert "mtu 1352" in said, said
+
+
+def test_the_mtu_of_a_route_is_heeded() -> None:
+    content = os.urandom(1 << 20)
+    with ebpf_overlay(ipv6=True, outer=6, wire=True) as made:
+        know_neighbours(made)
+        made.a.host.script("ip -6 route add fd31::2/128 dev uplink mtu 1300")
+        made.a.check()
+        with tap(made.b.host, "uplink") as wire:
+            assert send_and_digest(made.a, made.b, content) == hashlib.sha256(content).hexdigest()
+            sizes = [len(packet) for packet in drained(wire, IPV6) if packet[8:24] == made.a.underlay_address.packed]
+        assert 1200 < max(sizes) <= 1300
+
+
+@pytest.mark.parametrize("traffic_class", [0xB8, 0xB9, 0xBA, 0xBB])
+def test_every_byte_on_the_wire_is_what_it_should_be(traffic_class: int) -> None:
+    """No DSCP outside, ECN copied to a peer that combines it, no UDP checksum, no label; inside only a hop less."""
+    with (
+        ebpf_overlay(ipv6=True, outer=6) as made,
+        tap(made.b.host, "uplink") as wire,
+        udp_socket(made.a.pod, made.a.pod_address6, 5000) as sender,
+    ):
+        know_neighbours(made)
+        made.a.host.script("ethtool -K uplink tx off >/dev/null")
+        sender.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, traffic_class)
+        sender.sendto(b"flannel", (str(made.b.pod_address6), 7))
+        packets: list[bytes] = []
+
+        def has_come() -> bool:
+            packets.extend(each for each in drained(wire, IPV6) if each.endswith(b"flannel"))
+            return bool(packets)
+
+        eventually(has_come, 5, "the packet is on the wire")
+        inner = IPv6(packets[0][48:])
+        sent = IPv6(src="fd00:5:1::2", dst="fd00:5:2::2", tc=traffic_class, fl=inner.fl, hlim=62) / UDP(sport=5000, dport=7)
+        outer = IPv6(src="fd31::1", dst="fd31::2", tc=traffic_class & 3, hlim=64) / UDP(sport=PORT, dport=PORT, chksum=0)
+        assert packets[0] == bytes(outer / Raw(bytes(sent / b"flannel")))
+
+
+def test_outer_extension_headers_are_taken_by_the_socket() -> None:
+    with ebpf_overlay(ipv6=True, outer=6) as made, udp_socket(made.b.pod, made.b.pod_address) as receiver:
+        know_neighbours(made)
+        port = receiver.getsockname()[1]
+        inner = Packet(source="10.5.1.2", destination="10.5.2.2", ttl=9, udp=True, payload=b"by a detour")
+        ports = bytearray(inner.raw())
+        struct.pack_into("!H", ports, 22, port)
+        ports[26:28] = bytes(2)
+        datagram = UDP(sport=PORT, dport=PORT, chksum=0) / Raw(bytes(ports))
+        packet = IPv6(src="fd31::1", dst="fd31::2", hlim=64) / IPv6ExtHdrDestOpt() / datagram
+        with inside(made.a.host), socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
+            raw.sendto(bytes(packet), ("fd31::2", 0))
+        assert receiver.recv(100) == b"by a detour"
+        assert made.b.stats.counters["udp_receives"] == 1
+
+
+@pytest.mark.parametrize("inner", ["46", "6"])
+def test_agents_over_an_ipv6_underlay_take_ebpf_by_themselves(inner: str, tmp_path: Path) -> None:
+    with six(tmp_path, "udp", inner, "6", datapath="auto") as two:
+        for target in two.pods("host2-pod1"):
+            eventually(lambda target=target: two.answers("host1-pod1", target), 10, f"{target} answers")
+            sent, arrived = transfer(two, "host1-pod1", "host2-pod1", target)
+            assert sent == arrived
+        status = two.status("host1")
+        assert status["datapath"]["kind"] == "ebpf", status
+        assert status["datapath"]["counters"]["bpf_superpackets_out"] > 0
