@@ -25,6 +25,8 @@ from tests.support.cni import DEBIAN_PLUGINS, Runtime
 
 HOME = "/run/lab/containerd"
 IMAGE = "test.local/busybox:1"
+PAUSE = "test.local/pause:1"
+"""What holds a pod's namespaces."""
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 PREPARE = f"""
 mkdir -p {HOME}/etc {HOME}/work
@@ -37,20 +39,39 @@ CONFIG = f"""
 version = 2
 root = "{HOME}/root"
 state = "{HOME}/state"
-disabled_plugins = ["io.containerd.grpc.v1.cri"]
+disabled_plugins = [{{disabled}}]
 [grpc]
   address = "{HOME}/socket"
 [ttrpc]
   address = "{HOME}/ttrpc"
 """
+CRI = f"""
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "{PAUSE}"
+  disable_cgroup = true
+  disable_apparmor = true
+  restrict_oom_score_adj = true
+  [plugins."io.containerd.grpc.v1.cri".containerd]
+    snapshotter = "native"
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+      runtime_type = "io.containerd.runc.v2"
+      [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+        BinaryName = "{HOME}/runc"
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    bin_dir = "/opt/cni/bin"
+    conf_dir = "/etc/cni/net.d"
+"""
+"""The Kubernetes runtime interface, without cgroups, which a sandbox may not have."""
 WRAPPER = """#!{python} -IS
 import json, os, sys
 if "create" in sys.argv:
-    with open("config.json") as file:
+    config = os.path.join(sys.argv[sys.argv.index("--bundle") + 1], "config.json")
+    with open(config) as file:
         spec = json.load(file)
     for name in ("cgroupsPath", "resources"):
         spec["linux"].pop(name, None)
-    with open("config.json", "w") as file:
+    spec["mounts"] = [mount for mount in spec["mounts"] if mount["type"] != "cgroup"]
+    with open(config, "w") as file:
         json.dump(spec, file)
 os.execvp("runc", ["runc", "--rootless", "true", *sys.argv[1:]])
 """
@@ -75,15 +96,16 @@ class Containerd:
 
 
 @contextmanager
-def containerd(runtime: Runtime, logs: Path) -> Iterator[Containerd]:
-    """The daemon on a runtime's host, with our network and the image."""
+def containerd(runtime: Runtime, logs: Path, *, cri: bool = False) -> Iterator[Containerd]:
+    """The daemon on a runtime's host, with our network and the images; ``cri``: it serves Kubernetes' runtime interface too."""
     sandbox = runtime.sandbox
     sandbox.script(PREPARE)
     shutil.copy(runtime.bin_dir / "flanpy", sandbox.path("/opt/cni/bin/flanpy"))
     config = runtime.config()
     conflist = {key: config.pop(key) for key in ("cniVersion", "name")} | {"plugins": [config]}
     sandbox.path("/etc/cni/net.d/10-flanpy.conflist").write_text(json.dumps(conflist))
-    sandbox.path(f"{HOME}/config.toml").write_text(CONFIG)
+    disabled = "" if cri else '"io.containerd.grpc.v1.cri"'
+    sandbox.path(f"{HOME}/config.toml").write_text(CONFIG.format(disabled=disabled) + (CRI if cri else ""))
     wrapper = sandbox.path(f"{HOME}/runc")
     wrapper.write_text(WRAPPER.format(python=sys.executable))
     wrapper.chmod(0o755)
@@ -95,7 +117,8 @@ def containerd(runtime: Runtime, logs: Path) -> Iterator[Containerd]:
     try:
         eventually(sandbox.path(f"{HOME}/socket").exists, 20, "containerd listens")
         running = Containerd(sandbox, runtime.host)
-        running.ctr("images", "import", "--snapshotter", "native", f"{HOME}/image.tar")
+        namespace = ("--namespace", "k8s.io") if cri else ()
+        running.ctr(*namespace, "images", "import", "--snapshotter", "native", f"{HOME}/image.tar")
         yield running
     finally:
         daemon.terminate()
@@ -103,19 +126,22 @@ def containerd(runtime: Runtime, logs: Path) -> Iterator[Containerd]:
 
 
 def _build_image(path: Path) -> None:
-    """An archive as ``docker save`` makes it, with busybox and nothing else."""
+    """An archive as ``docker save`` makes it: two images, both with busybox and nothing else."""
     busybox = shutil.which("busybox")
     assert busybox
-    layer = _tar({"bin/busybox": Path(busybox).read_bytes()}, ("sh", "httpd", "ip", "mkdir", "sleep"))
-    config = {
-        "architecture": "amd64",
-        "os": "linux",
-        "config": {"Env": ["PATH=/bin"], "Cmd": ["sh"]},
-        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}"]},
-    }
-    manifest = [{"Config": "config.json", "RepoTags": [IMAGE], "Layers": ["layer.tar"]}]
-    files = {"layer.tar": layer, "config.json": json.dumps(config).encode(), "manifest.json": json.dumps(manifest).encode()}
-    path.write_bytes(_tar(files))
+    layer = _tar({"bin/busybox": Path(busybox).read_bytes()}, ("sh", "hostname", "httpd", "ip", "mkdir", "sleep"))
+    files, manifest = {"layer.tar": layer}, []
+    for tag, command in ((IMAGE, ["sh"]), (PAUSE, ["sleep", "100000"])):
+        config = {
+            "architecture": "amd64",
+            "os": "linux",
+            "config": {"Env": ["PATH=/bin"], "Cmd": command},
+            "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}"]},
+        }
+        name = f"{command[0]}.json"
+        files[name] = json.dumps(config).encode()
+        manifest.append({"Config": name, "RepoTags": [tag], "Layers": ["layer.tar"]})
+    path.write_bytes(_tar(files | {"manifest.json": json.dumps(manifest).encode()}))
 
 
 def _tar(files: dict[str, bytes], links: tuple[str, ...] = ()) -> bytes:
