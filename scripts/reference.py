@@ -18,8 +18,8 @@ from pathlib import Path
 from flanpy import errors
 from flanpy.agent.metrics import METRICS
 from flanpy.cli.main import COMMANDS
+from flanpy.config.agent_flags import AGENT_FLAGS, GROUPS
 from flanpy.config.flags import Flag
-from flanpy.config.options import AGENT_FLAGS, GROUPS
 from flanpy.datapath.core import VERDICT_MEANINGS, WORK_MEANINGS
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -23,7 +23,7 @@ from typing import Any
 
 from flanpy import __version__
 from flanpy.agent.client import ask
-from flanpy.config.options import AGENT_FLAGS
+from flanpy.config.agent_flags import AGENT_FLAGS
 from flanpy.core.secrets import remove_secrets
 from flanpy.errors import FlanpyError
 

@@ -14,7 +14,8 @@ from typing import Any
 
 from flanpy.agent.logs import event
 from flanpy.agent.notify import notify
-from flanpy.config.options import AGENT_FLAGS, AgentOptions
+from flanpy.config.agent_flags import AGENT_FLAGS
+from flanpy.config.options import AgentOptions
 from flanpy.errors import FlanpyError, UsageError
 
 log = logging.getLogger(__name__)

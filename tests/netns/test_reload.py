@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from flanpy.config.options import AGENT_FLAGS
+from flanpy.config.agent_flags import AGENT_FLAGS
 from flanpy.lab.cluster import IMPORT_PATH
 from tests.support.clusters import Agent, Cluster, bare, eventually
 

@@ -4,7 +4,8 @@ import argparse
 import configparser
 from pathlib import Path
 
-from flanpy.config.options import AGENT_FLAGS, add_agent_flags, load_agent_options
+from flanpy.config.agent_flags import AGENT_FLAGS
+from flanpy.config.options import add_agent_flags, load_agent_options
 from flanpy.datapath import process_user
 
 CONFIG = Path(__file__).resolve().parents[2] / "config"

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from flanpy.cli.main import COMMANDS
-from flanpy.config.options import AGENT_FLAGS
+from flanpy.config.agent_flags import AGENT_FLAGS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "man" / "flanpy.1"

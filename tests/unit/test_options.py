@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flanpy.config.agent_flags import AGENT_FLAGS
 from flanpy.config.flags import resolve
-from flanpy.config.options import AGENT_FLAGS, AgentOptions, add_agent_flags, load_agent_options, read_toml
+from flanpy.config.options import AgentOptions, add_agent_flags, load_agent_options, read_toml
 from flanpy.errors import UsageError
 from tests.support.flannel import FLANNELD_FLAGS
 

@@ -10,7 +10,8 @@ import pytest
 
 from flanpy.agent.peer_paths import PeerPaths
 from flanpy.agent.reload import Reload
-from flanpy.config.options import AGENT_FLAGS, AgentOptions, add_agent_flags, load_agent_options
+from flanpy.config.agent_flags import AGENT_FLAGS
+from flanpy.config.options import AgentOptions, add_agent_flags, load_agent_options
 from flanpy.errors import ResourceBusy, UsageError
 
 

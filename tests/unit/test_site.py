@@ -11,7 +11,7 @@ import pytest
 
 from flanpy.agent.metrics import METRICS
 from flanpy.cli.main import COMMANDS, parse
-from flanpy.config.options import AGENT_FLAGS
+from flanpy.config.agent_flags import AGENT_FLAGS
 from flanpy.datapath.core import VERDICTS
 from tests.support.flannel import FLANNELD_FLAGS, FLANNELD_ONLY
 
