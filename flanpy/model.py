@@ -484,5 +484,7 @@ class DesiredState:
     """None: nothing is known about rules, so none is touched."""
     superseded: frozenset[Route] = frozenset()
     """Routes of a flanneld of this node that have no place beside ours: they go where they are found, exactly so."""
+    own: Subnets | None = None
+    """What this node has leased."""
     stand_ins: StandIns | None = None
     """None: single pods are not looked after, so no bridge is touched."""

@@ -20,6 +20,7 @@ from flanpy.agent.datapaths import Choice, Home, features_left, open_datapath, r
 from flanpy.agent.hooks import Hooks, run_command
 from flanpy.agent.logs import event
 from flanpy.agent.peer_traffic import PeerTraffic
+from flanpy.agent.taken import taken_addresses
 from flanpy.backends import wireguard
 from flanpy.config.options import AgentOptions
 from flanpy.core.x25519 import public_key
@@ -146,6 +147,7 @@ class Machine:
                 changed += step()
             except (FlanpyError, OSError) as error:
                 problems.append(str(error))
+        peer_problems += taken_addresses(self._kernel, desired)
         essential, others = self._hooks.want(desired.hooks)
         problems += essential
         peer_problems += others

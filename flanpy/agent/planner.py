@@ -71,6 +71,7 @@ def _with_rules(desired: DesiredState, config: NetworkConfig, own: Lease, option
         rules=plan_rules(config, own.subnets, wanted),
         routes=desired.routes | more,
         superseded=flannel_blackholes(own.subnets),
+        own=own.subnets,
     )
 
 

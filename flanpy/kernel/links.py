@@ -22,7 +22,7 @@ from flanpy.kernel.devices import (
     list_devices,
 )
 from flanpy.kernel.netlink import Kernel, explained
-from flanpy.model import Interface, Tunnel
+from flanpy.model import Address, Interface, Tunnel
 
 TXQUEUELEN = 1000
 """Packets (superpackets count as one) that wait for a worker, for each queue; beyond them the kernel drops."""
@@ -117,11 +117,25 @@ def ensure_addresses(kernel: Kernel, index: int, wanted: tuple[Interface, ...]) 
     """Exactly these addresses. New ones come first: a device that loses its last IPv4 address loses its routes.
 
     Added twice, because taking away an address can take away those in the same subnet with it (promote_secondaries off), and
-    because one that would make a route of its own has to go before it can come back without.
+    because one that would make a route of its own has to go before it can come back without. One that a device of another kind
+    has already stays with that one alone.
     """
-    changed = _add_missing(kernel, index, wanted)
+    elsewhere = _elsewhere(kernel)
+    free = tuple(interface for interface in wanted if interface.ip not in elsewhere)
+    changed = _add_missing(kernel, index, free)
     removed = _remove_stale(kernel, index, wanted)
-    return [*changed, *removed, *(_add_missing(kernel, index, wanted) if removed else [])]
+    return [*changed, *removed, *(_add_missing(kernel, index, free) if removed else [])]
+
+
+def is_overlay(name: str) -> bool:
+    """Whether a device is ours or flannel's by its name; one that another backend has left may well have our address still."""
+    return name.startswith("flannel")
+
+
+def _elsewhere(kernel: Kernel) -> set[Address]:
+    """Addresses that devices of others have."""
+    ours = {device.index for device in list_devices(kernel) if is_overlay(device.name)}
+    return {address.ip for address in list_addresses(kernel) if address.index not in ours}
 
 
 def _there(kernel: Kernel, index: int) -> dict[Interface, int]:

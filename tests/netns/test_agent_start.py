@@ -170,6 +170,28 @@ def test_nothing_is_leased_while_a_device_of_another_kind_has_our_name(tmp_path:
             eventually(host.keys, 10, "with the obstacle gone a subnet is leased")
 
 
+def test_an_address_that_another_device_has_is_refused_by_the_lease_s_key_and_the_rest_goes_on(host: Cluster) -> None:
+    write_subnet_env(host, OLD.format(network="10.244.0.0/16", subnet="10.244.77.1/24"))
+    host.sandbox.run("host1", ["sh", "-euc", "ip link add eth7 type bridge; ip addr add 10.244.77.0/24 dev eth7"])
+    refused = (
+        "subnets/10.244.77.0-24: 10.244.77.0, the address of flannel0, is taken by eth7: ip addr del 10.244.77.0/24 dev eth7"
+    )
+    with Agent(host) as agent:
+        assert agent.subnet() == "10.244.77.1/24"
+        agent.says(refused)
+        assert refused in agent.status()["problems"]
+        assert "10.244.0.0/16 dev flannel0 proto 102 scope link" in host.routes("host1")
+        assert "10.244.77.0/32" not in addresses(host, "flannel0")
+        host.sandbox.run("host1", ["ip", "addr", "del", "10.244.77.0/24", "dev", "eth7"])
+        eventually(lambda: addresses(host, "flannel0") == ["10.244.77.0/32"], 10, "it is taken once it is free")
+        eventually(lambda: agent.status()["problems"] == [], 10, "and nothing is wrong any more")
+
+
+def addresses(host: Cluster, device: str) -> list[str]:
+    shown = json.loads(host.sandbox.run("host1", ["ip", "-j", "address", "show", device]).stdout)
+    return [f"{each['local']}/{each['prefixlen']}" for each in shown[0]["addr_info"] if each["family"] == "inet"]
+
+
 def test_the_subnet_of_an_earlier_run_is_had_again(host: Cluster) -> None:
     write_subnet_env(host, OLD.format(network="10.244.0.0/16", subnet="10.244.77.1/24"))
     with Agent(host) as agent:
