@@ -10,14 +10,18 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network
+from pathlib import Path
 
 import pytest
 
+from flanpy.datapath.process_handle import is_somebody
+from flanpy.datapath.process_launch import SOCKET_NAME
 from tests.support.clusters import Cluster, cluster, eventually
 from tests.support.probes import Probes, probes
-from tests.support.processes import Use, agent_use
+from tests.support.processes import Use, use_of
 
 SECONDS = float(os.environ.get("FLANPY_SOAK_SECONDS", "120"))
 HOSTS = tuple(f"host{number}" for number in range(1, 6))
@@ -74,6 +78,18 @@ class Soak:
         self.lab.lab.signal_agent(host, signal.SIGSTOP)
         self.pause()
         self.lab.lab.signal_agent(host, signal.SIGCONT)
+
+    def datapath_process_is_killed(self, host: str) -> None:
+        """Row 7."""
+        os.kill(process_of(self.lab, host), signal.SIGKILL)
+
+    def datapath_process_hangs(self, host: str) -> None:
+        """Row 7; the agent may have replaced it before it goes on."""
+        pid = process_of(self.lab, host)
+        os.kill(pid, signal.SIGSTOP)
+        self.pause()
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
 
     def etcd_is_killed(self, host: str) -> None:
         """Row 1."""
@@ -139,6 +155,8 @@ class Soak:
         agent_is_killed,
         agent_is_restarted,
         agent_hangs,
+        datapath_process_is_killed,
+        datapath_process_hangs,
         etcd_is_killed,
         etcd_hangs,
         key_is_deleted,
@@ -188,15 +206,65 @@ def ask_routes(running: Cluster, host: str) -> dict[str, object]:
     return running.ask(host, "routes")
 
 
-def flat(host: str, before: Use, after: Use) -> str:
-    """Descriptors, threads and memory of an agent have not grown; in words."""
-    assert after.descriptors <= before.descriptors + 4, f"{host}: {before.descriptors} -> {after.descriptors} descriptors"
-    assert after.threads <= before.threads + 3, f"{host}: {before.threads} -> {after.threads} threads"
+def process_of(running: Cluster, host: str) -> int:
+    """The datapath process of a host, our numbering; one that has been killed is replaced in a moment."""
+    path = running.lab.host_path(host, "run", SOCKET_NAME)
+    eventually(lambda: is_somebody(path), CALM_S, f"{host} has a datapath process")
+    return is_somebody(path) or process_of(running, host)
+
+
+@dataclass
+class Lives:
+    """What every agent and datapath process uses over its life, looked at when all is well; the first look is the measure.
+
+    The first comes after a look that has been left out, when there was one: what is imported and allocated once is there by then.
+    """
+
+    running: Cluster
+    looks: dict[tuple[str, int], list[Use]] = field(default_factory=dict)
+
+    def look(self) -> None:
+        """Take down what everybody uses now."""
+        for host in HOSTS:
+            agent = self.running.lab.agent_pid(host)
+            assert agent is not None, f"the agent of {host} does not run"
+            self._take(f"agent of {host}", agent, self.running.sandbox.path(f"/proc/{agent}"))
+            process = process_of(self.running, host)
+            self._take(f"datapath of {host}", process, Path(f"/proc/{process}"))
+
+    def _take(self, name: str, pid: int, proc: Path) -> None:
+        self.looks.setdefault((name, pid), []).append(use_of(proc))
+
+    def flat(self) -> list[str]:
+        """Descriptors, threads and memory have not grown in any life; in words, for those that were looked at twice or more."""
+        told = []
+        for (name, pid), looks in self.looks.items():
+            warm = looks[1:] if len(looks) > 2 else looks
+            if len(warm) > 1:
+                told.append(flat(f"{name} (process {pid})", warm[0], warm[-1]))
+        return told
+
+
+def flat(name: str, before: Use, after: Use) -> str:
+    """Descriptors, threads and memory have not grown; in words."""
+    assert after.descriptors <= before.descriptors + 4, f"{name}: {before.descriptors} -> {after.descriptors} descriptors"
+    assert after.threads <= before.threads + 3, f"{name}: {before.threads} -> {after.threads} threads"
     grown_mb = (after.rss_bytes - before.rss_bytes) / 1e6
-    assert grown_mb < 20, f"{host}: {grown_mb:.1f} MB more"
+    assert grown_mb < 20, f"{name}: {grown_mb:.1f} MB more"
     return (
-        f"{host} {after.descriptors - before.descriptors:+d} fds {after.threads - before.threads:+d} threads {grown_mb:+.1f} MB"
+        f"{name} {after.descriptors - before.descriptors:+d} fds {after.threads - before.threads:+d} threads {grown_mb:+.1f} MB"
     )
+
+
+@pytest.mark.parametrize("grown", [{"descriptors": 15}, {"threads": 14}, {"rss_bytes": 31_000_000}])
+def test_a_life_that_grows_is_noticed(grown: dict[str, int]) -> None:
+    """The measure is each life's own: what another has used, or the same before it was warm, says nothing."""
+    first = Use(at_s=0, cpu_s=0, rss_bytes=10_000_000, descriptors=10, threads=10)
+    lives = Lives(None, {("agent", 1): [first], ("agent", 2): [replace(first, descriptors=1), first, first]})  # type: ignore[arg-type]
+    assert lives.flat() == ["agent (process 2) +0 fds +0 threads +0.0 MB"]
+    lives.looks["agent", 2].append(replace(first, **grown))  # type: ignore[arg-type]
+    with pytest.raises(AssertionError, match="agent \\(process 2\\)"):
+        lives.flat()
 
 
 def all_pods(running: Cluster) -> list[tuple[str, str]]:
@@ -221,17 +289,24 @@ def test_random_faults_leave_everything_as_it_should_be(five: Cluster, seed: int
     print(f"seed {seed} ({kind}): FLANPY_SOAK_SEED={seed} plays this again")
     soak = Soak(five, random.Random(seed))
     with probes(five, all_pods(five), rate_per_s=200) as stream:
-        first = {host: (five.lab.agent_pid(host), agent_use(five, host)) for host in HOSTS}
+        lives = Lives(five)
+        lives.look()
         ends_s = time.monotonic() + SECONDS
         while time.monotonic() < ends_s:
             soak.turn()
-            if len(soak.done) % 10 == 0:
+            if len(soak.done) % 6 == 0:
                 heal(five, stream)
+                lives.look()
         heal(five, stream)
+        lives.look()
         stream.wait(100)
-    told = [flat(host, use, agent_use(five, host)) for host, (pid, use) in first.items() if pid == five.lab.agent_pid(host)]
+    told = lives.flat()
+    assert any(line.startswith("agent") for line in told), f"no agent lived long enough to be compared: {soak.done}"
+    assert any(line.startswith("datapath") for line in told), f"no datapath process did: {soak.done}"
     share = stream.total.lost / stream.total.sent
     assert share < 0.7, "packets went most of the time"
     measured(
-        f"{SECONDS:.0f} s, {len(soak.done)} faults: all equal at the end; {share:.1%} of the probes lost to them; {', '.join(told)}"
+        f"{SECONDS:.0f} s, {len(soak.done)} faults: all equal at the end; {share:.1%} of the probes lost to them; "
+        f"flat in {len(told)} lives of {len(lives.looks)}"
     )
+    print("\n".join(told), flush=True)
