@@ -6,9 +6,10 @@ pod registry has it (``NAMESPACE/NAME`` or ``NAME``).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
+from itertools import chain
 from typing import Any
 
 from flanpy.errors import UsageError
@@ -71,43 +72,15 @@ class ClusterMap:
         pods: Iterable[Mapping[str, Any]] = (),
     ) -> ClusterMap:
         """From the answers to ``status``, ``peers``, ``routes`` and ``pods``."""
-        lease = status["lease"]
-        own = None
-        if lease is not None:
-            own = Node(
-                "this node",
-                _networks(lease["subnets"]),
-                ip_address(lease["public_ip"]),
-                lease["public_ip"],
-                True,
-                status["node"] or "",
-            )
-        others = tuple(
-            Node(
-                node_name(peer),
-                _networks(peer["subnets"]),
-                ip_address(peer["public_ip"]),
-                peer["hop"],
-                node_id=peer["node"] or "",
-            )
-            for peer in peers["peers"]
-        )
-        entries = [Entry(subnet, node) for node in ((own, *others) if own else others) for subnet in node.subnets]
-        by_hop = {node.hop: node for node in others}
-        known = {entry.prefix for entry in entries}
-        for row in routes["table"]:
-            if ip_network(row["prefix"]) not in known and row["hop"] in by_hop:
-                entries.append(Entry(ip_network(row["prefix"]), by_hop[row["hop"]]))
-        rows, by_id = list(pods), {node.node_id: node for node in ((own, *others) if own else others) if node.node_id}
-        for row in rows:  # where the kernel forwards there is no table
-            prefix, node = ip_network(row["address"]), by_id.get(row.get("node", ""))
-            if (
-                row.get("route") in ("own entry", "guest")
-                and node is not None
-                and prefix not in {each.prefix for each in entries}
-            ):
-                entries.append(Entry(prefix, node))
-        return cls(own, others, tuple(entries), _networks(status["network"] or ""), dict(_pod_names(rows)))
+        own = _own(status)
+        others = tuple(map(_peer, peers["peers"]))
+        nodes = (own, *others) if own else others
+        rows = list(pods)
+        found: dict[Network, Node] = {}
+        for prefix, node in chain(_by_lease(nodes), _by_table(routes["table"], others), _by_registry(rows, nodes)):
+            found.setdefault(prefix, node)
+        entries = tuple(Entry(prefix, node) for prefix, node in found.items())
+        return cls(own, others, entries, _networks(status["network"] or ""), dict(_pod_names(rows)))
 
     def entry(self, address: Address) -> Entry | None:
         """The longest prefix that holds an address."""
@@ -160,6 +133,36 @@ def node_name(peer: Mapping[str, Any]) -> str:
 def is_base(entry: Entry, address: Address) -> bool:
     """Whether this is a subnet's first address, which the node's own tunnel device has."""
     return address == entry.prefix.network_address and entry.prefix.num_addresses > 1
+
+
+def _own(status: Mapping[str, Any]) -> Node | None:
+    lease = status["lease"]
+    if lease is None:
+        return None
+    address = lease["public_ip"]
+    return Node("this node", _networks(lease["subnets"]), ip_address(address), address, True, status["node"] or "")
+
+
+def _peer(peer: Mapping[str, Any]) -> Node:
+    address, node_id = ip_address(peer["public_ip"]), peer["node"] or ""
+    return Node(node_name(peer), _networks(peer["subnets"]), address, peer["hop"], node_id=node_id)
+
+
+def _by_lease(nodes: Iterable[Node]) -> Iterator[tuple[Network, Node]]:
+    return ((subnet, node) for node in nodes for subnet in node.subnets)
+
+
+def _by_table(table: Iterable[Mapping[str, Any]], peers: Iterable[Node]) -> Iterator[tuple[Network, Node]]:
+    """Single pods too, where a datapath of ours forwards."""
+    by_hop = {node.hop: node for node in peers}
+    return ((ip_network(row["prefix"]), by_hop[row["hop"]]) for row in table if row["hop"] in by_hop)
+
+
+def _by_registry(pods: Iterable[Mapping[str, Any]], nodes: Iterable[Node]) -> Iterator[tuple[Network, Node]]:
+    """Single pods where the kernel forwards: there is no table."""
+    by_id = {node.node_id: node for node in nodes if node.node_id}
+    apart = (row for row in pods if row.get("route") in ("own entry", "guest"))
+    return ((ip_network(row["address"]), by_id[row["node"]]) for row in apart if row.get("node") in by_id)
 
 
 def _tunnel_address(node: Node) -> Address:

@@ -1,7 +1,7 @@
 """Changed options while the agent runs: reads options file and environment again, applies what may change, says what needs a restart.
 
-Parts of the agent register what they can apply without a packet being lost (``Flag.live`` in ``config.options`` is the same list, for the
-reference). Called by the loop's thread alone. A file that is wrong changes nothing at all.
+Parts of the agent register what they can apply without a packet being lost (``Flag.live`` in ``config.agent_flags`` is the same list, for
+the reference). Called by the loop's thread alone. A file that is wrong changes nothing at all.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from flanpy import __version__
 from flanpy.agent import defects, files, privileges
@@ -49,6 +50,9 @@ from flanpy.kernel.platform import check_platform
 from flanpy.kernel.uplink import UplinkSelection
 from flanpy.model import FlanpyInfo, NodeAttributes, Subnets, Uplink
 from flanpy.stores.server import EtcdServer, EtcdServerSettings
+
+if TYPE_CHECKING:
+    from flanpy.stores.etcd import EtcdStore
 
 log = logging.getLogger(__name__)
 
@@ -95,27 +99,9 @@ def run_agent(options: AgentOptions, load: Callable[[], AgentOptions]) -> int:
 def _run_loop(
     options: AgentOptions, reload: Reload, underlay: Underlay, kernel: Kernel, events: EventQueue, stack: ExitStack
 ) -> tuple[str, str]:
-    """Returns the signal that ended it and what it leaves on this machine."""
-    from flanpy.stores.etcd import EtcdOptions, open_store
-
-    store = open_store(
-        EtcdOptions(
-            endpoints=options.etcd_endpoints,
-            prefix=options.etcd_prefix,
-            cafile=_file(options.etcd_cafile),
-            certfile=_file(options.etcd_certfile),
-            keyfile=_file(options.etcd_keyfile),
-            username=options.etcd_username,
-            password=options.etcd_password,
-        )
-    )
-    stack.callback(store.close)
-    keeper = Keeper(os.environ, os.getpid())
-    stack.callback(keeper.close)
-    home = Home(options.run_dir, lambda: events.put(DatapathLost()), keeper, datapath_user(options.datapath_user))
-    stack.callback(home.close)
-    machine = Machine(kernel, options.datapath, _firewall(options, events, stack), home, teardown=options.teardown)
-    stack.callback(machine.close)
+    """Returns the signal that ended it and what it leaves on this machine. What is opened first is closed last."""
+    store = _open_store(options, stack)
+    machine = _open_machine(options, kernel, events, stack)
     executor, watcher = Executor(store, events), Watcher(store, events, pods=options.pod_registry)
     readiness = Readiness(options.subnet_file, options.ip_masq)
     paths = PeerPaths(options.peer_probe_interval, options.peer_probe_port)
@@ -132,19 +118,46 @@ def _run_loop(
     monitor = Monitor(lambda what: events.put(KernelChanged(what)), kernel.ports)
     stack.callback(monitor.close)
     health.use(options)
-    for part in (executor, watcher):
+    parts: list[Executor | Watcher | AttachedWatch] = [executor, watcher]
+    if options.pod_registry:
+        parts.append(AttachedWatch(options.cni_data_dir, events.put))
+    for part in parts:
         stack.callback(part.close)
         part.start()
-    if options.pod_registry:
-        attached = AttachedWatch(options.cni_data_dir, events.put)
-        stack.callback(attached.close)
-        attached.start()
     control.start()
     stopped_by = loop.run()
     notify(STOPPING="1")
     if reload.options.release_on_exit:
         loop.release()
     return stopped_by, machine.left()
+
+
+def _open_store(options: AgentOptions, stack: ExitStack) -> EtcdStore:
+    from flanpy.stores.etcd import EtcdOptions, open_store
+
+    store = open_store(
+        EtcdOptions(
+            endpoints=options.etcd_endpoints,
+            prefix=options.etcd_prefix,
+            cafile=_file(options.etcd_cafile),
+            certfile=_file(options.etcd_certfile),
+            keyfile=_file(options.etcd_keyfile),
+            username=options.etcd_username,
+            password=options.etcd_password,
+        )
+    )
+    stack.callback(store.close)
+    return store
+
+
+def _open_machine(options: AgentOptions, kernel: Kernel, events: EventQueue, stack: ExitStack) -> Machine:
+    keeper = Keeper(os.environ, os.getpid())
+    stack.callback(keeper.close)
+    home = Home(options.run_dir, lambda: events.put(DatapathLost()), keeper, datapath_user(options.datapath_user))
+    stack.callback(home.close)
+    machine = Machine(kernel, options.datapath, _firewall(options, events, stack), home, teardown=options.teardown)
+    stack.callback(machine.close)
+    return machine
 
 
 def _firewall(options: AgentOptions, events: EventQueue, stack: ExitStack) -> Firewall:

@@ -111,32 +111,36 @@ def view(
     for key, lease in sorted(membership.leases.items(), key=_age):
         if key == judge.own_key:
             continue
-        reason = judge.refuses(key, lease)
-        if reason is not None:
+        if (reason := judge.refuses(key, lease)) is not None:
             refusals[key] = Refusal(key, reason)
-        elif (lease.attributes.backend_type.lower() or UDP) == backend_type:
+        elif _backend(lease) == backend_type:
             peers.append(Peer(lease.subnets, lease.attributes, hop_of(lease, config), lease))
         else:
             foreign.append(ForeignLease(lease.subnets, lease.attributes, lease))
     for key, each in sorted(kept.items(), key=lambda item: _age((item[0], item[1].lease))):
         lease = each.lease
-        backend = lease.attributes.backend_type.lower() or UDP
-        if key != judge.own_key and backend == backend_type and judge.refuses(key, lease) is None:
+        if key != judge.own_key and _backend(lease) == backend_type and judge.refuses(key, lease) is None:
             peers.append(Peer(lease.subnets, lease.attributes, hop_of(lease, config), lease, each))
     sound: list[Peer] = []
+    inside: list[Peer] = []
     for peer in peers:
-        address = peer.attributes.address
-        if judge.holds(address):
-            key = key_of(peer.subnets)
-            reason = f"{_named(address)} lies in a leased subnet: packets to it would be encapsulated again"
-            refusals[key] = Refusal(key, reason)
-        else:
-            sound.append(peer)
+        (inside if judge.holds(peer.attributes.address) else sound).append(peer)
+    refusals |= {key_of(peer.subnets): _inside(peer) for peer in inside}
     return View(
         tuple(sorted(sound, key=_place)),
         tuple(refusals[key] for key in sorted(refusals)),
         tuple(sorted(foreign, key=_place)),
     )
+
+
+def _backend(lease: Lease) -> str:
+    return lease.attributes.backend_type.lower() or UDP
+
+
+def _inside(peer: Peer) -> Refusal:
+    """Of a peer whose address lies in a subnet that is leased."""
+    reason = f"{_named(peer.attributes.address)} lies in a leased subnet: packets to it would be encapsulated again"
+    return Refusal(key_of(peer.subnets), reason)
 
 
 def hop_of(lease: Lease, config: NetworkConfig) -> Hop:
