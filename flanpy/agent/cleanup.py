@@ -25,7 +25,7 @@ from flanpy.backends import udp, wireguard
 from flanpy.core.reconcile import Difference
 from flanpy.datapath import ebpf
 from flanpy.datapath.ebpf_attach import Spot
-from flanpy.datapath.ebpf_pins import Pins
+from flanpy.datapath.ebpf_pins import Pins, find_dead, sweep
 from flanpy.errors import PlatformError
 from flanpy.kernel import firewall, ipip, routes, vxlan
 from flanpy.kernel import wireguard as wireguard_devices
@@ -131,6 +131,9 @@ def _bpf(kernel: Kernel) -> Iterator[Item]:
         yield Item("bpf", str(pins.directory), lambda: ebpf.cleanup(udp.DEVICE, host))
         if udp.DEVICE in names:
             yield Item("device", udp.DEVICE, lambda: remove_link(kernel, udp.DEVICE))
+    for directory in find_dead():
+        if directory != pins.directory:
+            yield Item("bpf", f"{directory}, of a namespace that is gone", lambda directory=directory: sweep(directory))  # type: ignore[misc]
     for name in merging_names(udp.DEVICE):
         if name in names:
             yield Item("device", name, lambda: host.remove_merging_device(udp.DEVICE))

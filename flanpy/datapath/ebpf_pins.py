@@ -6,7 +6,9 @@ bpffs is one for the whole machine while devices belong to a network namespace, 
 kernel gives to no other namespace until the next boot (socket option SO_NETNS_COOKIE, Linux 5.14), which an inode is not. A dot in a
 device's name becomes a colon, for bpffs keeps dots for itself.
 
-What a namespace that has died has left is swept by whoever comes next: see ``sweep_dead``.
+What a namespace that has died has left is swept by whoever comes next: see ``find_dead``. Of tcx the links say whether their devices
+live. Filters of clsact have none, so the devices that they hang at are written into a DEVMAP, ``devices``, which no packet ever
+meets: the kernel takes a device out of every such map when it goes, with its namespace or alone.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ import fcntl
 import os
 import socket
 import struct
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from flanpy.datapath import ebpf_syscall as bpf
@@ -24,6 +28,7 @@ from flanpy.errors import PlatformError
 
 BPFFS = Path("/sys/fs/bpf")
 ROOT = BPFFS / "flanpy"
+DEVICES, DEVICES_MAX = "devices", 4
 _MAGIC = 0xCAFE4A11
 _SO_NETNS_COOKIE = 71
 
@@ -111,17 +116,54 @@ def namespace_cookie() -> int:
     return int(cookie)
 
 
-def sweep_dead(root: Path = ROOT) -> int:
-    """Remove the directories of namespaces that are gone, and say how many.
+def remember_devices(pins: Pins, ifindexes: Sequence[int]) -> None:
+    """These are the devices, of the calling thread's namespace, that the programs of this directory hang at. Raises OSError."""
+    devices = pins.open(DEVICES)
+    if devices is None:
+        devices = bpf.create_map("fp_devices", bpf.MapShape(bpf.DEVMAP, 4, 4, DEVICES_MAX))
+        pins.put(DEVICES, devices)
+    with devices:
+        for key in range(DEVICES_MAX):
+            wanted = ifindexes[key] if key < len(ifindexes) else None
+            there = _device(devices, key)
+            if wanted is not None and wanted != there:
+                bpf.update(devices, key, struct.pack("=I", wanted))
+            elif wanted is None and there is not None:
+                bpf.delete(devices, key)
 
-    Gone: no process holds the directory, it has links, and the kernel says of each that its device is no more. One whose programs
-    hang anywhere still, and one of clsact, which has no links to ask, stays.
+
+def _device(devices: bpf.Fd, key: int) -> int | None:
+    try:
+        return int.from_bytes(bpf.lookup(devices, key, 4), sys.byteorder)
+    except FileNotFoundError:
+        return None
+
+
+def sweep_dead(root: Path = ROOT) -> int:
+    """Remove the directories of namespaces that are gone, and say how many."""
+    return sum(sweep(directory) for directory in find_dead(root))
+
+
+def find_dead(root: Path = ROOT) -> list[Path]:
+    """The directories of namespaces that are gone.
+
+    Gone: the directory knows devices, by its links or by its map, and the kernel says of each that it is no more. One whose programs
+    hang anywhere still stays, and so does one that knows none.
     """
-    swept = 0
-    for directory in root.iterdir() if root.is_dir() else ():
+    dead = []
+    for directory in sorted(root.iterdir()) if root.is_dir() else ():
         with contextlib.suppress(OSError):  # somebody else's, or swept by somebody else
-            swept += _sweep(directory)
-    return swept
+            if _is_dead(directory):
+                dead.append(directory)
+    return dead
+
+
+def sweep(directory: Path) -> bool:
+    """Remove a dead directory; False: it is not dead, a process holds it, or it went by another hand."""
+    try:
+        return _sweep(directory)
+    except OSError:
+        return False
 
 
 def _sweep(directory: Path) -> bool:
@@ -139,7 +181,11 @@ def _is_dead(directory: Path) -> bool:
         with bpf.open_pin(path) as link:
             if bpf.link_target(link)[1]:
                 return False
-    return bool(links)
+    devices = Pins(directory).open(DEVICES)
+    if devices is None:
+        return bool(links)
+    with devices:
+        return all(_device(devices, key) is None for key in range(DEVICES_MAX))
 
 
 def is_bpffs(path: Path) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from flanpy.datapath import ebpf_syscall as bpf
 from flanpy.datapath.ebpf_attach import Hooks, Spot
-from flanpy.datapath.ebpf_pins import Pins
+from flanpy.datapath.ebpf_pins import Pins, remember_devices
 from flanpy.datapath.ebpf_programs import Loaded, map_pin
 
 OPTIONAL = frozenset({"fp_bypass", "fp_merged"})
@@ -32,6 +32,9 @@ def put_in_place(loaded: Loaded, spots: tuple[Spot, ...], pins: Pins, hooks: Hoo
         hooks.sweep(spots)  # options change from one process to the next, and interfaces move
         for program in OPTIONAL - {spot.program for spot in spots}:
             pins.remove(f"prog_{program}")
+    if hooks.name == "clsact":
+        with _naming("the map of devices"):
+            remember_devices(pins, [spot.ifindex for spot in spots])
     if done and not loaded.adopted:
         with _naming("pins"):
             _pin_maps(loaded, pins)

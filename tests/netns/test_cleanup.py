@@ -27,6 +27,18 @@ iptables -N FOREIGN
 """
 
 
+DEAD = """
+import ctypes, socket, subprocess
+from flanpy.datapath.ebpf_pins import ROOT, Pins, remember_devices
+assert ctypes.CDLL(None).unshare(0x40000000) == 0  # CLONE_NEWNET
+subprocess.run(["ip", "link", "add", "gone", "type", "veth"], check=True)
+pins = Pins(ROOT / "flannel0@99999999")
+pins.make()
+remember_devices(pins, [socket.if_nametoindex("gone")])
+"""
+"""What the ebpf datapath leaves by clsact: a directory whose network namespace ends with the process."""
+
+
 def seen(host: Cluster) -> str:
     """Devices, routes, filters and rules of the host, without counters and device numbers that the kernel picks."""
     run = host.sandbox.run
@@ -70,6 +82,9 @@ def test_cleanup_leaves_the_host_as_it_was_before_the_agent(tmp_path: Path, netw
         left = seen(host)
         assert left != before
 
+        if flags:
+            host.sandbox.run("host1", [sys.executable, "-c", DEAD], env=IMPORT_PATH)
+            eventually(lambda: "99999999, of a namespace that is gone" in cleanup(host, "--dry-run"), 10, "the namespace is gone")
         listed = cleanup(host, "--dry-run")
         assert "would remove" in listed
         assert seen(host) == left
@@ -79,6 +94,7 @@ def test_cleanup_leaves_the_host_as_it_was_before_the_agent(tmp_path: Path, netw
         assert list(host.sandbox.path("/run/lab/a/run").iterdir()) == []
         assert host.sandbox.path("/run/lab/a/state/node-id").exists()
         assert cleanup(host) == "nothing of flanpy is here\n"
+        assert "99999999" not in host.sandbox.run("host1", ["ls", "/sys/fs/bpf/flanpy"], check=False).stdout
 
 
 LEFT = {

@@ -27,7 +27,8 @@ from flanpy.agent.notify import Keeper
 from flanpy.datapath import ebpf_syscall as bpf
 from flanpy.datapath.ebpf import EbpfDatapath, cleanup
 from flanpy.datapath.ebpf_attach import Spot, TcxHooks
-from flanpy.datapath.ebpf_pins import Pins, sweep_dead
+from flanpy.datapath.ebpf_pins import Pins, find_dead, sweep, sweep_dead
+from flanpy.datapath.ebpf_places import put_in_place
 from flanpy.datapath.ebpf_probe import probe_all
 from flanpy.datapath.ebpf_programs import load, read_object
 from flanpy.errors import PlatformError, ResourceBusy
@@ -35,7 +36,7 @@ from flanpy.kernel.bpf_host import BpfHost, merging_names
 from flanpy.kernel.netlink import Kernel
 from flanpy.kernel.tun import open_tun
 from tests.netns.test_datapath_traffic import send_and_digest
-from tests.support.ebpf import EbpfOverlay, EbpfSide, ebpf_overlay, table
+from tests.support.ebpf import EbpfOverlay, EbpfSide, ebpf_overlay, pin_root, table
 from tests.support.namespaces import inside, namespace
 from tests.support.netns import counters, eventually, udp_socket
 
@@ -315,25 +316,39 @@ def test_cleanup_removes_what_a_dead_process_has_left() -> None:
         assert "flannel0" not in made.b.host.run("ip", "-o", "link")
 
 
-def test_what_a_dead_namespace_has_left_is_swept_and_nothing_else() -> None:
-    with ebpf_overlay() as made, namespace() as doomed:
+@pytest.mark.parametrize("hooks", HOOKS)
+def test_what_a_dead_namespace_has_left_is_swept_and_nothing_else(hooks: str) -> None:
+    with ebpf_overlay(hooks=hooks) as made, namespace() as doomed:
+        root = made.a.options.pin_root
         with inside(doomed):
-            left = Pins.of("flannel0", made.a.options.pin_root)
-        left.make()
-        doomed.script("ip link add gone type veth peer name gone2")
-        with closing(load(left)) as loaded, inside(doomed):
-            index = socket.if_nametoindex("gone")
-            TcxHooks(left).attach(Spot("fp_decap", index), loaded.programs["fp_decap"])
-        kept = {side.number: pins_of(side).directory for side in (made.a, made.b)}
-        leave(made.b)
-        assert sweep_dead(made.a.options.pin_root) == 0, "all three hang at devices that live"
-        doomed.script("ip link del gone")
+            left = Pins.of("flannel0", root)
         left.hold()
-        assert sweep_dead(made.a.options.pin_root) == 0, "a process holds them"
+        doomed.script("ip link add gone type veth peer name gone2")
+        kept = {pins_of(side).directory for side in (made.a, made.b)}
+        with closing(load(left)) as loaded, inside(doomed), Kernel() as kernel:
+            spot = Spot("fp_decap", socket.if_nametoindex("gone"))
+            ways = TcxHooks(left) if hooks == "tcx" else BpfHost(kernel).clsact_hooks()
+            put_in_place(loaded, (spot,), left, ways)
+        leave(made.b)
+        assert find_dead(root) == [], "all three hang at devices that live"
+        doomed.script("ip link del gone")
+        assert find_dead(root) == [left.directory]
+        assert sweep_dead(root) == 0, "a process holds it"
         left.release()
-        assert sweep_dead(made.a.options.pin_root) == 1
-        assert set(made.a.options.pin_root.iterdir()) == set(kept.values())
+        assert sweep_dead(root) == 1
+        assert set(root.iterdir()) == kept
         made.b.open()
+
+
+def test_a_directory_that_knows_no_device_is_left_alone() -> None:
+    with pin_root() as root:
+        pins = Pins(root / "flannel0@7")
+        pins.make()
+        with closing(load(pins)) as loaded:
+            pins.put("prog_fp_decap", loaded.programs["fp_decap"])
+        assert find_dead(root) == []
+        assert not sweep(pins.directory)
+        assert pins.names() == ["prog_fp_decap"]
 
 
 @pytest.mark.parametrize("hooks", HOOKS)

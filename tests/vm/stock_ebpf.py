@@ -19,12 +19,17 @@ from tests.support.netns import counters
 pytestmark = pytest.mark.root
 
 CONTENT_BYTES = 2 << 20
+WAYS = ((4, 4), (6, 6), (6, 4), (4, 6))
+"""IP versions inside and outside."""
 
 
 def test_every_probe_passes_and_the_hook_is_clsact() -> None:
     found = {probe.name: probe for probe in probe_all("lo")}
     assert [name for name, probe in found.items() if not probe.ok] == []
     assert found["ipv6"].reason.startswith("not on this kernel")
+    assert "Linux 6.3): IPv4 over IPv6;" in found["ipv6-underlay"].reason
+    needed = {way: [probe.name for probe in probe_all("lo", needed=frozenset({way})) if not probe.ok] for way in WAYS}
+    assert needed == {(4, 4): [], (6, 6): [], (6, 4): ["ipv6"], (4, 6): ["ipv6-underlay"]}
     assert found["hook"].reason.startswith("filters of a clsact qdisc")
 
 
@@ -37,6 +42,16 @@ def test_tcp_content_arrives_unharmed_both_ways(kinds: tuple[str, str], wire: bo
         assert send_and_digest(made.a, made.b, content) == expected
         assert send_and_digest(made.b, made.a, content) == expected
         assert set(counters(made.a.stats)) == set(counters(made.b.stats)) == {"encapsulated", "decapsulated"}
+
+
+@pytest.mark.parametrize("wire", [False, True], ids=["superpacket", "wire"])
+def test_ipv6_over_an_ipv6_underlay_arrives_unharmed_both_ways(wire: bool) -> None:
+    content = os.urandom(CONTENT_BYTES)
+    expected = hashlib.sha256(content).hexdigest()
+    with ebpf_overlay(wire=wire, ipv6=True, outer=6) as made:
+        assert send_and_digest(made.a, made.b, content, made.b.pod_address6) == expected
+        assert send_and_digest(made.b, made.a, content, made.a.pod_address6) == expected
+        assert made.a.stats.counters["bpf_superpackets_out"] > 0
 
 
 def test_packets_go_by_the_programs_alone() -> None:
