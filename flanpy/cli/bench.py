@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from flanpy.bench.samples import MODES, SETUPS, Settings
-from flanpy.cli.extras import need
 from flanpy.errors import LabError, UsageError
 
 if TYPE_CHECKING:
@@ -84,7 +83,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, write the results, show them."""
-    need("bench")
     from flanpy.bench import suite
 
     if arguments.list:

@@ -10,7 +10,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flanpy.cli.extras import need
 from flanpy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,7 +19,6 @@ DESCRIPTION = """\
 Hosts and pods are network namespaces, etcd is the real server, every host runs a real agent. A lab lives in namespaces of its own
 and is held by one process: when that ends, for whatever reason, the kernel removes everything. Several labs can run at once.
 Root is not needed where the kernel lets users make user namespaces and /dev/net/tun may be opened (--datapath ebpf needs root).
-The Python packages rich and scapy are needed, which the agent does without: pip install 'flanpy[lab]'.
 """
 
 EPILOG = """\
@@ -116,7 +114,6 @@ def lab_of(arguments: argparse.Namespace) -> str | None:
 
 
 def _up(arguments: argparse.Namespace) -> int:
-    need("lab")
     from flanpy.lab import lifecycle
     from flanpy.lab.screen import Screen
     from flanpy.lab.status import read_status
@@ -164,7 +161,6 @@ def _down(arguments: argparse.Namespace) -> int:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    need("lab")
     from flanpy.lab.demo import run_demo
 
     run_demo(arguments.datapath)
@@ -183,17 +179,14 @@ def _list(arguments: argparse.Namespace) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    if arguments.output == "table":
-        need("lab")
     from flanpy.lab import lifecycle
+    from flanpy.lab.screen import Screen
     from flanpy.lab.status import read_status
 
     status = read_status(lifecycle.attach(lab_of(arguments)))
     if arguments.output == "json":
         print(json.dumps(asdict(status), indent=2))
     else:
-        from flanpy.lab.screen import Screen
-
         Screen().status(status)
     return 0
 
