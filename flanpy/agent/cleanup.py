@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from flanpy.agent import files
+from flanpy.agent import files, kept_leases
 from flanpy.agent.client import SOCKET_NAME
 from flanpy.agent.datapaths import end_process, running_process
 from flanpy.backends import ipip as ipip_backend
@@ -85,7 +85,7 @@ def find(
     found = [*_rules(), *_routes(kernel, for_flanneld), *_bpf(kernel), *_process(run_dir, process)]
     found += [] if for_flanneld else _links(kernel)
     sockets = () if process is not None else DATAPATH_SOCKETS  # they go with it
-    paths = [run_dir / name for name in (SOCKET_NAME, *sockets, files.LOCK_FILE)]
+    paths = [run_dir / name for name in (SOCKET_NAME, *sockets, kept_leases.FILE, files.LOCK_FILE)]
     paths += [state_dir / name for name in STATE_FILES] if state_dir is not None else []
     paths += [subnet_file] if subnet_file is not None else []
     return found + [Item("file", str(path), path.unlink) for path in paths if path.exists()]

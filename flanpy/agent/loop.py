@@ -250,6 +250,8 @@ class Loop:
                 self._state.dirty = True
             case "grace":
                 self._members.on_timer()
+            case "kept":
+                self._members.save()
             case "manager":
                 self._state.timers["manager"] = now_s + self._manager.interval_s
                 self._manager.tell(summary(self._state, self._machine, self._underlay, self._readiness))

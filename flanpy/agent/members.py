@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Mapping
 
+from flanpy.agent.kept_leases import KeptLeases
 from flanpy.agent.logs import event
 from flanpy.agent.state import State
 from flanpy.config.options import AgentOptions
@@ -19,6 +20,7 @@ from flanpy.model import KeptLease, RecordChange, RecordSet
 log = logging.getLogger(__name__)
 
 TIMER = "grace"
+FILE_TIMER = "kept"
 
 
 class Members:
@@ -27,6 +29,8 @@ class Members:
     def __init__(self, state: State, options: AgentOptions) -> None:
         self._state = state
         self._grace = grace.Grace(options.peer_grace, options.etcd_loss_grace)
+        self._file = KeptLeases(options.run_dir)
+        self._restored = state.kept = self._file.load(self._grace)
 
     def use(self, options: AgentOptions) -> None:
         """Keep leases that vanish from now on for these times; those that are kept already keep theirs."""
@@ -51,6 +55,13 @@ class Members:
         if state.members is not None:
             self._keep(grace.current(state.kept, state.members, time.monotonic()))
 
+    def save(self) -> None:
+        """The next agent of this node is to keep what we do."""
+        if (again_s := self._file.save(self._state.kept)) is not None:
+            self._state.timers[FILE_TIMER] = again_s
+        else:
+            self._state.timers.pop(FILE_TIMER, None)
+
     def _own_key(self) -> str | None:
         held = self._state.lease.held if self._state.lease else None
         return None if held is None else key_of(held.subnets)
@@ -62,6 +73,7 @@ class Members:
             kept = {key: lease for key, lease in kept.items() if key != own_key}
         before, state.kept, state.dirty = state.kept, kept, True
         self._say(before)
+        self.save()
         state.timers.pop(TIMER, None)
         if (deadline_s := grace.deadline(kept)) is not None:
             state.timers[TIMER] = deadline_s
@@ -69,6 +81,11 @@ class Members:
     def _say(self, before: Mapping[str, KeptLease]) -> None:
         """One line for all that are kept now, and one for all whose time is over."""
         state, now_s = self._state, time.monotonic()
+        restored, self._restored = self._restored, {}
+        if left := [lease for key, lease in restored.items() if key in state.kept]:
+            longest_s = max(lease.until_s for lease in left) - now_s
+            text = "%s vanished before this start: peers are kept for %.0f s more unless they register again"
+            log.warning(text, _leases(len(left)), longest_s, extra=event("peers_kept", leases=len(left), why="before this start"))
         new = [lease for key, lease in state.kept.items() if key not in before]
         if new:
             why = "etcd has lost its data" if any(lease.cause == "lost" for lease in new) else "expired or deleted"

@@ -6,6 +6,7 @@ etcd 172.31.9.254 ──┬── host1 ── host1-pod1      extra leases stan
 
 import base64
 import json
+import signal
 import time
 from collections.abc import Callable, Iterator
 
@@ -95,6 +96,24 @@ def test_etcd_comes_back_with_nothing(two: Cluster, measured: Callable[[str], No
     assert "not registered again within the grace time" in two.log("host1")[before["host1"] :]
     assert stream.total.lost == 0
     measured(f"{stream.total.words}, the same subnets again after {again_s:.1f} s; a dead node's route went {kept_s:.0f} s later")
+
+
+def test_an_agent_that_is_killed_meanwhile_keeps_what_the_one_before_has_kept(two: Cluster) -> None:
+    """etcd has a dead node's lease no more, so the agent's own file is all that is left of it."""
+    two.put("subnets/10.244.251.0-24", attributes("192.0.2.51"))
+    eventually(lambda: "10.244.251.0/24" in peers(two, "host1"), 5, "a third node")
+    before, subnets = marks(two), {host: two.subnet(host) for host in HOSTS}
+    store_faults.wipe(two)
+    kept = two.lab.host_path("host1", "run", "kept-leases.json")
+    eventually(lambda: "10.244.251.0" in kept.read_text() if kept.exists() else False, 10, "it is written down")
+    two.lab.stop_agent("host1", signal.SIGKILL)
+    two.lab.start_agents(["host1"])
+    eventually(lambda: two.status("host1")["ready"], 20, "the agent is ready")
+    assert "10.244.251.0/24" in peers(two, "host1")
+    assert "vanished before this start" in two.log("host1")[before["host1"] :]
+    eventually(lambda: set(store_faults.leases(two)) == set(subnets.values()), 10, "registered again")
+    eventually(lambda: "10.244.251.0/24" not in peers(two, "host1"), LOSS_GRACE_S + 5, "until the grace ends")
+    eventually(lambda: not kept.exists(), 5, "nothing is kept any more")
 
 
 def test_leases_that_are_deleted_together_are_a_loss_too(two: Cluster, measured: Callable[[str], None]) -> None:
