@@ -18,10 +18,10 @@ from flanpy.errors import DatapathError, DatapathWaits, InterfaceError, Platform
 from flanpy.kernel.netlink import Kernel
 
 if TYPE_CHECKING:
-    from flanpy.agent.notify import Keeper
+    from flanpy.agent.notify import DescriptorStore
     from flanpy.datapath.process import ProcessDatapath
     from flanpy.datapath.process_find import Finder, Found
-    from flanpy.datapath.sockets import Underlay
+    from flanpy.datapath.sockets import UnderlaySockets
     from flanpy.kernel.tun import Tun
 
 
@@ -42,7 +42,7 @@ class Home:
 
     run_dir: Path
     lost: Callable[[], None]
-    keeper: Keeper
+    descriptor_store: DescriptorStore
     user: tuple[int, int] = field(default_factory=datapath_user)
     _finder: Finder | None = None
 
@@ -146,8 +146,8 @@ def remove_leftovers(kernel: Kernel, home: Home) -> None:
     from flanpy.kernel.bpf_host import BpfHost
 
     home.finder.end(0)
-    home.keeper.close()
-    home.keeper.forget()
+    home.descriptor_store.close()
+    home.descriptor_store.forget()
     cleanup(udp.DEVICE, BpfHost(kernel))
 
 
@@ -178,23 +178,27 @@ def _process(settings: DatapathSettings, home: Home, *, keep: bool, prepare: Cal
 
     found = home.finder.look()
     try:
-        given = (found.state.tun_fds, found.state.udp_fds) if found is not None else (home.keeper.tun, home.keeper.udp)
+        given = (
+            (found.state.tun_fds, found.state.udp_fds)
+            if found is not None
+            else (home.descriptor_store.tun, home.descriptor_store.udp)
+        )
         tun, underlay = _adopt(settings, *given, keep=keep)
         same = found is not None and tun is not None and underlay is not None
-        home.keeper.close()  # what was of use has been copied, and the rest would keep a device alive
+        home.descriptor_store.close()  # what was of use has been copied, and the rest would keep a device alive
         tun, underlay = _complete(settings, found, tun, underlay, keep=keep, prepare=prepare)
     except BaseException:
         if found is not None:
             found.close()
         raise
-    home.keeper.keep(tun.fds, underlay.fds)
+    home.descriptor_store.keep(tun.fds, underlay.fds)
     options = ProcessOptions(home.run_dir, home.lost, user=home.user)
     return ProcessDatapath(settings, tun, underlay, options, found, same_queues=same)
 
 
 def _adopt(
     settings: DatapathSettings, tun_fds: tuple[int, ...], udp_fds: tuple[int, ...], *, keep: bool
-) -> tuple[Tun | None, Underlay | None]:
+) -> tuple[Tun | None, UnderlaySockets | None]:
     """Of what is there, what can be used as it is."""
     from flanpy.datapath.sockets import adopt_underlay
     from flanpy.kernel.tun import adopt_tun
@@ -212,11 +216,11 @@ def _complete(
     settings: DatapathSettings,
     found: Found | None,
     tun: Tun | None,
-    underlay: Underlay | None,
+    underlay: UnderlaySockets | None,
     *,
     keep: bool,
     prepare: Callable[[], object],
-) -> tuple[Tun, Underlay]:
+) -> tuple[Tun, UnderlaySockets]:
     """Open what could not be adopted."""
     from flanpy.datapath.sockets import open_underlay
     from flanpy.kernel.tun import open_tun

@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 
 from flanpy.agent import metrics
 from flanpy.agent.events import Ask, EventQueue
-from flanpy.agent.process import read_process
+from flanpy.agent.own_use import read_own_use
 from flanpy.config.options import AgentOptions
 from flanpy.errors import ResourceBusy
 
@@ -172,7 +172,7 @@ class _Handler(BaseHTTPRequestHandler):
         answer = self._ask(Ask("status", {"brief": True}))
         peers = self._ask(Ask("peers")) if answer is not None else None
         if answer is not None and peers is not None:
-            text = metrics.render({**answer, "peers": peers["peers"]}, read_process(answer["uptime_s"]))
+            text = metrics.render({**answer, "peers": peers["peers"]}, read_own_use(answer["uptime_s"]))
             self._send_text(200, text.encode(), metrics.CONTENT_TYPE)
 
     def _ask(self, ask: Ask) -> dict[str, Any] | None:

@@ -63,7 +63,7 @@ def run_command(name: str, command: Command, timeout_s: float = TIMEOUT_S) -> st
     return said
 
 
-class Hooks:
+class HookRunner:
     """From the first ``want`` to ``close``; the thread starts when there is something to do."""
 
     def __init__(self) -> None:

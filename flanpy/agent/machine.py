@@ -17,7 +17,7 @@ from pathlib import Path
 from flanpy import backends
 from flanpy.agent import files, obstacles, overlay, peer_traffic
 from flanpy.agent.datapaths import Choice, Home, features_left, open_datapath, remove_leftovers, running_process, ways
-from flanpy.agent.hooks import Hooks, run_command
+from flanpy.agent.hooks import HookRunner, run_command
 from flanpy.agent.logs import event
 from flanpy.agent.peer_traffic import PeerTraffic
 from flanpy.agent.taken import taken_addresses
@@ -83,7 +83,7 @@ class Machine:
         self._swept = False
         self._devices: tuple[str, ...] = ()
         self._routed = False
-        self._hooks = Hooks()
+        self._hooks = HookRunner()
         self._wireguard = WireguardDevices("")
         self._stood_in = True  # an earlier run may have left some
         self._announced: frozenset[Neighbour] = frozenset()
@@ -110,7 +110,7 @@ class Machine:
 
     def check_free(self, config: NetworkConfig, uplink: Uplink) -> None:
         """That nobody else has what the backend needs. Raises ResourceBusy, InterfaceError or PlatformError."""
-        ours = running_process(self._home.run_dir) is not None or bool(self._home.keeper.tun)
+        ours = running_process(self._home.run_dir) is not None or bool(self._home.descriptor_store.tun)
         obstacles.check_free(self._kernel, config, uplink, ours=ours)
 
     def left(self) -> str:
@@ -319,7 +319,7 @@ class Machine:
                 running.datapath.teardown()
             except DatapathWaits as error:
                 log.error("%s", error, extra=event("datapath_stays", reason=str(error)))
-            self._home.keeper.forget()
+            self._home.descriptor_store.forget()
         elif running is not None:
             running.datapath.close()
 

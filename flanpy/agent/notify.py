@@ -37,7 +37,7 @@ def watchdog_s(environment: Mapping[str, str], pid: int) -> float | None:
     return int(text) / 1e6
 
 
-class Keeper:
+class DescriptorStore:
     """The service manager's descriptor store (systemd: FileDescriptorStoreMax=): what outlives agent and datapath process alike.
 
     It has copies of the TUN queues and UDP sockets, so that device, routes and waiting packets survive when both were killed; a

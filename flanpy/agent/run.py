@@ -31,7 +31,7 @@ from flanpy.agent.health import HealthPlace
 from flanpy.agent.logs import event, set_up
 from flanpy.agent.loop import Loop
 from flanpy.agent.machine import Machine
-from flanpy.agent.notify import Keeper, notify
+from flanpy.agent.notify import DescriptorStore, notify
 from flanpy.agent.peer_paths import PeerPaths
 from flanpy.agent.readiness import Readiness
 from flanpy.agent.reload import Reload
@@ -151,9 +151,9 @@ def _open_store(options: AgentOptions, stack: ExitStack) -> EtcdStore:
 
 
 def _open_machine(options: AgentOptions, kernel: Kernel, events: EventQueue, stack: ExitStack) -> Machine:
-    keeper = Keeper(os.environ, os.getpid())
-    stack.callback(keeper.close)
-    home = Home(options.run_dir, lambda: events.put(DatapathLost()), keeper, datapath_user(options.datapath_user))
+    descriptor_store = DescriptorStore(os.environ, os.getpid())
+    stack.callback(descriptor_store.close)
+    home = Home(options.run_dir, lambda: events.put(DatapathLost()), descriptor_store, datapath_user(options.datapath_user))
     stack.callback(home.close)
     machine = Machine(kernel, options.datapath, _firewall(options, events, stack), home, teardown=options.teardown)
     stack.callback(machine.close)

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from flanpy.bench.agent_process import idle_percent, resident_mb
 from flanpy.bench.beds import Bed
-from flanpy.bench.convergence import Prober
+from flanpy.bench.convergence import FirstPacket
 from flanpy.bench.etcd_gateway import EtcdGateway, LeaseChanges, free_subnets
 from flanpy.bench.runner import Progress, Recorder
 from flanpy.bench.samples import NO_MODE, Figure, Settings
@@ -115,7 +115,7 @@ class AgentRun:
         first, *others = self._hosts()
         self._add("agent_ready", 0, _timed_start(lab, first))
         for number, host in enumerate(others, 1):
-            with Prober.to_tunnel(lab, first, host) as prober:
+            with FirstPacket.to_tunnel(lab, first, host) as prober:
                 begin = time.monotonic()
                 self._add("agent_ready", number, _timed_start(lab, host))
                 lease = lab.lease(host)
@@ -142,14 +142,14 @@ class AgentRun:
         free = free_subnets(NETWORK, self._subnets())
         new = list(islice(free, leases - HOSTS))
         etcd.put_leases([(subnet, self._sink) for subnet in new])
-        with Prober.to_underlay(self._lab, self._hosts()[0]) as prober:
+        with FirstPacket.to_underlay(self._lab, self._hosts()[0]) as prober:
             prober.await_first(new[-1][2], within_s=120.0)
         return list(free)
 
     def convergence(self, etcd: EtcdGateway) -> None:
         """A lease is written, and from then on packets for it are sent from a host every half millisecond until one leaves."""
         spare = self._fill(etcd, self._scale.known)[0]
-        with Prober.to_underlay(self._lab, self._hosts()[0]) as prober:
+        with FirstPacket.to_underlay(self._lab, self._hosts()[0]) as prober:
             for number in range(self._settings.rounds):
                 self._progress.step("agents: convergence")
                 times_ms = sorted(_converge_ms(etcd, prober, spare, self._sink) for _ in range(self._scale.convergences))
@@ -188,7 +188,7 @@ class AgentRun:
         etcd.put_leases([(subnet, self._sink) for subnet in free[:-1]])
         begin = time.monotonic()
         etcd.put_lease(free[-1], self._sink)
-        with Prober.to_underlay(self._lab, self._hosts()[0]) as prober:
+        with FirstPacket.to_underlay(self._lab, self._hosts()[0]) as prober:
             prober.await_first(free[-1][2], within_s=120.0)
         self._add("agent_sync_65536", 0, time.monotonic() - begin)
         for number, host in enumerate(self._hosts()):
@@ -207,7 +207,7 @@ def _traffic(bed: Bed, seconds: float) -> tuple[int, int]:
     return sent.packets, sent.packets - received.packets
 
 
-def _converge_ms(etcd: EtcdGateway, prober: Prober, subnet: IPv4Network, sink: IPv4Address) -> float:
+def _converge_ms(etcd: EtcdGateway, prober: FirstPacket, subnet: IPv4Network, sink: IPv4Address) -> float:
     """Write a lease, wait for its first packet, delete it and wait until packets cease."""
     etcd.put_lease(subnet, sink)
     begin = time.monotonic()

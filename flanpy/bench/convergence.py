@@ -25,7 +25,7 @@ ETH_P_IP = 0x0800
 TUNNEL = "flannel0"
 
 
-class Prober:
+class FirstPacket:
     """A sender in one host and a place to look at; every wait uses a mark of its own, so stragglers are not mistaken."""
 
     def __init__(self, sender: socket.socket, watcher: socket.socket, device: str | None) -> None:

@@ -23,7 +23,7 @@ from typing import Self, TypeVar
 from flanpy.datapath import Datapath, DatapathSettings, DatapathStats, PeerCount, ProcessStatus, VerdictCount
 from flanpy.datapath import ebpf_syscall as bpf
 from flanpy.datapath.core import VERDICTS
-from flanpy.datapath.ebpf_attach import Hooks, Spot, TcxHooks, has_tcx
+from flanpy.datapath.ebpf_attach import Spot, TcHooks, TcxHooks, has_tcx
 from flanpy.datapath.ebpf_host import Host
 from flanpy.datapath.ebpf_layout import COUNTERS_BYTES, Header, build_snapshot, sum_counters
 from flanpy.datapath.ebpf_mtu import PathMtus
@@ -31,7 +31,7 @@ from flanpy.datapath.ebpf_needs import degraded, may_send_raw, require_ethernet
 from flanpy.datapath.ebpf_peers import PeerCounters, both
 from flanpy.datapath.ebpf_pins import ROOT, Pins, sweep_dead
 from flanpy.datapath.ebpf_places import put_in_place
-from flanpy.datapath.ebpf_prober import Prober, forget, targets_of
+from flanpy.datapath.ebpf_prober import SuperpacketProber, forget, targets_of
 from flanpy.datapath.ebpf_programs import Loaded, load, publish
 from flanpy.errors import DatapathError, PlatformError
 from flanpy.model import Address, ForwardTable
@@ -78,7 +78,7 @@ class EbpfDatapath:
         self._pins = Pins.of(settings.device, options.pin_root)
         self._loaded: Loaded | None = None
         self._peers: PeerCounters | None = None
-        self._prober: Prober | None = None
+        self._prober: SuperpacketProber | None = None
         self._can_probe = may_send_raw()
         here = degraded(options.underlay, settings.underlay_address, can_probe=self._can_probe)
         self.degraded = (*getattr(userspace, "degraded", ()), *here)
@@ -91,7 +91,7 @@ class EbpfDatapath:
                 "counters of peers", partial(PeerCounters, self._loaded.maps["fp_peers"], possible_cpus())
             )
             tcx = options.hooks == "tcx" or (options.hooks == "auto" and has_tcx(self._loaded.programs["fp_encap"]))
-            self._hooks: Hooks = TcxHooks(self._pins) if tcx else host.clsact_hooks()
+            self._hooks: TcHooks = TcxHooks(self._pins) if tcx else host.clsact_hooks()
         except BaseException:
             self.close()
             raise
@@ -209,7 +209,7 @@ class EbpfDatapath:
         targets = targets_of(table, tuple(source.version for source in sources))
         if self._prober is None and targets and self._can_probe:
             maps = self._running().maps
-            start = partial(Prober, settings.device, sources, maps["fp_thanks"], self._every_turn)
+            start = partial(SuperpacketProber, settings.device, sources, maps["fp_thanks"], self._every_turn)
             self._prober = self._explain("probes of the paths", start)
         if self._prober is not None:
             self._prober.aim(targets, table.mtu_bytes, whole=header.carries)

@@ -28,7 +28,7 @@ class Spot:
     egress: bool = False
 
 
-class Hooks(Protocol):
+class TcHooks(Protocol):
     """A way to attach programs. ``name`` says which: ``tcx`` or ``clsact``."""
 
     name: str

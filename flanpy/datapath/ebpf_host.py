@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from flanpy.datapath.ebpf_attach import Hooks
+from flanpy.datapath.ebpf_attach import TcHooks
 from flanpy.model import Network
 
 
 class Host(Protocol):
     """What needs netlink, handed in by the composition root (``kernel.tc.TcHost``)."""
 
-    def clsact_hooks(self) -> Hooks:
+    def clsact_hooks(self) -> TcHooks:
         """Filters of a clsact qdisc, for kernels without tcx."""
 
     def carries_superpackets(self, device: str) -> bool:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from flanpy.datapath import ebpf_syscall as bpf
-from flanpy.datapath.ebpf_attach import Hooks, Spot
+from flanpy.datapath.ebpf_attach import Spot, TcHooks
 from flanpy.datapath.ebpf_pins import Pins, remember_devices
 from flanpy.datapath.ebpf_programs import Loaded, map_pin
 
@@ -19,7 +19,7 @@ OPTIONAL = frozenset({"fp_bypass", "fp_merged"})
 """Programs that hang only where an option asks for them."""
 
 
-def put_in_place(loaded: Loaded, spots: tuple[Spot, ...], pins: Pins, hooks: Hooks) -> tuple[Loaded, int]:
+def put_in_place(loaded: Loaded, spots: tuple[Spot, ...], pins: Pins, hooks: TcHooks) -> tuple[Loaded, int]:
     """Every program hangs in its place, ours and not another version: how many had to be put there. Raises OSError that says which.
 
     From then on the maps are pinned, and ``adopted`` in what is returned.
@@ -51,7 +51,7 @@ def _pin_maps(loaded: Loaded, pins: Pins) -> None:
             pins.remove(name)
 
 
-def _attach(loaded: Loaded, spot: Spot, pins: Pins, hooks: Hooks) -> bool:
+def _attach(loaded: Loaded, spot: Spot, pins: Pins, hooks: TcHooks) -> bool:
     program = loaded.programs[spot.program]
     pinned = pins.open(f"prog_{spot.program}")
     if pinned is not None:

@@ -60,7 +60,7 @@ class _Wait:
     period_s: float = PERIOD_S / 8
 
 
-class Prober:
+class SuperpacketProber:
     """The thread that probes. Belongs to the network namespace of the thread that makes it."""
 
     def __init__(self, device: str, sources: tuple[Address, ...], thanks: bpf.Fd, every_turn: Callable[[], int]) -> None:

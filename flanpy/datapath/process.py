@@ -38,7 +38,7 @@ from flanpy.datapath.process_pages import Pages, is_pages, is_table, new_pages, 
 from flanpy.datapath.process_user import datapath_user, sharers
 from flanpy.datapath.process_watch import Watch
 from flanpy.datapath.process_wire import Gone, Nonsense, Slow, Unresponsive
-from flanpy.datapath.sockets import Underlay
+from flanpy.datapath.sockets import UnderlaySockets
 from flanpy.datapath.userspace import FEATURES, IPV6, Tuning, TunQueues, native_settings
 from flanpy.errors import DatapathError, DatapathWaits
 from flanpy.model import Address, ForwardTable
@@ -77,7 +77,7 @@ class ProcessDatapath:
         self,
         settings: DatapathSettings,
         tun: TunQueues,
-        underlay: Underlay,
+        underlay: UnderlaySockets,
         options: ProcessOptions,
         found: Found | None = None,
         *,

@@ -44,7 +44,7 @@ SEGMENTS_NEW, SEGMENTS_OLD = 127, 63
 
 
 @dataclass(frozen=True, slots=True)
-class Underlay:
+class UnderlaySockets:
     """Open sockets; ``max_segments`` 1 means no UDP_SEGMENT; ``degraded`` says what is missing and why."""
 
     sockets: tuple[socket.socket, ...]
@@ -63,7 +63,7 @@ class Underlay:
             each.close()
 
 
-def open_underlay(address: Address, port: int, queues: int = 1, *, buffer_bytes: int = BUFFER_BYTES) -> Underlay:
+def open_underlay(address: Address, port: int, queues: int = 1, *, buffer_bytes: int = BUFFER_BYTES) -> UnderlaySockets:
     """Bind so many sockets to ``address`` and ``port``; they are of its family alone.
 
     Raises ResourceBusy (the port is taken; says by whom), InterfaceError (the address is not ours), PlatformError.
@@ -80,7 +80,7 @@ def open_underlay(address: Address, port: int, queues: int = 1, *, buffer_bytes:
         raise
 
 
-def adopt_underlay(descriptors: Sequence[int], address: Address, port: int, queues: int = 1) -> Underlay | None:
+def adopt_underlay(descriptors: Sequence[int], address: Address, port: int, queues: int = 1) -> UnderlaySockets | None:
     """The sockets that somebody else has opened as ``open_underlay`` does, by copies of their descriptors; what waits in them is kept.
 
     None when they are not so many sockets that are bound to ``address`` and ``port``.
@@ -123,7 +123,7 @@ def _disconnect(underlay: socket.socket) -> None:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
-def _prepared(sockets: list[socket.socket], buffer_bytes: int) -> Underlay:
+def _prepared(sockets: list[socket.socket], buffer_bytes: int) -> UnderlaySockets:
     """Bound sockets with all options set; the same again for sockets that have them already."""
     said = {line: None for each in sockets for line in _tune(each, buffer_bytes)}
     gro = all(_has_gro(each) for each in sockets)
@@ -132,7 +132,7 @@ def _prepared(sockets: list[socket.socket], buffer_bytes: int) -> Underlay:
         said["UDP_GRO: not in this kernel (Linux 5.0 and newer have it); each datagram costs a system call"] = None
     if max_segments == 1:
         said["UDP_SEGMENT: not in this kernel (Linux 4.18 and newer have it); each datagram costs a system call"] = None
-    return Underlay(tuple(sockets), max_segments, gro, tuple(said))
+    return UnderlaySockets(tuple(sockets), max_segments, gro, tuple(said))
 
 
 def _open(address: Address) -> socket.socket:

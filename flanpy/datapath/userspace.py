@@ -17,7 +17,7 @@ from typing import Any, Protocol, Self
 
 from flanpy.datapath import DatapathSettings, DatapathStats, PeerCount, VerdictCount
 from flanpy.datapath.core import VERDICTS, WORK_COUNTERS, build_table, ffi, lib, peer_counts
-from flanpy.datapath.sockets import Underlay
+from flanpy.datapath.sockets import UnderlaySockets
 from flanpy.errors import DatapathError
 from flanpy.model import Address, ForwardTable
 
@@ -62,7 +62,9 @@ class UserspaceDatapath:
     kind = "userspace"
     process = None
 
-    def __init__(self, settings: DatapathSettings, tun: TunQueues, underlay: Underlay, tuning: Tuning | None = None) -> None:
+    def __init__(
+        self, settings: DatapathSettings, tun: TunQueues, underlay: UnderlaySockets, tuning: Tuning | None = None
+    ) -> None:
         self.features = FEATURES | ({IPV6} if settings.tunnel_address6 is not None else frozenset())
         self.degraded = tun.degraded + underlay.degraded
         self._settings = settings
@@ -142,7 +144,7 @@ class UserspaceDatapath:
         return pages
 
 
-def _start(settings: DatapathSettings, tun: TunQueues, underlay: Underlay, tuning: Tuning) -> Any:
+def _start(settings: DatapathSettings, tun: TunQueues, underlay: UnderlaySockets, tuning: Tuning) -> Any:
     if not len(tun.fds) == len(underlay.fds) == settings.queues:
         raise DatapathError(
             f"{settings.device}: {settings.queues} queues need as many of TUN ({len(tun.fds)}) and UDP ({len(underlay.fds)})"
@@ -155,7 +157,7 @@ def _start(settings: DatapathSettings, tun: TunQueues, underlay: Underlay, tunin
     return out[0]
 
 
-def native_settings(settings: DatapathSettings, tun: TunQueues, underlay: Underlay, tuning: Tuning) -> Any:
+def native_settings(settings: DatapathSettings, tun: TunQueues, underlay: UnderlaySockets, tuning: Tuning) -> Any:
     """``struct fp_settings *``."""
     options = (
         (lib.FP_OPT_SOURCE_CHECK if settings.source_check else 0)

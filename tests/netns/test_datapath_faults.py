@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from flanpy.datapath.sockets import Underlay, open_underlay
+from flanpy.datapath.sockets import UnderlaySockets, open_underlay
 from flanpy.datapath.userspace import Tuning
 from flanpy.errors import DatapathError
 from flanpy.model import ForwardTable, Hop, TableEntry
@@ -217,7 +217,7 @@ def test_a_peer_without_agent_harms_nobody() -> None:
         made.a.datapath.check()
 
 
-def slow_underlay(address: IPv4Address, port: int, queues: int) -> Underlay:
+def slow_underlay(address: IPv4Address, port: int, queues: int) -> UnderlaySockets:
     """Sockets with the smallest buffer, so that a slow device fills them."""
     made = open_underlay(address, port, queues)
     for each in made.sockets:
@@ -243,14 +243,14 @@ def test_a_full_socket_is_retried_then_counted_and_recovers() -> None:
         assert eventually(lambda: " 1 received" in made.a.pod.run("ping", "-c1", "-W0.5", str(made.b.pod_address), check=False))
 
 
-def lite_underlay(address: IPv4Address, port: int, queues: int) -> Underlay:
+def lite_underlay(address: IPv4Address, port: int, queues: int) -> UnderlaySockets:
     """UDP-Lite sockets: all else works with them, but Linux answers UDP_SEGMENT with EIO."""
     made = tuple(
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK, socket.IPPROTO_UDPLITE) for _ in range(queues)
     )
     for each in made:
         each.bind((str(address), port))
-    return Underlay(made, max_segments=63, gro=False, degraded=())
+    return UnderlaySockets(made, max_segments=63, gro=False, degraded=())
 
 
 def test_a_route_that_cannot_cut_turns_segmentation_off_once_and_loses_nothing() -> None:

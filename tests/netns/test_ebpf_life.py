@@ -23,7 +23,7 @@ from pathlib import Path
 import pytest
 
 from flanpy.agent.datapaths import Home, open_datapath
-from flanpy.agent.notify import Keeper
+from flanpy.agent.notify import DescriptorStore
 from flanpy.datapath import ebpf_syscall as bpf
 from flanpy.datapath.ebpf import EbpfDatapath, cleanup
 from flanpy.datapath.ebpf_attach import Spot, TcxHooks
@@ -537,7 +537,7 @@ def cleanup_in(side: EbpfSide) -> bool:
 
 
 def home_in(run_dir: Path) -> Home:
-    return Home(run_dir, lambda: None, Keeper({}, 0))
+    return Home(run_dir, lambda: None, DescriptorStore({}, 0))
 
 
 def test_a_second_agent_leaves_the_programs_of_the_first_alone(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from flanpy.agent.metrics import METRICS, PEER_LABELS
-from flanpy.agent.process import read_process
+from flanpy.agent.own_use import read_own_use
 from flanpy.lab.cluster import IMPORT_PATH
 from tests.support.clusters import Agent, Cluster, bare, cluster, eventually
 
@@ -128,7 +128,7 @@ def test_the_log_level_changes_while_the_agent_runs(two: Cluster) -> None:
 
 def test_every_metric_has_something_to_say_of_a_node_that_works(two: Cluster) -> None:
     status = {**answer(two, "status"), "peers": answer(two, "peers")["peers"]}
-    process = read_process(status["uptime_s"])
+    process = read_own_use(status["uptime_s"])
     assert [metric.name for metric in METRICS if not list(metric.samples(status, process))] == []
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
 from flanpy.datapath import DatapathSettings, DatapathStats
-from flanpy.datapath.sockets import SO_RCVBUFFORCE, Underlay, open_underlay
+from flanpy.datapath.sockets import SO_RCVBUFFORCE, UnderlaySockets, open_underlay
 from flanpy.datapath.userspace import Tuning, UserspaceDatapath
 from flanpy.kernel.tun import open_tun
 from flanpy.model import Address, ForwardTable, Hop, TableEntry
@@ -102,7 +102,7 @@ def _wire(where: Namespace, device: str, *, gro: bool) -> None:
     where.script(f"ethtool -K {device} {off} gro {'on' if gro else 'off'} >/dev/null")
 
 
-OpenUnderlay = Callable[[IPv4Address, int, int], Underlay]
+OpenUnderlay = Callable[[IPv4Address, int, int], UnderlaySockets]
 
 
 def _open(

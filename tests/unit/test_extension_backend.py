@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from flanpy import backends
-from flanpy.agent.hooks import Hooks, run_command
+from flanpy.agent.hooks import HookRunner, run_command
 from flanpy.backends import extension
 from flanpy.errors import ConfigError, PlatformError
 from flanpy.model import Command, DesiredState, FlanpyInfo, Hook, LocalFacts, NodeAttributes
@@ -70,7 +70,7 @@ def test_hooks_begin_end_and_are_tried_again_each_on_its_own(tmp_path: Path) -> 
     own, good = hook("own", f"echo +own >>{log}"), hook("good", f"echo +good >>{log}")
     bad = hook("bad", f"test -e {gate} && echo +bad >>{log}")
     before = threading.active_count()
-    hooks = Hooks()
+    hooks = HookRunner()
     try:
         assert hooks.want(frozenset()) == ([], [])
         assert threading.active_count() == before

@@ -9,7 +9,7 @@ from pathlib import Path
 from flanpy.agent.metrics import ProcessFigures
 
 
-def read_process(uptime_s: float) -> ProcessFigures:
+def read_own_use(uptime_s: float) -> ProcessFigures:
     """The figures now; ``uptime_s`` is how long the agent runs."""
     used, now_s = os.times(), time.time()
     resident_pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
