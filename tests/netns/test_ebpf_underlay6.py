@@ -7,7 +7,7 @@ import struct
 from pathlib import Path
 
 import pytest
-from scapy.layers.inet import UDP
+from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6, IPv6ExtHdrDestOpt
 from scapy.packet import Raw
 
@@ -26,7 +26,7 @@ from tests.support.transfers import transfer
 pytestmark = pytest.mark.root
 
 CONTENT_BYTES = 6 << 20
-IPV6 = b"\x86\xdd"
+ETHERTYPE6 = b"\x86\xdd"
 
 
 def address_of(side: EbpfSide, family: int) -> Address:
@@ -74,8 +74,56 @@ def test_ipv6_behind_a_bridge_travels_whole_from_pod_to_pod() -> None:
         assert_content_arrives(made, 6, content)
         with tap(made.b.pod, "eth0") as wire:
             assert_content_arrives(made, 6, content[: 8 << 20])
-            sizes = [len(packet) for packet in drained(wire, IPV6)]
+            sizes = [len(packet) for packet in drained(wire, ETHERTYPE6)]
         assert max(sizes) > 20_000
+
+
+def test_udp_superpackets_travel_whole_once_the_peer_has_said_that_they_arrive() -> None:
+    with ebpf_overlay(ipv6=True, outer=6) as made:
+        know_neighbours(made)
+        assert_content_arrives(made, 6, os.urandom(CONTENT_BYTES))
+        with udp_socket(made.b.pod, made.b.pod_address6) as receiver, udp_socket(made.a.pod, made.a.pod_address6) as sender:
+            before = made.b.stats.counters["bpf_superpackets_in"]
+            datagrams = [os.urandom(1000) for _ in range(30)]
+            sender.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, 1000)
+            sender.sendto(b"".join(datagrams), receiver.getsockname())
+            assert [receiver.recv(65536) for _ in datagrams] == datagrams
+            assert made.b.stats.counters["bpf_superpackets_in"] == before + 1
+
+
+def test_a_wire_sees_only_correct_packets_of_real_size() -> None:
+    """An interface that finishes and cuts, like a network card; every inner checksum as scapy computes it."""
+    content = os.urandom(300_000)
+    with ebpf_overlay(ipv6=True, outer=6, wire=True) as made:
+        know_neighbours(made)
+        for side in (made.a, made.b):
+            side.host.script("ethtool -K uplink tx off >/dev/null")
+        for family in (4, 6):
+            with tap(made.b.host, "uplink") as wire:
+                target = address_of(made.b, family)
+                assert send_and_digest(made.a, made.b, content, target) == hashlib.sha256(content).hexdigest()
+                packets = [
+                    packet
+                    for packet in drained(wire, ETHERTYPE6)
+                    if packet[6] == 17 and packet[8:24] == made.a.underlay_address.packed
+                ]
+            assert len(packets) > len(content) // 1452
+            for packet in packets:
+                assert_correct(packet)
+        assert made.a.stats.counters["bpf_superpackets_out"] > 0
+
+
+def assert_correct(packet: bytes) -> None:
+    """A whole outer packet of real size without a UDP checksum, and a TCP packet inside whose checksums are right."""
+    outer = IPv6(packet)
+    assert len(packet) <= 1500 and outer.plen == outer[UDP].len == len(packet) - 40
+    assert outer[UDP].chksum == 0
+    inside_it = (IP if packet[48] >> 4 == 4 else IPv6)(packet[48:])
+    again = inside_it.copy()
+    del again[TCP].chksum
+    if packet[48] >> 4 == 4:
+        del again.chksum
+    assert bytes(again) == packet[48:]
 
 
 @pytest.mark.parametrize("underlay", ["superpacket", "wire"])
@@ -129,7 +177,7 @@ def test_the_mtu_of_a_route_is_heeded() -> None:
         made.a.check()
         with tap(made.b.host, "uplink") as wire:
             assert send_and_digest(made.a, made.b, content) == hashlib.sha256(content).hexdigest()
-            sizes = [len(packet) for packet in drained(wire, IPV6) if packet[8:24] == made.a.underlay_address.packed]
+            sizes = [len(packet) for packet in drained(wire, ETHERTYPE6) if packet[8:24] == made.a.underlay_address.packed]
         assert 1200 < max(sizes) <= 1300
 
 
@@ -148,7 +196,7 @@ def test_every_byte_on_the_wire_is_what_it_should_be(traffic_class: int) -> None
         packets: list[bytes] = []
 
         def has_come() -> bool:
-            packets.extend(each for each in drained(wire, IPV6) if each.endswith(b"flannel"))
+            packets.extend(each for each in drained(wire, ETHERTYPE6) if each.endswith(b"flannel"))
             return bool(packets)
 
         eventually(has_come, 5, "the packet is on the wire")
@@ -184,3 +232,4 @@ def test_agents_over_an_ipv6_underlay_take_ebpf_by_themselves(inner: str, tmp_pa
         status = two.status("host1")
         assert status["datapath"]["kind"] == "ebpf", status
         assert status["datapath"]["counters"]["bpf_superpackets_out"] > 0
+        eventually(lambda: two.status("host2")["datapath"]["counters"]["bpf_probes_in"] > 0, 5, "a probe of the path has come")
