@@ -33,29 +33,46 @@ class FilterRule:
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """A base chain with the rules of the chains that it jumps to."""
+    """A base chain with the rules of the chains that it jumps to. ``nft``: its family, table and name, None where it is iptables's."""
 
     where: str
     hook: str
     policy: str
     rules: tuple[FilterRule, ...]
+    nft: str | None = None
 
 
-def port_problem(chains: Iterable[Chain], port: int) -> str | None:
+@dataclass(frozen=True, slots=True)
+class Obstacle:
+    """What may drop us, and what lets us through: a rule in that very chain, for in nft no other chain can take a drop back."""
+
+    reason: str
+    cure: str
+
+
+def port_problem(chains: Iterable[Chain], port: int) -> Obstacle | None:
     """Why UDP to this port may not come in; None when nothing speaks against it."""
     for chain in chains:
         if chain.hook == "input" and (reason := _fate(chain, lambda rule: _has_port(rule, port), f"UDP port {port}")):
-            return reason
+            return Obstacle(reason, _accept(chain, f"-p udp --dport {port}", f"udp dport {port}"))
     return None
 
 
-def forward_problem(chains: Iterable[Chain], network: str, devices: Iterable[str]) -> str | None:
+def forward_problem(chains: Iterable[Chain], network: str, devices: Iterable[str]) -> Obstacle | None:
     """Why packets between pods and the overlay may not be forwarded; None when nothing speaks against it."""
     ours = frozenset(devices)
     for chain in chains:
         if chain.hook == "forward" and (reason := _fate(chain, lambda rule: _is_about(rule, network, ours), network)):
-            return reason
+            ways = (("-s", "saddr"), ("-d", "daddr"))
+            return Obstacle(reason, "; ".join(_accept(chain, f"{old} {network}", f"ip {new} {network}") for old, new in ways))
     return None
+
+
+def _accept(chain: Chain, iptables: str, nft: str) -> str:
+    """The command for a rule before all others of this chain."""
+    if chain.nft is not None:
+        return f"nft insert rule {chain.nft} {nft} accept"
+    return f"iptables -I {chain.hook.upper()} {iptables} -j ACCEPT"
 
 
 def _fate(chain: Chain, concerns: Any, what: str) -> str | None:
@@ -140,9 +157,9 @@ def from_nft(ruleset: Mapping[str, Any]) -> list[Chain]:
     for item in items:
         chain = item.get("chain")
         if chain and chain.get("hook") in ("input", "forward") and chain["family"] in ("ip", "inet") and not _is_iptables(chain):
-            where = f"nft: chain {chain['family']} {chain['table']} {chain['name']}"
+            name = f"{chain['family']} {chain['table']} {chain['name']}"
             flat = tuple(_flat(_chain_key(chain, chain["name"]), rules, ()))
-            chains.append(Chain(where, chain["hook"], chain.get("policy", "accept"), flat))
+            chains.append(Chain(f"nft: chain {name}", chain["hook"], chain.get("policy", "accept"), flat, name))
     return chains
 
 

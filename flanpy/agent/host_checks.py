@@ -121,14 +121,11 @@ def firewall_checks(chains: Iterable[Chain], port: int | None, networks: Iterabl
     """Rules that drop us, as far as rules can be read."""
     chains, devices = list(chains), list(devices)
     found = []
-    if port is not None and (reason := port_problem(chains, port)):
-        found.append(
-            Check("firewall", "warning", reason, f"iptables -I INPUT -p udp --dport {port} -j ACCEPT, or the same in nft")
-        )
+    if port is not None and (obstacle := port_problem(chains, port)):
+        found.append(Check("firewall", "warning", obstacle.reason, obstacle.cure))
     for network in networks:
-        if ":" not in network and (reason := forward_problem(chains, network, devices)):
-            cure = f"iptables -I FORWARD -s {network} -j ACCEPT; iptables -I FORWARD -d {network} -j ACCEPT"
-            found.append(Check("firewall", "warning", reason, cure))
+        if ":" not in network and (obstacle := forward_problem(chains, network, devices)):
+            found.append(Check("firewall", "warning", obstacle.reason, obstacle.cure))
     return found or [Check("firewall", "ok", f"nothing drops us in {len(chains)} chains")]
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from flanpy.agent.firewall_check import Chain, FilterRule, forward_problem, from_iptables, from_nft, port_problem
+from flanpy.agent.firewall_check import Chain, FilterRule, Obstacle, forward_problem, from_iptables, from_nft, port_problem
 from flanpy.agent.host_checks import (
     Check,
     absent_check,
@@ -57,6 +57,20 @@ COMMIT
 """
 
 
+def told(obstacle: Obstacle | None) -> str | None:
+    return obstacle.reason if obstacle else None
+
+
+def test_the_cure_for_a_chain_of_nft_is_a_rule_in_that_chain() -> None:
+    inward = port_problem(nft({"expr": [{"drop": None}]}, policy="accept"), 8285)
+    assert inward is not None
+    assert inward.cure == "nft insert rule inet guard base udp dport 8285 accept"
+    forward = forward_problem(nft(hook="forward"), NETWORK, DEVICES)
+    assert forward is not None
+    insert = "nft insert rule inet guard base ip"
+    assert forward.cure == f"{insert} saddr {NETWORK} accept; {insert} daddr {NETWORK} accept"
+
+
 def test_a_forward_chain_that_drops_by_policy_is_a_warning_with_its_cure() -> None:
     found = firewall_checks(from_iptables(DOCKER), 8285, [NETWORK], DEVICES)
     assert found == [
@@ -91,7 +105,7 @@ def test_a_rule_that_accepts_us_ends_the_warning(rule: str) -> None:
     ],
 )
 def test_the_port_is_looked_for_in_all_chains(rule: str, problem: str | None) -> None:
-    assert port_problem(from_iptables(STRICT.format(rule=rule)), 8285) == problem
+    assert told(port_problem(from_iptables(STRICT.format(rule=rule)), 8285)) == problem
 
 
 def nft(*rules: dict[str, Any], hook: str = "input", policy: str = "drop", **names: str) -> list[Chain]:
@@ -122,7 +136,7 @@ def udp(port: object, verdict: str, field: str = "dport") -> dict[str, Any]:
     ],
 )
 def test_nft_rules_are_read_the_same_way(rules: tuple[dict[str, Any], ...], problem: str | None) -> None:
-    assert port_problem(nft(*rules), 8285) == problem
+    assert told(port_problem(nft(*rules), 8285)) == problem
 
 
 def test_a_network_that_contains_ours_and_a_set_of_devices_count() -> None:
@@ -155,7 +169,7 @@ def test_no_filter_is_no_problem(text: str) -> None:
 def test_the_first_rule_that_names_us_decides() -> None:
     rules = (FilterRule("accept", ((8285, 8285),)), FilterRule("drop", ((8285, 8285),)))
     assert port_problem([Chain("c", "input", "drop", rules)], 8285) is None
-    assert port_problem([Chain("c", "input", "accept", rules[::-1])], 8285) == "c: a rule drops UDP port 8285"
+    assert told(port_problem([Chain("c", "input", "accept", rules[::-1])], 8285)) == "c: a rule drops UDP port 8285"
 
 
 # ------------------------------------------------------------------------------------------------ the rest
