@@ -8,11 +8,15 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 _SO_NETNS_COOKIE = 71
 _PINS = Path("/sys/fs/bpf/flanpy")
 _DEVICES = ("flannel.", "flannel-v6.", "flannel-wg", "flannel.ipip")
+_OUR_PROTOCOL = 102
+"""``flanpy.model.ROUTE_PROTOCOL``."""
+_GET_ROUTE, _NEW_ROUTE, _DONE, _ERROR, _DUMP_REQUEST = 26, 24, 3, 2, 0x301
 _ADVICE = (
     "No node that comes, goes or moves is followed meanwhile, and the lease is not renewed: start the agent again "
     "(`systemctl start flanpy`), or take everything off this host by `flanpy cleanup`."
@@ -21,7 +25,7 @@ _ADVICE = (
 
 def left_behind(run_dir: Path) -> str:
     """What carries packets here, and what to do; "" when nothing of ours is seen."""
-    found = [*_process(run_dir), *_programs(), *_links()]
+    found = [*_process(run_dir), *_programs(), *_links()] or _routes()
     if not found:
         return ""
     return f"Packets go on by the last table and routes: {', '.join(found)}. {_ADVICE}"
@@ -51,3 +55,25 @@ def _programs() -> list[str]:
 def _links() -> list[str]:
     names = sorted(name for _, name in socket.if_nameindex() if name.startswith(_DEVICES))
     return [f"device {name} is there" for name in names]
+
+
+def _routes() -> list[str]:
+    """Of backend host-gw nothing else stays. Asked by netlink here (rtnetlink(7)): whatever else could ask takes long to import."""
+    count = 0
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as asked, contextlib.suppress(OSError):
+        asked.settimeout(1.0)
+        asked.send(struct.pack("=IHHII12x", 28, _GET_ROUTE, _DUMP_REQUEST, 1, 0))
+        kind = 0
+        while kind not in (_DONE, _ERROR):
+            for kind, protocol in _messages(asked.recv(65536)):
+                count += kind == _NEW_ROUTE and protocol == _OUR_PROTOCOL
+    return [f"{count} {'route' if count == 1 else 'routes'} of ours"] if count else []
+
+
+def _messages(data: bytes) -> Iterator[tuple[int, int]]:
+    """Type of each message, and the protocol number where it is a route."""
+    at = 0
+    while at + 16 <= len(data):
+        size, kind = struct.unpack_from("=IH", data, at)
+        yield kind, data[at + 21] if size >= 28 and at + 28 <= len(data) else 0
+        at += max(16, size + 3 & ~3)

@@ -6,7 +6,7 @@ to what they find. Entries without memory for them, or more than the map takes, 
 
 from __future__ import annotations
 
-import struct
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 
@@ -16,7 +16,7 @@ from flanpy.datapath.ebpf_layout import PEER_BYTES, address_key
 from flanpy.model import Address
 
 KEY_BYTES = 16
-_FIGURES = struct.Struct("=6Q")
+_FIGURES = PEER_BYTES // 8
 NOTHING = PeerCount(VerdictCount(0, 0), VerdictCount(0, 0), 0, 0)
 
 
@@ -50,7 +50,8 @@ class PeerCounters:
             per_cpu = bpf.lookup(self._map, key, PEER_BYTES * self._cpus)
         except OSError:
             return NOTHING
-        figures = [sum(column) for column in zip(*_FIGURES.iter_unpack(per_cpu), strict=True)]
+        words = array("Q", per_cpu)
+        figures = [sum(words[at::_FIGURES]) for at in range(_FIGURES)]
         return PeerCount(VerdictCount(*figures[:2]), VerdictCount(*figures[2:4]), *figures[4:])
 
 

@@ -15,11 +15,11 @@ import pytest
 from flanpy.agent.control import SOCKET_NAME, ask
 from flanpy.agent.host_checks import Check
 from flanpy.agent.peer_traffic import Traffic, as_json
-from flanpy.cli import doctor, leases, main, peers, routes, status, top
+from flanpy.cli import doctor, leases, left, main, peers, routes, status, top
 from flanpy.cli.output import Paint, ask_agent, duration, printable, size, table
 from flanpy.core.codec import encode_attributes
 from flanpy.errors import AgentAbsent
-from flanpy.model import FlanpyInfo, NodeAttributes, Record, RecordSet
+from flanpy.model import ROUTE_PROTOCOL, FlanpyInfo, NodeAttributes, Record, RecordSet
 from tests.support.answers import STATUS
 
 PLAIN = Paint(False)
@@ -335,6 +335,10 @@ def test_a_command_that_asks_imports_nothing_heavy(command: str, tmp_path: Path)
         [sys.executable, "-c", code, command, "--run-dir", str(tmp_path)], capture_output=True, text=True, check=True
     )
     assert not (HEAVY | (set() if command == "top" else SLOW)) & set(done.stdout.split())
+
+
+def test_the_number_of_our_routes_is_the_one_that_the_agent_gives_them() -> None:
+    assert left._OUR_PROTOCOL == ROUTE_PROTOCOL
 
 
 # ------------------------------------------------------------------------------------------------ completion
