@@ -164,8 +164,9 @@ class Machine:
             try:
                 changed += bool(links.ensure_tunnel(self._kernel, desired.tunnel).changed)
             except PlatformError:
+                gone = links.find_device(self._kernel, desired.tunnel.name) is None
                 # workers without a table do not look at the TUN device, so they cannot tell that it has been removed
-                if self._running is not None and self._running.table is None:
+                if gone and self._running is not None and self._running.table is None:
                     self._close_datapath()
                 raise
         return changed + self._publish(desired.table)

@@ -7,8 +7,11 @@ name that is no TUN device belongs to somebody else and is left alone.
 from __future__ import annotations
 
 import errno
+import socket
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv6Interface
+from pathlib import Path
 
 from pyroute2.netlink.exceptions import NetlinkError
 
@@ -146,12 +149,22 @@ def _there(kernel: Kernel, index: int) -> dict[Interface, int]:
 def _add_missing(kernel: Kernel, index: int, wanted: tuple[Interface, ...]) -> list[str]:
     there = _there(kernel, index)
     missing = [interface for interface in wanted if interface not in there]
+    if any(isinstance(interface, IPv6Interface) for interface in missing):
+        _allow_ipv6(index)
     for interface in missing:
         prefix_len = interface.network.prefixlen
         kernel.ip.addr(
             "replace", index=index, address=str(interface.ip), prefixlen=prefix_len, scope=SCOPE_GLOBAL, flags=_flags(interface)
         )
     return [f"address {interface} added" for interface in missing]
+
+
+def _allow_ipv6(index: int) -> None:
+    """Of a host that has IPv6 switched off for new devices, this one is to have it; where that cannot be written the address tells."""
+    with suppress(OSError):
+        path = Path("/proc/sys/net/ipv6/conf") / socket.if_indextoname(index) / "disable_ipv6"
+        if path.read_text(encoding="ascii").strip() != "0":
+            path.write_text("0", encoding="ascii")
 
 
 def _flags(interface: Interface) -> int:

@@ -181,6 +181,8 @@ def platform_error(what: str, code: int, text: str = "") -> FlanpyError:
     """The error for an operator that stands for an errno of the kernel."""
     reason = f"{what}: {explained_errno(code, text)}"
     match code:
+        case errno.EACCES if "IPv6 is disabled" in text:
+            return PlatformError(f"{reason}; sysctl -w net.ipv6.conf.all.disable_ipv6=0, or a network config without EnableIPv6")
         case errno.EPERM | errno.EACCES:
             return PlatformError(f"{reason}; run as root or give the capability CAP_NET_ADMIN (systemd: AmbientCapabilities=)")
         case errno.EOPNOTSUPP | errno.EAFNOSUPPORT | errno.EPROTONOSUPPORT:

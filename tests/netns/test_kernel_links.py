@@ -19,7 +19,7 @@ from flanpy.core.reconcile import Difference
 from flanpy.errors import PlatformError, ResourceBusy
 from flanpy.kernel.devices import list_addresses
 from flanpy.kernel.links import Ensured, ensure_tunnel, find_device, remove_link
-from flanpy.kernel.netlink import Kernel
+from flanpy.kernel.netlink import Kernel, explained
 from flanpy.kernel.routes import apply, list_routes
 from flanpy.model import Route, Tunnel
 from tests.support.namespaces import Namespace, inside, namespace, without_net_admin
@@ -85,6 +85,15 @@ def test_both_families_leave_the_routes_to_us(ns: Namespace, kernel: Kernel) -> 
     assert ensure_tunnel(kernel, DUAL) == Ensured(index_of(), ())
     for family in ("-4", "-6"):
         assert "flannel0" not in ns.run("ip", family, "route", "show", "table", "main")
+
+
+def test_a_device_of_a_host_without_ipv6_has_it_when_it_is_to_have_an_address(ns: Namespace, kernel: Kernel) -> None:
+    ns.script("sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1")
+    with pytest.raises(PlatformError, match="IPv6 is disabled"), explained("try"):
+        kernel.ip.addr("add", index=index_of(), address="fd05::9", prefixlen=128)
+    ensure_tunnel(kernel, DUAL)
+    assert ("fd05::1", 64, "global", "noprefixroute", "nodad") in state(ns)[3]
+    assert ns.run("sysctl", "-n", "net.ipv6.conf.default.disable_ipv6").strip() == "1", "and no other device"
 
 
 def test_the_device_speaks_no_ipv6_of_its_own(ns: Namespace, kernel: Kernel) -> None:
