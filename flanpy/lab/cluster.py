@@ -15,12 +15,13 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Interface, IPv4Network
+from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
 from pathlib import Path
 
 import flanpy
-from flanpy.errors import LabError, UsageError
-from flanpy.lab import topology
+from flanpy.config.network import parse_network_config
+from flanpy.errors import ConfigError, LabError, UsageError
+from flanpy.lab import topology, topology6
 from flanpy.lab.plan import UPLINK, Plan, Segment, plan_lab, plan_segment
 from flanpy.lab.registry import LabSpec
 from flanpy.lab.sandbox import Sandbox
@@ -43,6 +44,18 @@ class HostLease:
 
     subnet: IPv4Network
     mtu_bytes: int
+    subnet6: IPv6Network | None = None
+
+
+def has_ipv6(network_config: str) -> bool:
+    """Whether a network config enables IPv6; one that agents will refuse does not. UsageError without IPv4, which pods of a lab have."""
+    try:
+        config = parse_network_config(network_config)
+    except ConfigError:
+        return False
+    if not config.enable_ipv4:
+        raise UsageError("--network-config: pods of a lab have IPv4 addresses, with or without IPv6; EnableIPv4 has to be true")
+    return config.enable_ipv6
 
 
 class Lab:
@@ -60,8 +73,11 @@ class Lab:
 
     def build(self, progress: Progress = lambda _: None) -> None:
         """Build everything and wait until every pod has its address."""
+        both = has_ipv6(self.spec.network_config)
         progress(f"{self.spec.hosts} hosts on one underlay")
         self.sandbox.script(topology.underlay_script(self.plan))
+        if both:
+            self.sandbox.script(topology6.underlay_script(self.plan))
         progress("etcd")
         self.start_etcd()
         self.put_network_config(self.spec.network_config)
@@ -153,7 +169,9 @@ class Lab:
         except FileNotFoundError:
             return None
         values = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
-        return HostLease(IPv4Interface(values["FLANNEL_SUBNET"]).network, int(values["FLANNEL_MTU"]))
+        address6 = values.get("FLANNEL_IPV6_SUBNET")
+        subnet6 = IPv6Interface(address6).network if address6 else None
+        return HostLease(IPv4Interface(values["FLANNEL_SUBNET"]).network, int(values["FLANNEL_MTU"]), subnet6)
 
     def attach_pods(self) -> None:
         """Give every host its bridge and its pods, by the leases that the agents have now."""
@@ -163,7 +181,11 @@ class Lab:
             raise LabError(f"{', '.join(missing)}: no subnet.env yet, so there are no addresses for pods")
         subnets = {host: lease.subnet for host, lease in leases.items() if lease is not None}
         mtu_bytes = min(lease.mtu_bytes for lease in leases.values() if lease is not None)
-        self.sandbox.script(topology.pods_script(plan_segment(subnets, self.spec.pods, mtu_bytes=mtu_bytes)))
+        segment = plan_segment(subnets, self.spec.pods, mtu_bytes=mtu_bytes)
+        self.sandbox.script(topology.pods_script(segment))
+        subnets6 = {host: lease.subnet6 for host, lease in leases.items() if lease is not None and lease.subnet6 is not None}
+        if subnets6:
+            self.sandbox.script(topology6.pods_script(segment, subnets6))
         for host, subnet in subnets.items():
             self.host_path(host, "pods").write_text(f"{subnet} {mtu_bytes}\n")
 
@@ -182,6 +204,10 @@ class Lab:
         """Names of hosts and pods for everything that runs in the lab (its own /etc/hosts)."""
         lines = [f"{host.address} {host.name}" for host in self.plan.hosts]
         lines += [f"{pod.address.ip} {pod.name}" for pod in self.segment().pods]
+        for pod in self.segment().pods:
+            lease = self.lease(pod.host)
+            if lease is not None and lease.subnet6 is not None:
+                lines.append(f"{topology6.pod_address(pod, lease.subnet6)} {pod.name}")
         with self.sandbox.path("/run/lab/hosts").open("a") as file:
             file.write("\n".join(["", f"{self.plan.services_address} etcd", *lines, ""]))
 

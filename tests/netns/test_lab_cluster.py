@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,25 @@ def test_pods_of_different_hosts_reach_each_other_through_the_agents(lab: Lab) -
 def test_pods_and_hosts_have_names(lab: Lab) -> None:
     assert lab.sandbox.run("host1-pod1", ["ping", "-c", "1", "host2-pod1"]).returncode == 0
     assert lab.sandbox.run("host1", ["ping", "-c", "1", "etcd"]).returncode == 0
+
+
+@pytest.mark.parametrize("backend", ["udp", "vxlan"])
+def test_with_ipv6_in_the_network_config_pods_have_both_families(tmp_path: Path, backend: str) -> None:
+    config = {"Network": "10.5.0.0/16", "EnableIPv6": True, "IPv6Network": "fd05::/48", "Backend": {"Type": backend}}
+    with running_lab(tmp_path, replace(lab_spec(), network_config=json.dumps(config))) as lab:
+        assert pings(lab) == [2, 2]
+        for family in ("-4", "-6"):
+            argv = ["ping", family, "-n", "-c1", "-W2", "host2-pod1"]
+            assert eventually(lambda argv=argv: lab.sandbox.run("host1-pod1", argv, check=False).returncode == 0)  # type: ignore[misc]
+
+
+def test_a_network_config_without_ipv4_is_refused_by_name(tmp_path: Path) -> None:
+    config = {"EnableIPv4": False, "EnableIPv6": True, "IPv6Network": "fd05::/48"}
+    with (
+        pytest.raises(UsageError, match="EnableIPv4 has to be true"),
+        running_lab(tmp_path, replace(lab_spec(), network_config=json.dumps(config))),
+    ):
+        pass
 
 
 def test_pods_get_the_mtu_that_the_agents_lease_leaves(lab: Lab) -> None:
