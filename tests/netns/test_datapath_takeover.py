@@ -25,11 +25,12 @@ from flanpy.datapath.process_handle import Process
 from flanpy.datapath.process_launch import FRESH_SOCKET_NAME, SOCKET_NAME
 from flanpy.datapath.process_life import Life
 from flanpy.datapath.process_pages import F_ADD_SEALS, is_pages, is_table, new_pages
-from flanpy.datapath.process_wire import Connection
+from flanpy.datapath.process_wire import Connection, Slow
 from flanpy.datapath.sockets import adopt_underlay, open_underlay
 from flanpy.errors import DatapathError, DatapathWaits
 from flanpy.model import ForwardTable
 from tests.support.clusters import eventually
+from tests.support.processes import use_of
 
 LOOPBACK = IPv4Address("127.0.0.1")
 
@@ -578,6 +579,30 @@ def test_descriptors_and_threads_are_flat_after_a_hundred_restarts(left: Path, p
                 before = len(os.listdir("/proc/self/fd")), threading.active_count()  # noqa: PTH208
         assert datapath.process.restarts == 100
         assert (len(os.listdir("/proc/self/fd")), threading.active_count()) == before  # noqa: PTH208
+
+
+def test_a_process_without_descriptors_does_not_spin_and_serves_again(port: int, tmp_path: Path) -> None:
+    """accept fails with EMFILE while somebody waits: poll would return at once, for ever. It runs as we do, so that we may limit it."""
+    options = ProcessOptions(tmp_path, user=(os.getuid(), os.getgid()))
+    with ExitStack() as stack:
+        datapath = ProcessDatapath(settings(port), FakeTun(), open_underlay(LOOPBACK, port), options)
+        stack.callback(datapath.teardown)
+        proc = Path(f"/proc/{datapath.process.pid}")
+        before = resource.prlimit(datapath.process.pid, resource.RLIMIT_NOFILE)
+        opened = len(list((proc / "fd").iterdir()))
+        resource.prlimit(datapath.process.pid, resource.RLIMIT_NOFILE, (opened, before[1]))
+        there = Process.connect(tmp_path / SOCKET_NAME)
+        assert there is not None
+        stack.callback(there.close)
+        with pytest.raises(Slow):
+            there.connection.hello(0.1)
+        first = use_of(proc)
+        with pytest.raises(Slow):
+            there.connection.hello(1.0)  # the time over which the use of CPU is taken
+        assert first.cpu_share(use_of(proc)) < 0.2, "ten attempts a second"
+        datapath.check()
+        resource.prlimit(datapath.process.pid, resource.RLIMIT_NOFILE, before)
+        there.connection.hello(5.0).close()
 
 
 def test_a_refused_table_leaves_the_old_process_at_work(left: Path, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
