@@ -43,7 +43,7 @@ FIXED_NAMES = {
 }
 PROGRAMS = (("fp_encap", True), ("fp_decap", False), ("fp_merged", False), ("fp_bypass", False))
 """The datapath's programs, and whether they hang where packets leave."""
-DATAPATH_SOCKETS = ("datapath.sock", "datapath.sock.new")
+DATAPATH_SOCKETS = ("datapath.sock", "datapath.sock.new", "datapath.pid")
 STATE_FILES = (files.NODE_ID_FILE, files.WIREGUARD_KEY_FILE)
 
 

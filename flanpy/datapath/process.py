@@ -230,7 +230,7 @@ class ProcessDatapath:
         if found is None or there is None or state is None:
             self._launch(version)
             return
-        there.move(self._path)  # the place beside is for one that takes over from it
+        there.settle(self._path)  # the place beside is for one that takes over from it
         same = same_queues and fits and not any(self._pages.failures())
         if same and (state.version, state.settings, there.life.user) == (version, self._native, self._user):
             self._confined = state.confined
@@ -249,7 +249,7 @@ class ProcessDatapath:
             if self._old is None:
                 if self._table is not None:
                     process.connection.table(*self._table, STEP_S)
-                process.move(self._path)
+                process.settle(self._path)
         except BaseException:
             _discard(process)
             raise
@@ -262,7 +262,7 @@ class ProcessDatapath:
         process.connection.hold(*self._given_table(), ends_s - time.monotonic())
         old.stop(ends_s - time.monotonic())
         self._old = None
-        process.move(self._path)
+        process.settle(self._path)
         self._launched_s = float("-inf")  # whatever ends it now, nobody else reads the queues: another is started at once
 
     def _use(self, process: Process, *, adopted: bool) -> None:

@@ -8,6 +8,7 @@ What becomes of one that does not give everything:
     silent for REPLY_TIMEOUT_S, or talks nonsense    it is killed; its queues wait for the next
     refuses descriptors, or hangs up on us           it goes on carrying packets, and is asked again
     has ended                                        its socket goes
+    is there, and listens no more                    it is killed (process_record): nobody could ever adopt it
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from flanpy.datapath import process_record
 from flanpy.datapath.process_handle import STEP_S, Process, is_somebody
 from flanpy.datapath.process_launch import FRESH_SOCKET_NAME, SOCKET_NAME
 from flanpy.datapath.process_wire import Gone, State
@@ -57,6 +59,7 @@ class Finder:
     """Looks for processes, never for longer than STEP_S in all; what has not answered by then is asked on at the next look."""
 
     def __init__(self, run_dir: Path) -> None:
+        self._run_dir = run_dir
         self._paths = (run_dir / SOCKET_NAME, run_dir / FRESH_SOCKET_NAME)
         self._asked: dict[Path, Process] = {}
 
@@ -73,6 +76,7 @@ class Finder:
             for path in self._paths:
                 if (found := self._ask(path, ends_s - time.monotonic())) is not None:
                     there.append(found)
+            self._end_hidden({found.pid for found in there}, ends_s - time.monotonic())
             best = max(there, key=_worth, default=None)
             for other in there:
                 if other is not best:
@@ -103,6 +107,26 @@ class Finder:
                 if time.monotonic() >= deadline_s:
                     raise
                 time.sleep(0.05)
+
+    def _end_hidden(self, known: set[int], within_s: float) -> None:
+        """One that is not found by its socket would read the queues beside whoever is started now."""
+        try:
+            life = process_record.recall(self._run_dir)
+        except OSError as exc:
+            raise DatapathWaits(
+                f"{self._run_dir}: whether a datapath process is left cannot be seen now: {exc.strerror}"
+            ) from exc
+        if life is None:
+            return
+        try:
+            if life.pid in known:
+                return
+            life.kill()
+            if not life.await_end(within_s):
+                raise DatapathWaits(f"datapath process {life.pid}: listens no more, and has not ended yet; it is waited for")
+            process_record.forget(self._run_dir, life.pid)
+        finally:
+            life.close()
 
     def _ask(self, path: Path, within_s: float) -> Found | None:
         process = self._asked.pop(path, None) or Process.connect(path)

@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
+from flanpy.datapath import process_record
 from flanpy.datapath.process_life import Life
 from flanpy.datapath.process_wire import Connection, Slow
 from flanpy.errors import DatapathError, DatapathWaits
@@ -57,12 +58,13 @@ class Process:
         self.connection.close()
         self.life.close()
 
-    def move(self, path: Path) -> None:
-        """Its socket is found there from now on."""
+    def settle(self, path: Path) -> None:
+        """It is found there from now on, as the one that carries the packets."""
         if self.path != path:
             with suppress(FileNotFoundError):
                 self.path.rename(path)
             self.path = path
+        process_record.write(path.parent, self.pid, self.life.user)
 
     def stop(self, within_s: float) -> str:
         """Let it finish what it has in hand and end, by force if it does not listen; how it ended.
@@ -90,6 +92,7 @@ class Process:
             raise DatapathWaits(f"datapath process {self.pid}: was told to end and has not yet; it is waited for")
         with suppress(OSError):
             self.path.unlink()
+        process_record.forget(self.path.parent, self.pid)
         self.connection.close()
         how = self.life.reap()
         self.life.close()

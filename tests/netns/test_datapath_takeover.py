@@ -8,6 +8,7 @@ import resource
 import signal
 import socket
 import struct
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from flanpy.datapath import DatapathSettings, process_handle, process_life, process_wire
+from flanpy.datapath import DatapathSettings, process_handle, process_life, process_record, process_wire
 from flanpy.datapath.process import ProcessDatapath, ProcessOptions
 from flanpy.datapath.process_find import Finder, Found
 from flanpy.datapath.process_handle import Process
@@ -118,7 +119,7 @@ def test_a_process_whose_agent_was_killed_before_the_rename_is_taken_over(left: 
         assert datapath.process.pid != found.pid
         assert pid_at(left / SOCKET_NAME) == found.pid, "it goes on by its table"
         datapath.publish(table(2))
-        assert [path.name for path in left.iterdir()] == [SOCKET_NAME]
+        assert {path.name for path in left.iterdir()} == {SOCKET_NAME, process_record.RECORD_NAME}
         assert pid_at(left / SOCKET_NAME) == datapath.process.pid
         assert not lives(found.pid)
         assert datapath.stats().generation == 2
@@ -305,6 +306,45 @@ def test_one_that_takes_no_connection_is_somebody(tmp_path: Path) -> None:
             Finder(tmp_path).look()
         assert process_handle.is_somebody(path) == 0
         assert path.exists()
+
+
+@pytest.mark.parametrize("by", ["inode", "start"])
+def test_one_that_listens_no_more_is_found_and_ended(left: Path, port: int, by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if somebody who has taken it over had closed its socket, to go on reading beside the next."""
+    pid = pid_at(left / SOCKET_NAME)
+    if by == "start":
+        monkeypatch.setattr(process_record, "_inode_of", lambda pid: 7)
+        process_record.write(left, pid, (1, 1))
+    assert f" {by}:" in (left / process_record.RECORD_NAME).read_text()
+    (left / SOCKET_NAME).unlink()
+    assert await_found(Finder(left)) is None
+    assert not lives(pid)
+    open_underlay(LOOPBACK, port).close()
+    assert list(left.iterdir()) == []
+
+
+def test_a_pid_that_is_another_s_by_now_is_left_alone(left: Path) -> None:
+    record = left / process_record.RECORD_NAME
+    written = record.read_text()
+    child = subprocess.Popen(["sleep", "60"])
+    try:
+        words = written.split()
+        for forged in (
+            f"{child.pid} {' '.join(words[1:])}\n",  # the pid is another's
+            f"{child.pid} 0 0 inode:1 {words[4]}\n",
+            f"{words[0]} 0 0 {words[3]} 0-0\n",  # another boot
+            "1 0 0 inode:1 x\n",
+            "",
+            "x" * 1000,
+        ):
+            record.write_text(forged)
+            assert process_record.recall(left) is None
+        found = found_in(left)
+        assert child.poll() is None
+        found.close()
+    finally:
+        child.kill()
+        child.wait()
 
 
 @pytest.mark.parametrize("old_kernel", [False, True])
