@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from flanpy.datapath.core import lib
 from flanpy.datapath.process_life import EXECUTABLE
 from flanpy.datapath.process_user import datapath_user
 from tests.support.clusters import Cluster, cluster, eventually
@@ -183,7 +184,9 @@ def hostile(two: Cluster, packets: list[bytes], fds: int = 0) -> list[bytes]:
     return answers
 
 
-def message(kind: int, body: bytes = b"", version: int = 1, magic: bytes = b"fpdp", length: int | None = None) -> bytes:
+def message(
+    kind: int, body: bytes = b"", version: int = lib.FP_PROTOCOL_VERSION, magic: bytes = b"fpdp", length: int | None = None
+) -> bytes:
     return b"".join(
         (
             magic,
@@ -210,7 +213,7 @@ def test_hostile_packets_are_refused_and_harm_nobody(two: Cluster) -> None:
             message(99),
             message(1, b"more"),
             message(1, length=17),
-            message(2, bytes(500), version=9),
+            message(2, bytes(500), version=lib.FP_PROTOCOL_VERSION + 1),
             message(2, bytes(3)),
             message(3, (1 << 40).to_bytes(8, sys.byteorder)),
             message(3, (64).to_bytes(8, sys.byteorder)),
