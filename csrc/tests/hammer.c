@@ -122,10 +122,28 @@ static void *publisher(void *argument)
     return NULL;
 }
 
+static struct fp_address address_of(const struct end *end)
+{
+    struct fp_address address = {.bytes = {[10] = 0xff, [11] = 0xff}};
+
+    memcpy(address.bytes + 12, &end->address.sin_addr, 4);
+    return address;
+}
+
+/* What `own` has counted for its peer. */
+static struct fp_peer_count counted(const struct end *own, const struct end *peer)
+{
+    struct fp_address address = address_of(peer);
+    struct fp_peer_count count = {.address = {0}};
+
+    fp_datapath_peers(own->datapath, &address, 1, &count);
+    return count;
+}
+
 static void *reader(void *argument)
 {
     struct hammer *hammer = argument;
-    uint64_t before = 0;
+    uint64_t before = 0, sent = 0;
     struct fp_stats stats;
 
     while (!__atomic_load_n(&hammer->done, __ATOMIC_RELAXED)) {
@@ -135,6 +153,11 @@ static void *reader(void *argument)
             exit(1);
         }
         before = stats.verdicts.by[FP_ENCAPSULATED].packets;
+        if (counted(&hammer->a, &hammer->b).sent.packets < sent) {
+            fprintf(stderr, "hammer: a table has taken figures of a peer back\n");
+            exit(1);
+        }
+        sent = counted(&hammer->a, &hammer->b).sent.packets;
     }
     return NULL;
 }
@@ -211,6 +234,7 @@ int main(int argc, char **argv)
     double seconds = argc > 1 ? atof(argv[1]) : 1;
     uint32_t threads = argc > 2 ? (uint32_t)atoi(argv[2]) : 1;
     pthread_t publishing, reading;
+    struct fp_peer_count peer;
     struct fp_stats stats;
     uint32_t fed;
 
@@ -227,11 +251,13 @@ int main(int argc, char **argv)
     pthread_join(publishing, NULL);
     pthread_join(reading, NULL);
     fp_datapath_stats(hammer.b.datapath, 0, &stats);
+    peer = counted(&hammer.b, &hammer.a);
     fp_datapath_stop(hammer.a.datapath);
     fp_datapath_stop(hammer.b.datapath);
     printf("%u packets each way, %llu tables\n", fed, (unsigned long long)hammer.published);
     return stats.verdicts.by[FP_DECAPSULATED].packets == fed && stats.verdicts.by[FP_ENCAPSULATED].packets == fed &&
-                   stats.generation == hammer.published && fed && hammer.published > 1
+                   stats.generation == hammer.published && fed && hammer.published > 1 && peer.sent.packets == fed &&
+                   peer.received.packets == fed && peer.received.bytes == (uint64_t)fed * PACKET_BYTES
                ? 0
                : 1;
 }
