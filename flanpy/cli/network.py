@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for command in (write, check):
         command.add_argument("file", nargs="?", metavar="FILE", help="file with the config; - reads standard input")
         command.add_argument("--json", metavar="TEXT", help="the config itself instead of a file")
-    for command in (get, check):
+    for command in (get, write, check):
         command.add_argument("--output", choices=("table", "json"), default="table", help="what to print (default: table)")
     for command in (get, write):
         add_etcd_arguments(command)
@@ -120,7 +120,7 @@ def set_config(arguments: argparse.Namespace, text: bytes, store: Store, prefix:
     config = parse_network_config(text)
     before = store.read(KEY)
     if before is not None and before.value == text:
-        print(f"{prefix}/{KEY} already says so; nothing written")
+        _say(arguments, f"{prefix}/{KEY} already says so; nothing written", key=f"{prefix}/{KEY}", written=False, warnings=[])
         return 0
     leased = _leased(store.list("subnets/"))
     cuts = _cuts(before, config, len(leased))
@@ -130,12 +130,18 @@ def set_config(arguments: argparse.Namespace, text: bytes, store: Store, prefix:
         raise ConfigError((*cuts, *_shortened(misfits), f"nothing written; --force writes it{end}"))
     if store.put(KEY, text, expected_mod_revision=before.mod_revision if before else 0) is None:
         raise StoreError(f"{prefix}/{KEY} was changed by somebody else meanwhile; nothing written, look at it and try again")
-    for line in (*cuts, *_shortened(misfits)):
-        print(f"warning: {line}", file=sys.stderr)
-    print(f"{prefix}/{KEY} {'replaced' if before else 'written'}: {config.network or config.ipv6_network}, {config.backend.type}")
-    if before is not None:
-        print("running agents keep the old config until they are restarted")
+    warnings = [*cuts, *_shortened(misfits)]
+    if arguments.output != "json":
+        for line in warnings:
+            print(f"warning: {line}", file=sys.stderr)
+    told = f"{prefix}/{KEY} {'replaced' if before else 'written'}: {config.network or config.ipv6_network}, {config.backend.type}"
+    restart = "\nrunning agents keep the old config until they are restarted" if before is not None else ""
+    _say(arguments, told + restart, key=f"{prefix}/{KEY}", written=True, warnings=warnings)
     return 0
+
+
+def _say(arguments: argparse.Namespace, text: str, **facts: object) -> None:
+    print(json.dumps(facts, indent=2) if arguments.output == "json" else text)
 
 
 def _leased(records: RecordSet) -> list[Subnets]:

@@ -208,3 +208,16 @@ def test_get_of_a_broken_config_tells_its_problems_and_raw_shows_it(capsys: pyte
         network.get_config(arguments("get"), store, PREFIX)
     assert network.get_config(arguments("get", "--raw"), store, PREFIX) == 0
     assert capsys.readouterr().out == '{"Netwrk": 1}\\xff\n'
+
+
+def test_set_says_to_programs_what_it_has_done(capsys: pytest.CaptureFixture[str]) -> None:
+    store = with_lease()
+    assert network.set_config(arguments("set", "--output", "json"), TEXT, store, PREFIX) == 0
+    assert json.loads(capsys.readouterr().out) == {"key": f"{PREFIX}/config", "written": True, "warnings": []}
+    assert network.set_config(arguments("set", "--output", "json"), TEXT, store, PREFIX) == 0
+    assert json.loads(capsys.readouterr().out)["written"] is False
+    narrow = b'{"Network": "10.9.0.0/16"}'
+    assert network.set_config(arguments("set", "--force", "--output", "json"), narrow, store, PREFIX) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["warnings"][-1] == "10.5.7.0/24: leased, and does not fit the new config"
+    assert shown.err == ""
