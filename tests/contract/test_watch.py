@@ -107,7 +107,7 @@ def test_cancel_from_another_thread_ends_the_iteration_at_once(store: Store) -> 
     threading.Timer(0.1, cancel).start()
     list(batches)
 
-    assert time.monotonic() - cancelled_at[0] < 0.2
+    assert time.monotonic() - cancelled_at[0] < 2, "not when the watch is given up for its silence"
 
 
 def test_a_watch_that_was_cancelled_before_it_began_yields_nothing(store: Store) -> None:

@@ -227,7 +227,7 @@ def test_it_closes_at_once_also_under_a_flood(ns: Namespace) -> None:
         monitor = Monitor(lambda event: None)
         started = time.monotonic()
         monitor.close()
-        assert time.monotonic() - started < 0.2
+        assert time.monotonic() - started < 2, "not when the flood ends"
         monitor.close()
     finally:
         stop.set()
