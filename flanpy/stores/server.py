@@ -67,6 +67,8 @@ class EtcdServer:
         self._started = threading.Event()
         self._owner = threading.Thread(target=self._own, name=f"etcd-{settings.name}", daemon=True)
         self._failure: OSError | None = None
+        self._ended_with = ""
+        """Last words of the one that has ended; the log goes on with those of the next."""
 
     def __enter__(self) -> EtcdServer:
         self.start()
@@ -107,7 +109,8 @@ class EtcdServer:
             gave_up = not self.settings.restart and self._started.is_set() and not self._owner.is_alive()
             if gave_up or time.monotonic() > deadline:
                 problem = "ended at once" if gave_up else f"not healthy within {self.settings.start_timeout_s:g} s"
-                raise PlatformError(f"etcd {self.settings.name}: {problem}; {self.settings.log_path} ends: {self._last_words()}")
+                words = self._ended_with or self._last_words()
+                raise PlatformError(f"etcd {self.settings.name}: {problem}; {self.settings.log_path} ends: {words}")
             self._stopping.wait(0.05)
 
     def is_healthy(self) -> bool:
@@ -141,10 +144,11 @@ class EtcdServer:
                     self._failure = exc
                     return
                 log.warning("etcd %s cannot be started again: %s", self.settings.name, exc)
+            self._ended_with = self._last_words()
             if self._stopping.is_set() or not self.settings.restart:
                 return
             pause_s = FIRST_PAUSE_S if time.monotonic() - started_at > STEADY_S else pause_s
-            log.warning("etcd %s has ended, next start in %.1f s: %s", self.settings.name, pause_s, self._last_words())
+            log.warning("etcd %s has ended, next start in %.1f s: %s", self.settings.name, pause_s, self._ended_with)
             self._stopping.wait(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
             self.restarts += 1
