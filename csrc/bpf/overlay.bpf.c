@@ -2,7 +2,7 @@
 /*
  * overlay.bpf.c: flannel's udp wire format inside the kernel: four programs at tc, run for each packet or superpacket.
  *
- *   fp_encap   egress of flannel0        inner packet -> | Ethernet | IPv4 | UDP | inner | -> underlay
+ *   fp_encap   egress of flannel0        inner packet -> | Ethernet | IPv4 or IPv6 | UDP | inner | -> underlay
  *   fp_decap   ingress of the underlay   the same back -> ingress of flannel0 (or the pod bridge, or the merging device)
  *   fp_bypass  ingress of the pod bridge as fp_encap, for packets whose forwarding by the host is to be skipped
  *   fp_merged  ingress of the merging device's far end -> ingress of flannel0

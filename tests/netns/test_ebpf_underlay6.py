@@ -39,8 +39,10 @@ def assert_content_arrives(made: EbpfOverlay, family: int, content: bytes) -> No
     assert send_and_digest(made.b, made.a, content, address_of(made.a, family)) == expected
 
 
-@pytest.mark.parametrize("underlay", UNDERLAYS)
-@pytest.mark.parametrize("kinds", PAIRS, ids="-".join)
+EVERY = [(kinds, name) for kinds in PAIRS for name in UNDERLAYS if name != "wire-gro" or "userspace" not in kinds]
+
+
+@pytest.mark.parametrize(("kinds", "underlay"), EVERY, ids=[f"{a}-{b}-{name}" for (a, b), name in EVERY])
 def test_tcp_content_arrives_unharmed_both_ways(kinds: tuple[str, str], underlay: str) -> None:
     content = os.urandom(CONTENT_BYTES)
     with ebpf_overlay(kinds, ipv6=True, outer=6, **UNDERLAYS[underlay]) as made:
@@ -59,11 +61,14 @@ def test_superpackets_stay_in_the_programs(how: dict[str, bool]) -> None:
         know_neighbours(made)
         for family in (4, 6):
             assert_content_arrives(made, family, content)
-        for side in (made.a, made.b):
+        for side, peer in ((made.a, made.b), (made.b, made.a)):
             stats = side.stats.counters
             assert stats["bpf_superpackets_out"] > 100 < stats["bpf_superpackets_in"]
             assert stats["udp_sends"] == 0
             assert (stats["bpf_bypassed"] > 0) == ("bypass" in how)
+            assert side.datapath is not None
+            count = side.datapath.peer_counts([peer.underlay_address])[peer.underlay_address]
+            assert min(count.sent.bytes, count.received.bytes) > 2 * CONTENT_BYTES and count.dropped_in == 0
 
 
 def test_ipv6_behind_a_bridge_travels_whole_from_pod_to_pod() -> None:
@@ -181,7 +186,7 @@ def test_the_mtu_of_a_route_is_heeded() -> None:
         assert 1200 < max(sizes) <= 1300
 
 
-@pytest.mark.parametrize("traffic_class", [0xB8, 0xB9, 0xBA, 0xBB])
+@pytest.mark.parametrize("traffic_class", [0xB8, 0xBB])
 def test_every_byte_on_the_wire_is_what_it_should_be(traffic_class: int) -> None:
     """No DSCP outside, ECN copied to a peer that combines it, no UDP checksum, no label; inside only a hop less."""
     with (
