@@ -51,7 +51,7 @@ class ConfigReader:
         try:
             config = self._parse(text)
             if state.config is None:
-                self._machine.check_free(config, self._underlay.uplink)
+                self._check_free(config)
                 self._own.identify(config)
         except (ResourceBusy, InterfaceError) as error:
             self._held = True
@@ -68,6 +68,13 @@ class ConfigReader:
         else:
             self._fails("the network config in etcd has changed; restart the agents, one after the other, to apply it")
         self._later()
+
+    def _check_free(self, config: NetworkConfig) -> None:
+        try:
+            self._machine.check_free(config, self._underlay.uplink)
+        except ResourceBusy:
+            self._machine.prepare(config, self._underlay.uplink)
+            raise
 
     def kernel_changed(self) -> None:
         """A flanneld that has ended took its device with it: an agent that has waited for that takes its place without delay."""

@@ -16,6 +16,7 @@ from flanpy.datapath import Datapath, DatapathSettings
 from flanpy.datapath.process_user import datapath_user
 from flanpy.errors import DatapathError, DatapathWaits, InterfaceError, PlatformError
 from flanpy.kernel.netlink import Kernel
+from flanpy.model import Address
 
 if TYPE_CHECKING:
     from flanpy.agent.notify import DescriptorStore
@@ -71,7 +72,7 @@ def open_datapath(
     """
     if kind == "userspace":
         return _open_userspace(settings, kernel, home, "asked for")
-    problem = None if ways(settings) <= proven else _ebpf_problem(settings, kernel)
+    problem = None if ways(settings) <= proven else ebpf_problem(settings.underlay_address, ways(settings), kernel)
     if problem is None:
         try:
             return _open_ebpf(settings, kernel, home, "asked for" if kind == "ebpf" else "auto: every probe passed")
@@ -86,12 +87,13 @@ def open_datapath(
     return _open_userspace(settings, kernel, home, f"auto: ebpf cannot run here ({problem})")
 
 
-def _ebpf_problem(settings: DatapathSettings, kernel: Kernel) -> str | None:
+def ebpf_problem(underlay_address: Address, needed: frozenset[tuple[int, int]], kernel: Kernel) -> str | None:
+    """Why ebpf cannot carry these ``ways`` here, or None."""
     from flanpy.datapath.ebpf_probe import first_problem, probe_all
     from flanpy.kernel.bpf_host import BpfHost
 
-    underlay = BpfHost(kernel).device_of(settings.underlay_address)
-    return first_problem(probe_all(underlay, needed=ways(settings)))
+    underlay = BpfHost(kernel).device_of(underlay_address)
+    return first_problem(probe_all(underlay, needed=needed))
 
 
 def ways(settings: DatapathSettings) -> frozenset[tuple[int, int]]:

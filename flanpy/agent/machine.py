@@ -10,18 +10,29 @@ import base64
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 from flanpy import backends
 from flanpy.agent import files, obstacles, overlay, peer_traffic
-from flanpy.agent.datapaths import Choice, Home, features_left, open_datapath, remove_leftovers, running_process, ways
+from flanpy.agent.datapaths import (
+    Choice,
+    Home,
+    ebpf_problem,
+    features_left,
+    open_datapath,
+    remove_leftovers,
+    running_process,
+    ways,
+)
 from flanpy.agent.hooks import HookRunner, run_command
 from flanpy.agent.logs import event
 from flanpy.agent.peer_traffic import PeerTraffic
 from flanpy.agent.taken import taken_addresses
 from flanpy.backends import wireguard
+from flanpy.backends.families import enabled_versions
 from flanpy.config.options import AgentOptions
 from flanpy.core.x25519 import public_key
 from flanpy.datapath import Datapath, DatapathSettings, DatapathStats, ProcessStatus
@@ -80,6 +91,7 @@ class Machine:
         self._running: Running | None = None
         self._wanted = False
         self._proven: frozenset[tuple[int, int]] = frozenset()
+        self._prepared = False
         self._swept = False
         self._devices: tuple[str, ...] = ()
         self._routed = False
@@ -112,6 +124,16 @@ class Machine:
         """That nobody else has what the backend needs. Raises ResourceBusy, InterfaceError or PlatformError."""
         ours = running_process(self._home.run_dir) is not None or bool(self._home.descriptor_store.tun)
         obstacles.check_free(self._kernel, config, uplink, ours=ours)
+
+    def prepare(self, config: NetworkConfig, uplink: Uplink) -> None:
+        """Once, while somebody else has what the datapath needs: probe what opening it would, so that taking over is quick."""
+        if self._prepared or config.backend.type != "udp" or self._kind == "userspace" or uplink.underlay is None:
+            return
+        self._prepared = True
+        needed = frozenset((version, uplink.underlay.version) for version in enabled_versions(config))
+        with suppress(FlanpyError, OSError):
+            if ebpf_problem(uplink.underlay, needed, self._kernel) is None:
+                self._proven |= needed
 
     def left(self) -> str:
         """What stays on this machine when the agent ends, in words; "" when nothing does."""
