@@ -43,7 +43,7 @@ from flanpy.datapath.userspace import FEATURES, IPV6, Tuning, TunQueues, native_
 from flanpy.errors import DatapathError, DatapathWaits
 from flanpy.model import Address, ForwardTable
 
-SILENT_S = 1.0
+SILENT_S = 2.0
 """A process that is silent for longer than that is said to be."""
 RESTART_PAUSE_S = 1.0
 """A process that has ended sooner than that after its start is not started again at once: something kills it."""
