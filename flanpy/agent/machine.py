@@ -11,8 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address, IPv6Address
+from dataclasses import dataclass
 from pathlib import Path
 
 from flanpy import backends
@@ -30,12 +29,13 @@ from flanpy.agent.datapaths import (
 from flanpy.agent.hooks import HookRunner, run_command
 from flanpy.agent.logs import event
 from flanpy.agent.peer_traffic import PeerTraffic
+from flanpy.agent.running import Running
 from flanpy.agent.taken import taken_addresses
 from flanpy.backends import wireguard
 from flanpy.backends.families import enabled_versions
 from flanpy.config.options import AgentOptions
 from flanpy.core.x25519 import public_key
-from flanpy.datapath import Datapath, DatapathSettings, DatapathStats, ProcessStatus
+from flanpy.datapath import DatapathSettings, DatapathStats, ProcessStatus
 from flanpy.errors import DatapathError, DatapathWaits, FlanpyError, PlatformError
 from flanpy.kernel import links, stand_ins
 from flanpy.kernel.firewall import Firewall
@@ -66,17 +66,6 @@ class Outcome:
     seconds: float
     usable: bool = False
     """Whether this node can be used: what is wrong, if anything, concerns single peers."""
-
-
-@dataclass(slots=True)
-class Running:
-    """A datapath at work, what it was opened for, and the table that it has."""
-
-    choice: Choice
-    settings: DatapathSettings
-    datapath: Datapath
-    table: ForwardTable | None = field(default=None)
-    restarts: int = 0
 
 
 class Machine:
@@ -180,7 +169,7 @@ class Machine:
         if settings is None or desired.table is None:
             return self._leave_datapath()
         changed = self._ensure_datapath(settings)
-        if self._widens(desired.table):
+        if self._running is not None and self._running.widens(desired.table):
             changed += self._publish(desired.table)  # before the device lets larger packets through
         if desired.tunnel is not None:
             try:
@@ -232,7 +221,7 @@ class Machine:
         """Open the datapath when there is none, it has failed, or it was opened for something else; whether anything was done."""
         if (running := self._running) is not None:
             try:
-                self._check(running)
+                running.check()
             except DatapathWaits:
                 raise
             except DatapathError as error:
@@ -245,34 +234,13 @@ class Machine:
         choice, datapath = open_datapath(self._kind, settings, self._kernel, self._home, proven=self._proven)
         self._proven |= ways(settings) if choice.kind == "ebpf" else frozenset()
         self._running = Running(choice, settings, datapath)
-        process = datapath.process
-        told = f"; process {process.pid} {'adopted' if process.adopted else 'started'}" if process is not None else ""
-        log.info(
-            "datapath %s on %s: %s%s",
-            choice.kind,
-            settings.device,
-            choice.reason,
-            told,
-            extra=event("datapath_started", kind=choice.kind, device=settings.device, reason=choice.reason, process=told[2:]),
-        )
-        for line in choice.degraded:
-            log.warning("datapath %s: %s", choice.kind, line, extra=event("datapath_degraded", kind=choice.kind, reason=line))
+        self._running.say()
         return 1
-
-    def _widens(self, table: ForwardTable) -> bool:
-        """Whether larger packets may pass by this table than by the one in use."""
-        running = self._running
-        return running is not None and running.table is not None and table.mtu_bytes > running.table.mtu_bytes
 
     def _publish(self, table: ForwardTable) -> int:
-        running = self._running
-        if running is None:
+        if self._running is None:
             raise DatapathError("no datapath to publish a table to")
-        if running.table is not None and replace(running.table, generation=table.generation) == table:
-            return 0
-        running.datapath.publish(table)
-        running.table = table
-        return 1
+        return int(self._running.publish(table))
 
     def check(self) -> str | None:
         """Why the datapath is not alive, or None, also when none is wanted."""
@@ -281,23 +249,10 @@ class Machine:
         if self._running is None:
             return "no datapath runs yet" if self._wanted else None
         try:
-            self._check(self._running)
+            self._running.check()
         except (FlanpyError, OSError) as error:
             return str(error)
         return None
-
-    def _check(self, running: Running) -> None:
-        """Raise DatapathError when the datapath cannot go on; a process that it had to start anew is said."""
-        running.datapath.check()
-        process = running.datapath.process
-        if process is not None and process.restarts != running.restarts:
-            running.restarts = process.restarts
-            log.warning(
-                "datapath %s; process %d has taken its place",
-                process.ended,
-                process.pid,
-                extra=event("datapath_restarted", ended=process.ended, pid=process.pid, restarts=process.restarts),
-            )
 
     @property
     def choice(self) -> Choice | None:
@@ -345,31 +300,3 @@ class Machine:
             self._home.descriptor_store.forget()
         elif running is not None:
             running.datapath.close()
-
-
-def datapath_settings(
-    desired: DesiredState,
-    underlay: Address,
-    port: int,
-    *,
-    queues: int,
-    source_check: bool,
-    spin_us: int,
-    ebpf_bypass: bool = False,
-) -> DatapathSettings:
-    """The settings of the datapath that carries this desired state's tunnel."""
-    tunnel = desired.tunnel
-    if tunnel is None:
-        raise DatapathError("this backend has no tunnel device")
-    own = [interface.ip for interface in tunnel.addresses]
-    return DatapathSettings(
-        device=tunnel.name,
-        tunnel_address=next((ip for ip in own if isinstance(ip, IPv4Address)), None),
-        tunnel_address6=next((ip for ip in own if isinstance(ip, IPv6Address)), None),
-        underlay_address=underlay,
-        port=port,
-        queues=queues,
-        source_check=source_check,
-        spin_us=spin_us,
-        ebpf_bypass=ebpf_bypass,
-    )

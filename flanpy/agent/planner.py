@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from flanpy import backends
-from flanpy.agent.machine import datapath_settings
+from flanpy.agent.running import datapath_settings
 from flanpy.backends.moved import Moved, with_moved
 from flanpy.config.options import AgentOptions
 from flanpy.core.membership import UDP, Membership, View, view
