@@ -225,6 +225,11 @@ def test_hostile_packets_are_refused_and_harm_nobody(two: Cluster) -> None:
             assert [error_of(answer) for answer in hostile(two, [packet], fds=200)] == [-90], "more than it has room for"
         assert [error_of(answer) for answer in hostile(two, [message(4)], fds=1)] == [-9], "a stop with a descriptor is none"
         assert [error_of(a) for a in hostile(two, [message(3, (64).to_bytes(8, sys.byteorder))], fds=1)] == [-22], "no memfd"
+        held = message(6, (64).to_bytes(8, sys.byteorder))
+        assert [error_of(a) for a in hostile(two, [held], fds=1)] == [-22], "nothing to hold"
+        assert [error_of(a) for a in hostile(two, [held])] == [-9]
+        assert [error_of(a) for a in hostile(two, [message(5), message(5, b"more")])] == [0, -71]
+        assert [error_of(a) for a in hostile(two, [message(5)], fds=1)] == [-9]
         stream.wait(100)
     assert stream.total.lost == 0
     assert process(two)["pid"] == pid
