@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.support import store_faults
-from tests.support.clusters import Cluster, cluster, eventually
+from tests.support.clusters import Cluster, cluster
 from tests.support.probes import probes
 from tests.support.processes import idle_share
-from tests.support.store_faults import attributes, etcd_state, in_step, leave, seconds_until
+from tests.support.store_faults import attributes, etcd_state, heal, in_step, leave, seconds_until
 
 HOSTS = ("host1", "host2")
 
@@ -29,9 +29,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 def healed(two: Cluster) -> Iterator[None]:
     """Every test ends with agents that are in step with etcd and have nothing to complain of."""
     yield
-    for host in HOSTS:
-        eventually(lambda host=host: two.status(host)["problems"] == [], 20, f"{host} has no problem left")
-        eventually(lambda host=host: in_step(two, host), 20, f"{host} is in step with etcd")
+    heal(two, HOSTS)
 
 
 def degraded_everywhere(two: Cluster, marks: dict[str, int]) -> bool:

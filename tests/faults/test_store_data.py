@@ -16,7 +16,7 @@ from flanpy.model import DEFAULT_PREFIX
 from tests.support import store_faults
 from tests.support.clusters import Cluster, cluster, eventually
 from tests.support.probes import probes
-from tests.support.store_faults import attributes, etcd_state, in_step, peers, seconds_until
+from tests.support.store_faults import attributes, etcd_state, heal, in_step, peers, seconds_until
 
 LOSS_GRACE_S, PEER_GRACE_S = 6, 4
 HOSTS = ("host1", "host2")
@@ -33,9 +33,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 def healed(two: Cluster) -> Iterator[None]:
     """Every test ends with agents that are in step with etcd and have nothing to complain of."""
     yield
-    for host in HOSTS:
-        eventually(lambda host=host: two.status(host)["problems"] == [], 20, f"{host} has no problem left")
-        eventually(lambda host=host: in_step(two, host), 20, f"{host} is in step with etcd")
+    heal(two, HOSTS)
 
 
 def marks(two: Cluster) -> dict[str, int]:

@@ -7,7 +7,7 @@ import json
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -119,6 +119,13 @@ def in_step(two: Cluster, host: str) -> bool:
     """Whether an agent's peers are etcd's leases, without its own."""
     wanted = {subnet: address for subnet, address in leases(two).items() if subnet != two.subnet(host)}
     return peers(two, host) == wanted
+
+
+def heal(two: Cluster, hosts: Iterable[str]) -> None:
+    """Wait until these agents are in step with etcd and have nothing to complain of."""
+    for host in hosts:
+        eventually(lambda host=host: two.status(host)["problems"] == [], 20, f"{host} has no problem left")
+        eventually(lambda host=host: in_step(two, host), 20, f"{host} is in step with etcd")
 
 
 def seconds_until(check: Callable[[], Any], within_s: float, what: str) -> float:
