@@ -187,7 +187,8 @@ def _process(settings: DatapathSettings, home: Home, *, keep: bool, prepare: Cal
         )
         tun, underlay = _adopt(settings, *given, keep=keep)
         same = found is not None and tun is not None and underlay is not None
-        home.descriptor_store.close()  # what was of use has been copied, and the rest would keep a device alive
+        home.descriptor_store.close()  # what was of use has been copied, and the rest would keep a device or a port, in the store too
+        home.descriptor_store.forget(tun=tun is None, udp=underlay is None)
         tun, underlay = _complete(settings, found, tun, underlay, keep=keep, prepare=prepare)
     except BaseException:
         if found is not None:

@@ -65,10 +65,13 @@ class DescriptorStore:
             notify(FDSTOREREMOVE="1", FDNAME=name)
             _send({"FDSTORE": "1", "FDNAME": name, "FDPOLL": "0"}, fds)
 
-    def forget(self) -> None:
-        """Let the store have none: the datapath is being torn down."""
-        for name in (_TUN, _UDP):
-            notify(FDSTOREREMOVE="1", FDNAME=name)
+    def forget(self, *, tun: bool = True, udp: bool = True) -> None:
+        """Let the store have none of these: the datapath is being torn down, or they are of no use and hold a device or a port.
+
+        The service manager does that when it gets round to it."""
+        for name, gone in ((_TUN, tun), (_UDP, udp)):
+            if gone:
+                notify(FDSTOREREMOVE="1", FDNAME=name)
 
 
 def _count(environment: Mapping[str, str], pid: int) -> int:

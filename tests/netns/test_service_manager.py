@@ -21,15 +21,17 @@ from flanpy.lab.process import environment
 from tests.support.clusters import Agent, Cluster, bare, eventually
 
 UNDER_A_MANAGER = """
-import os, sys
-fds = [int(word) for word in sys.argv[1].split(",")]
+import os, socket, sys
+with socket.socket(socket.AF_UNIX) as manager:
+    manager.connect("/run/lab/store")
+    names, fds, _, _ = socket.recv_fds(manager, 4096, 64)
 for place, fd in enumerate(fds):
     os.dup2(fd, 100 + place)
 for place in range(len(fds)):
     os.dup2(100 + place, 3 + place)
 os.closerange(3 + len(fds), 200)
-os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(len(fds)), LISTEN_FDNAMES=sys.argv[2])
-os.execv(sys.executable, [sys.executable, "-m", "flanpy", "agent", *sys.argv[3:]])
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(len(fds)), LISTEN_FDNAMES=names.decode())
+os.execv(sys.executable, [sys.executable, "-m", "flanpy", "agent", *sys.argv[1:]])
 """
 
 
@@ -46,6 +48,9 @@ class Manager:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.socket.bind(str(host.sandbox.path("/run/lab/notify")))
         self.socket.settimeout(0.1)
+        self.giver = socket.socket(socket.AF_UNIX)
+        self.giver.bind(str(host.sandbox.path("/run/lab/store")))
+        self.giver.listen()
         self.store: list[tuple[str, int]] = []
         self.polled = False
 
@@ -68,6 +73,12 @@ class Manager:
             os.close(fd)
         self.store = [item for item in self.store if item[0] != name]
 
+    def give(self) -> None:
+        """Let the agent that starts have the store; nobody in between may, who would keep a port or a device longer than it does."""
+        names = self.names
+        with self.giver.accept()[0] as taker:
+            socket.send_fds(taker, [":".join(names).encode()], [fd for _, fd in self.store])
+
     @property
     def names(self) -> list[str]:
         self.listen()
@@ -77,6 +88,7 @@ class Manager:
         for name in {name for name, _ in self.store}:
             self.remove(name)
         self.socket.close()
+        self.giver.close()
 
 
 @contextmanager
@@ -98,6 +110,27 @@ def process_of(host: Cluster, run_dir: str = "/run/lab/a/run") -> int:
     return int(host.sandbox.run("host1", [sys.executable, "-c", ask, run_dir], env=IMPORT_PATH).stdout)
 
 
+@contextmanager
+def restarted(host: Cluster, systemd: Manager, *flags: str) -> Iterator[Path]:
+    """Another agent, which gets what the store has and tears down at the end of the block: its log."""
+    log = host.lab.logs / "second.log"
+    own = ["--state-dir=/run/lab/a/state", "--run-dir=/run/lab/a/run", "--subnet-file=/run/lab/a/subnet.env"]
+    argv = [sys.executable, "-c", UNDER_A_MANAGER, *own, f"--etcd-endpoints={host.lab.etcd_url}", *flags, "--teardown"]
+    second = subprocess.Popen(
+        host.sandbox.command("host1", argv),
+        env=environment({**IMPORT_PATH, "NOTIFY_SOCKET": "/run/lab/notify"}),
+        stdout=log.open("w"),
+        stderr=subprocess.STDOUT,
+    )
+    try:
+        systemd.give()
+        yield log
+    finally:
+        inner = int(host.sandbox.path("/run/lab/a/run/agent.lock").read_text())
+        host.sandbox.signal(inner, signal.SIGTERM)
+        second.wait(timeout=15)
+
+
 @pytest.mark.parametrize("queues", [1, 2])
 def test_device_and_sockets_survive_when_agent_and_process_are_killed(host: Cluster, queues: int) -> None:
     flags = ["--datapath=userspace", f"--queues={queues}"]
@@ -111,29 +144,32 @@ def test_device_and_sockets_survive_when_agent_and_process_are_killed(host: Clus
         host.sandbox.signal(pid, signal.SIGKILL)
         eventually(lambda: not host.sandbox.process_alive(pid), 5, "the process has ended")
         assert device_index(host) == index, "the store holds the device"
-        log = host.lab.logs / "second.log"
-        own = ["--state-dir=/run/lab/a/state", "--run-dir=/run/lab/a/run", "--subnet-file=/run/lab/a/subnet.env"]
-        words = [sys.executable, "-c", UNDER_A_MANAGER, ",".join(str(fd) for _, fd in systemd.store), ":".join(systemd.names)]
-        argv = [*words, *own, f"--etcd-endpoints={host.lab.etcd_url}", *flags, "--teardown"]
-        second = subprocess.Popen(
-            host.sandbox.command("host1", argv),
-            env=environment({**IMPORT_PATH, "NOTIFY_SOCKET": "/run/lab/notify"}),
-            pass_fds=[fd for _, fd in systemd.store],
-            stdout=log.open("w"),
-            stderr=subprocess.STDOUT,
-        )
-        try:
+        with restarted(host, systemd, *flags) as log:
             eventually(lambda: "ready: subnet" in log.read_text(), 20, "the second agent is ready")
             assert device_index(host) == index
             assert systemd.names == wanted, "those of before have been replaced"
             assert process_of(host) not in (0, pid)
-        finally:
-            inner = int(host.sandbox.path("/run/lab/a/run/agent.lock").read_text())
-            host.sandbox.signal(inner, signal.SIGTERM)
-            second.wait(timeout=15)
         assert systemd.names == [], "a torn down datapath is forgotten"
     links = [link["ifname"] for link in json.loads(host.sandbox.run("host1", ["ip", "-j", "link"]).stdout)]
     assert "flannel0" not in links
+
+
+@pytest.mark.parametrize(("first", "then"), [(1, 2), (2, 1)])
+def test_what_the_store_has_is_no_obstacle_to_an_agent_with_other_queues(host: Cluster, first: int, then: int) -> None:
+    with manager(host) as systemd:
+        with Agent(host, "--datapath=userspace", f"--queues={first}", env={"NOTIFY_SOCKET": "/run/lab/notify"}) as agent:
+            agent.says("ready: subnet")
+            pid, _ = process_of(host), systemd.listen()
+            agent.stop(signal.SIGKILL)
+        with restarted(host, systemd, "--datapath=userspace", f"--queues={then}") as log:
+
+            def is_ready() -> bool:
+                systemd.listen()
+                return "ready: subnet" in log.read_text()
+
+            eventually(is_ready, 20, "the second agent is ready")
+            assert systemd.names.count("flanpy-tun") == then
+            assert process_of(host) not in (0, pid)
 
 
 @pytest.mark.parametrize("datapath", ["userspace", "ebpf"])
