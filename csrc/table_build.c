@@ -12,6 +12,7 @@
 #include <errno.h>
 
 #define ADDRESSES 0x100000000ull
+#define ROOT_ADDRESSES ((uint64_t)FP_TABLE_ROOT << 16) /* those that the root reaches: all */
 
 /* A node while its 256 entries arrive in order. */
 struct draft {
@@ -118,11 +119,11 @@ struct open_route {
 /* All ranges in order. The routes are valid, so each open one lies in the one below it: at most one for each length. */
 static void sweep(struct builder *builder, const struct fp_route4 *routes, size_t n_routes)
 {
-    struct open_route stack[34] = {{ADDRESSES, FP_HOP_NONE}};
+    struct open_route stack[34] = {{ROOT_ADDRESSES, FP_HOP_NONE}};
     size_t top = 0;
     uint64_t done = 0;
     for (size_t i = 0; i <= n_routes; i++) {
-        uint64_t start = i < n_routes ? routes[i].prefix : ADDRESSES;
+        uint64_t start = i < n_routes ? routes[i].prefix : ROOT_ADDRESSES;
         while (stack[top].end <= start) {
             add_range(builder, done, stack[top].end, stack[top].value);
             done = stack[top].end;
@@ -132,7 +133,8 @@ static void sweep(struct builder *builder, const struct fp_route4 *routes, size_
         }
         add_range(builder, done, start, stack[top].value);
         done = start;
-        stack[++top] = (struct open_route){start + (ADDRESSES >> routes[i].prefix_len), routes[i].hop};
+        uint64_t end = start + (ADDRESSES >> routes[i].prefix_len);
+        stack[++top] = (struct open_route){end < ROOT_ADDRESSES ? end : ROOT_ADDRESSES, routes[i].hop};
     }
 }
 
@@ -150,6 +152,8 @@ static bool routes_valid(const struct fp_route4 *routes, size_t n_routes, size_t
         if (route->prefix_len > 32 || (route->hop >= n_hops && route->hop != FP_HOP_LOCAL))
             return false;
         if (route->prefix_len < 32 && (route->prefix << route->prefix_len) != 0)
+            return false;
+        if ((uint64_t)route->prefix >= ROOT_ADDRESSES)
             return false;
         if (i > 0 && !route_before(&routes[i - 1], route))
             return false;

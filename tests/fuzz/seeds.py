@@ -137,9 +137,56 @@ def round_trip() -> Iterator[tuple[str, bytes]]:
         yield f"kind_{kind}", struct.pack(">BHIHB", kind, 0xFFFE, 0xFFFFFF00, 100, kind) + tail + pattern(450 + kind)
 
 
+def table_history() -> Iterator[tuple[str, bytes]]:
+    """Routes that come, change and go, with tables in between."""
+    put = b"".join(struct.pack(">BIBB", 0, 0x00050000 + (i << 8), 24, i % 5) for i in range(12))
+    put6 = b"".join(struct.pack(">BIIBB", 2, i << 8, 0, 64, i % 5) for i in range(12))
+    hops = b"".join(struct.pack(">BBBH", 6, i, 9 - i, 8285) for i in range(5))
+    yield "nothing", b""
+    yield "nodes_join_and_leave", hops + put + put6 + b"\x07" + b"\x04\x03\x05\x02\x07" + b"\x04\0" * 11 + b"\x05\0" * 11 + b"\x07"
+    yield "a_subnet_moves", put + b"\x07" + struct.pack(">BIBB", 0, 0x00050300, 24, 4) + b"\x07"
+    pods = struct.pack(">BIBB", 0, 0x00050307, 32, 1) + struct.pack(">BIIBB", 2, 0x300, 7, 128, 255)
+    yield "pods_of_their_own", put + put6 + pods + b"\x07\x04\x0c\x05\x0c\x07"
+    everything = struct.pack(">BIBB", 0, 0, 0, 1) + struct.pack(">BIIBB", 2, 0, 0, 0, 2)
+    yield "everything_by_one_hop", everything + b"\x07" + put + put6 + b"\x07"
+    yield "hops_of_one_address", put + b"".join(struct.pack(">BBBH", 6, i, 7, i) for i in range(5)) + b"\x07"
+
+
+HELLO, START, TABLE, STOP = 1, 2, 3, 4
+MAGIC = 0x70647066
+
+
+def protocol() -> Iterator[tuple[str, bytes]]:
+    """Good requests of each kind, and each thing that can be wrong with one."""
+
+    def request(kind: int, fds: int, number: int = 0, more: int = 0, changes: bytes = b"") -> bytes:
+        return struct.pack(">BBBIB", 1, kind, fds, number, 128 + more) + changes
+
+    yield "hello", request(HELLO, 0)
+    yield "start", request(START, 5, 2)
+    yield "start_of_64_queues", request(START, 129, 64)
+    yield "table", request(TABLE, 1, 4096)
+    yield "stop", request(STOP, 0)
+    yield "another_version", request(START, 5, 2, changes=b"\x04\x02")
+    yield "hello_of_another_version", request(HELLO, 0, changes=b"\x04\x02")
+    yield "another_magic", request(HELLO, 0, changes=b"\0\0")
+    yield "unknown_kind", request(5, 0)
+    yield "no_queue", request(START, 1, 0)
+    yield "too_many_queues", request(START, 131, 65)
+    yield "descriptor_missing", request(START, 4, 2)
+    yield "descriptor_too_many", request(HELLO, 1)
+    yield "empty_table", request(TABLE, 1, 0)
+    yield "huge_table", request(TABLE, 1, 0x40000001)
+    yield "one_byte_long", request(START, 5, 2, 1)
+    yield "one_byte_short", request(TABLE, 1, 4096, -1)
+    yield "shorter_than_a_head", request(STOP, 0, 0, -1)
+    yield "as_it_comes", b"\0\0" + struct.pack("<IHHIi", MAGIC, 1, HELLO, 16, 0)
+    yield "a_reply", b"\0\0" + struct.pack("<IHHIi", MAGIC, 1, 0x8000 | HELLO, 16, 0)
+
+
 def main() -> None:
     """Write all of them."""
-    for target in (encap_frame, decap_train, table, round_trip):
+    for target in (encap_frame, decap_train, table, round_trip, table_history, protocol):
         folder = CORPUS / target.__name__
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in target():
