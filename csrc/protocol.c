@@ -11,16 +11,24 @@ static_assert(sizeof(struct fp_message) == 16, "the head keeps its form for ever
 static_assert(offsetof(struct fp_message_state, settings) == 120, "what every agent can read of the state keeps its form");
 static_assert(sizeof(struct fp_message_start) <= FP_PROTOCOL_BYTES_MAX && sizeof(struct fp_message_state) <= FP_PROTOCOL_BYTES_MAX,
               "every message fits into the buffers");
-static_assert(2 * FP_PROTOCOL_QUEUES_MAX + 2 == FP_PROTOCOL_FDS_MAX, "queues, counters and table");
+static_assert(2 * FP_PROTOCOL_QUEUES_MAX + 2 <= FP_PROTOCOL_FDS_MAX, "all queues of one lane, counters and table");
+
+uint32_t fp_start_queue_fds(const struct fp_message_start *start)
+{
+    return start->n_queues * (1 + start->n_lanes);
+}
 
 static int read_start(const void *packet, size_t bytes, size_t n_fds, struct fp_message_start *start)
 {
     if (bytes != sizeof(*start))
         return -EPROTO;
     memcpy(start, packet, sizeof(*start));
-    if (start->n_queues < 1 || start->n_queues > FP_PROTOCOL_QUEUES_MAX)
+    if (start->n_queues < 1 || start->n_queues > FP_PROTOCOL_QUEUES_MAX || start->n_lanes < 1 || start->n_lanes > FP_LANES_MAX)
         return -EINVAL;
-    return n_fds == 2 * (size_t)start->n_queues + 1 ? 0 : -EBADF;
+    /* With the table these are all that an answer to HELLO has room for. */
+    if (fp_start_queue_fds(start) + 2 > FP_PROTOCOL_FDS_MAX)
+        return -EINVAL;
+    return n_fds == (size_t)fp_start_queue_fds(start) + 1 ? 0 : -EBADF;
 }
 
 static int read_table(const void *packet, size_t bytes, size_t n_fds, struct fp_message_table *table)

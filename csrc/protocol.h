@@ -5,8 +5,9 @@
  * Descriptors travel beside (SCM_RIGHTS), in the order that is given here.
  *
  *   request  descriptors                        reply: head.kind | FP_MESSAGE_REPLY, head.error 0 or -errno
- *   HELLO                                       fp_message_state; while RUNNING with n_queues x (TUN, UDP), counters, table if there is one
- *   START    n_queues x (TUN, UDP), counters    fp_message_state, without descriptors
+ *   HELLO                                       fp_message_state; while RUNNING with all of START's, and the table if there is one
+ *   START    n_queues x (TUN, n_lanes x UDP),   fp_message_state, without descriptors
+ *            counters
  *   TABLE    a sealed memfd                     the head alone; every worker forwards by the table then
  *   STOP                                        the head alone, after the last packet in hand has left; then the process ends
  *   PING                                        the head alone: the process is there
@@ -17,7 +18,8 @@
  * A reply whose descriptors the kernel does not pass on (ETOOMANYREFS) comes without them, as that error.
  *
  * HELLO, STOP and everything before `settings` in the state keep their form for ever, so that any agent can take over from any process.
- * A change of START or TABLE, or of struct fp_settings, needs another FP_PROTOCOL_VERSION.
+ * A change of START or TABLE, or of struct fp_settings, needs another FP_PROTOCOL_VERSION. How many lanes a process has is told by the number of
+ * descriptors in its answer to HELLO; versions 1 and 2 had one.
  */
 #ifndef FLANPY_PROTOCOL_H
 #define FLANPY_PROTOCOL_H
@@ -28,9 +30,9 @@
 #include "worker.h"
 
 #define FP_PROTOCOL_MAGIC 0x70647066u
-#define FP_PROTOCOL_VERSION 2u
-#define FP_PROTOCOL_QUEUES_MAX 64u /* 2 x 64 + 2 descriptors fit into one packet: the kernel takes 253 (SCM_MAX_FD) */
-#define FP_PROTOCOL_FDS_MAX 130u
+#define FP_PROTOCOL_VERSION 3u
+#define FP_PROTOCOL_QUEUES_MAX 64u
+#define FP_PROTOCOL_FDS_MAX 130u /* 64 x (TUN, UDP), counters, table: the kernel takes 253 in one packet (SCM_MAX_FD) */
 #define FP_PROTOCOL_BYTES_MAX 1024u /* longer packets are refused unread */
 #define FP_TABLE_BYTES_MAX 0x40000000u /* of a table's memfd */
 
@@ -55,7 +57,7 @@ struct fp_message {
 struct fp_message_start {
     struct fp_message head;
     uint32_t n_queues;
-    uint32_t reserved;
+    uint32_t n_lanes;    /* of each queue */
     uint8_t version[64]; /* which executable this is; told in the state, for whoever comes later */
     struct fp_settings settings;
 };
@@ -103,9 +105,12 @@ struct fp_request {
  *   -EPROTO           shorter than a head, another magic, a length that is not the packet's, an unknown kind
  *   -EPROTONOSUPPORT  START, TABLE or HOLD of another version
  *   -EBADF            not the descriptors that belong to it
- *   -EINVAL           n_queues or bytes out of range
+ *   -EINVAL           n_queues, n_lanes or bytes out of range
  */
 int fp_request_read(const void *packet, size_t bytes, size_t n_fds, struct fp_request *out);
+
+/* The descriptors of all queues, without the counters, of a START that has passed the check. */
+uint32_t fp_start_queue_fds(const struct fp_message_start *start);
 
 /* The head of the reply to a request of this kind. */
 struct fp_message fp_reply_head(uint16_t kind, size_t bytes, int error);

@@ -153,7 +153,7 @@ static bool routes_valid(const struct fp_route4 *routes, size_t n_routes, size_t
             return false;
         if (route->prefix_len < 32 && (route->prefix << route->prefix_len) != 0)
             return false;
-        if ((uint64_t)route->prefix >= ROOT_ADDRESSES)
+        if (route->prefix >> 16 >= FP_TABLE_ROOT)
             return false;
         if (i > 0 && !route_before(&routes[i - 1], route))
             return false;

@@ -4,12 +4,17 @@
  *
  * Theory of operation
  *
- * Threads. Two for each queue (a TUN queue descriptor and a UDP socket), one for each direction, or one that runs both to completion
+ * Threads. Two for each queue (a TUN queue descriptor and some UDP sockets), one for each direction, or one that runs both to completion
  *   (settings.threads_per_queue). All signals are blocked in them. They share nothing but the descriptors and the published table,
  *   and never wait for each other.
  *
  *       turn:  pick up the table -> outward batch -> inward batch          nothing done: spin for spin_us with sched_yield,
  *       sleep: poll on TUN, UDP and the eventfd                            then sleep
+ *
+ * Lanes. A queue has several UDP sockets of one port; the kernel puts a packet into one of them by its sender (SO_REUSEPORT and a
+ *   program, flanpy/datapath/sockets.py). A turn visits those in which something waits, one after the other, and takes a bounded
+ *   number of packets from each. So a sender of more than this node can take fills the queue of its own lane, where the kernel drops what
+ *   is too much, and costs the others no packet and no more than their share of the worker's time (worker_in.c).
  *
  * Memory. Every buffer belongs to one thread from start to stop: the frame buffer is free again when fp_encap_frame returns, the
  *   encapsulator's arena when its runs are sent, the receive arena when the writes that point into it are done; all three within
@@ -103,7 +108,7 @@ static void sleep_in_poll(struct fp_worker *worker)
     struct pollfd polled[3] = {
         {.fd = worker->wake_fd, .events = POLLIN},
         {.fd = listens && worker->directions & FP_OUTWARD ? worker->queue.tun_fd : -1, .events = POLLIN},
-        {.fd = listens && worker->directions & FP_INWARD ? worker->queue.udp_fd : -1, .events = POLLIN},
+        {.fd = listens && worker->directions & FP_INWARD ? worker->in.epoll_fd : -1, .events = POLLIN},
     };
     uint64_t wakes;
 
@@ -190,7 +195,7 @@ static int init_worker(struct fp_worker *worker, void *lent)
     if (worker->wake_fd < 0)
         return -errno;
     if (worker->directions & FP_OUTWARD) {
-        worker->route_fd = socket(underlay_family(worker->queue.udp_fd), SOCK_DGRAM | SOCK_CLOEXEC, 0);
+        worker->route_fd = socket(underlay_family(worker->send_fd), SOCK_DGRAM | SOCK_CLOEXEC, 0);
         error = fp_outward_init(worker);
     }
     if (!error && worker->directions & FP_INWARD)
@@ -226,6 +231,15 @@ static int start_thread(struct fp_worker *worker, size_t number)
     pthread_setname_np(worker->thread, name);
     worker->datapath->started++;
     return 0;
+}
+
+static bool lanes_are_sane(const struct fp_queue *queues, size_t n_queues)
+{
+    for (size_t i = 0; i < n_queues; i++) {
+        if (queues[i].n_lanes < 1 || queues[i].n_lanes > FP_LANES_MAX)
+            return false;
+    }
+    return true;
 }
 
 static bool settings_are_sane(const struct fp_settings *settings, size_t n_queues)
@@ -269,7 +283,7 @@ int fp_datapath_start_in(const struct fp_queue *queues, size_t n_queues, const s
     struct fp_datapath *datapath;
     int error = 0;
 
-    if (!settings_are_sane(settings, n_queues))
+    if (!settings_are_sane(settings, n_queues) || !lanes_are_sane(queues, n_queues))
         return -EINVAL;
     datapath = new_datapath(n_queues, n_queues * per_queue);
     if (!datapath)
@@ -278,7 +292,7 @@ int fp_datapath_start_in(const struct fp_queue *queues, size_t n_queues, const s
         struct fp_worker *worker = &datapath->workers[i];
 
         *worker = (struct fp_worker){.datapath = datapath, .queue = queues[i / per_queue], .settings = *settings, .wake_fd = -1,
-                                     .route_fd = -1};
+                                     .route_fd = -1, .send_fd = queues[i / per_queue].udp_fds[0], .in.epoll_fd = -1};
         worker->directions = per_queue == 1 ? FP_OUTWARD | FP_INWARD : i % 2 ? FP_INWARD : FP_OUTWARD;
         if (!error)
             error = init_worker(worker, pages ? (uint8_t *)pages + i * fp_page_bytes() : NULL);

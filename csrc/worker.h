@@ -7,10 +7,18 @@
 
 #include "peers.h"
 
-/* What one worker works on. Descriptors are borrowed: opened, configured, non-blocking and later closed by the caller. */
+enum { FP_LANES_MAX = 64 };
+
+/*
+ * What one worker works on. Descriptors are borrowed: opened, configured, non-blocking and later closed by the caller.
+ *
+ * All UDP sockets have one address and port; which of them gets a packet is the kernel's choice, by its sender. Each is a lane with a queue of
+ * its own, and the lanes are read in turn, so that a sender that fills its lane takes nothing from those in the others.
+ */
 struct fp_queue {
     int tun_fd;
-    int udp_fd;
+    uint32_t n_lanes;
+    int udp_fds[FP_LANES_MAX]; /* the first one sends, too */
 };
 
 struct fp_settings {

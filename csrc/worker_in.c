@@ -2,7 +2,10 @@
  * worker_in.c: the inward direction of a worker: UDP trains in, TUN frames out. What a packet becomes is decided by decap.c; here
  * are the system calls and what follows from their errors.
  *
- *   recvmsg until EAGAIN or the batch bound -> fp_decap_train -> (no room or end of batch) writev of every merged frame
+ *   epoll_wait: lanes with something -> each: recvmsg until EAGAIN or the bounds -> fp_decap_train -> (no room or end) writev of every frame
+ *
+ * Fairness. A visit to a lane ends after TRAINS_PER_VISIT trains or PACKETS_PER_VISIT packets, whichever comes first: a train of 100 small packets
+ * costs as much time as 100 trains of one. epoll tells of ready lanes in turn, so one that is never empty is visited once while each of the others is.
  *
  * Trains lie packed in the arena: each recvmsg gets 64 KB of room behind the train before it, so that many small datagrams of one
  * batch share few cache lines and pages. Errors of recvmsg other than EAGAIN are ICMP errors of earlier sends or a lack of memory;
@@ -12,6 +15,7 @@
 #include <netinet/udp.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -21,7 +25,9 @@
 #define UDP_GRO 104
 #endif
 
-#define TRAINS_PER_TURN 64u        /* keeps a flood from the underlay from starving the other direction, tables and stop */
+#define LANES_PER_TURN 16u         /* these three keep a flood from the underlay from starving the other lanes, the other direction, */
+#define TRAINS_PER_VISIT 64u       /* tables and stop */
+#define PACKETS_PER_VISIT 256u     /* a few more, if the last train has many */
 #define SLOT_BYTES 65536u          /* room of one receive: no datagram or train is longer, so truncation means a broken kernel */
 #define ARENA_BYTES (4 * SLOT_BYTES)
 
@@ -74,8 +80,8 @@ static bool descriptor_is_broken(int error)
     return error == EBADF || error == ENOTSOCK || error == EINVAL || error == EFAULT;
 }
 
-/* Receive one train into the arena. False: nothing there (or an error that ends this batch). */
-static bool receive(struct fp_worker *worker, struct train *train)
+/* Receive one train into the arena. False: nothing there (or an error that ends this visit). */
+static bool receive(struct fp_worker *worker, int lane, struct train *train)
 {
     union fp_socket_address from = {.v6 = {0}};
     union control control;
@@ -86,7 +92,7 @@ static bool receive(struct fp_worker *worker, struct train *train)
                             .msg_iovlen = 1,
                             .msg_control = control.bytes,
                             .msg_controllen = sizeof(control.bytes)};
-    ssize_t bytes = recvmsg(worker->queue.udp_fd, &header, MSG_DONTWAIT);
+    ssize_t bytes = recvmsg(lane, &header, MSG_DONTWAIT);
 
     if (bytes < 0) {
         if (descriptor_is_broken(errno))
@@ -174,35 +180,68 @@ static void take_train(struct fp_worker *worker, const struct train *train)
     }
 }
 
-static void count_train(struct fp_worker *worker, const struct train *train)
+/* How many packets there are in it. */
+static size_t count_train(struct fp_worker *worker, const struct train *train)
 {
+    size_t segments = datagrams_in(train->bytes, train->segment_bytes);
+
     fp_worker_work(worker, FP_WORK_UDP_RECEIVES, 1);
-    fp_worker_work(worker, FP_WORK_UDP_RECEIVED_SEGMENTS, datagrams_in(train->bytes, train->segment_bytes));
+    fp_worker_work(worker, FP_WORK_UDP_RECEIVED_SEGMENTS, segments);
+    return segments;
+}
+
+static void make_room(struct fp_worker *worker, size_t bytes)
+{
+    struct fp_inward *in = &worker->in;
+
+    in->used += (bytes + FP_CACHE_LINE - 1) / FP_CACHE_LINE * FP_CACHE_LINE;
+    if (in->used + SLOT_BYTES > ARENA_BYTES) {
+        flush(worker);
+        in->used = 0;
+    }
+}
+
+/* What waits in one lane, up to the bounds. True when there was something. */
+static bool visit(struct fp_worker *worker, int lane)
+{
+    struct train train;
+    unsigned trains = 0;
+    size_t packets = 0;
+
+    while (trains < TRAINS_PER_VISIT && packets < PACKETS_PER_VISIT && receive(worker, lane, &train)) {
+        trains++;
+        if (!train.data)
+            continue;
+        packets += count_train(worker, &train);
+        take_train(worker, &train);
+        make_room(worker, train.bytes);
+    }
+    return trains;
 }
 
 bool fp_inward_turn(struct fp_worker *worker)
 {
-    struct fp_inward *in = &worker->in;
-    struct train train;
-    unsigned trains = 0;
+    struct epoll_event ready[LANES_PER_TURN];
+    int count = epoll_wait(worker->in.epoll_fd, ready, LANES_PER_TURN, 0);
+    bool busy = false;
 
-    in->used = 0;
-    while (trains < TRAINS_PER_TURN && receive(worker, &train)) {
-        trains++;
-        if (!train.data)
-            continue;
-        count_train(worker, &train);
-        take_train(worker, &train);
-        in->used += (train.bytes + FP_CACHE_LINE - 1) / FP_CACHE_LINE * FP_CACHE_LINE;
-        if (in->used + SLOT_BYTES > ARENA_BYTES) {
-            flush(worker);
-            in->used = 0;
-        }
+    worker->in.used = 0;
+    for (int i = 0; i < count; i++)
+        busy |= visit(worker, ready[i].data.fd);
+    if (busy)
+        flush(worker);
+    return busy;
+}
+
+static int listen_to(const struct fp_worker *worker)
+{
+    for (uint32_t i = 0; i < worker->queue.n_lanes; i++) {
+        struct epoll_event readable = {.events = EPOLLIN, .data.fd = worker->queue.udp_fds[i]};
+
+        if (epoll_ctl(worker->in.epoll_fd, EPOLL_CTL_ADD, worker->queue.udp_fds[i], &readable) != 0)
+            return -errno;
     }
-    if (!trains)
-        return false;
-    flush(worker);
-    return true;
+    return 0;
 }
 
 int fp_inward_init(struct fp_worker *worker)
@@ -215,11 +254,14 @@ int fp_inward_init(struct fp_worker *worker)
     if (!in->arena || !in->decap_memory)
         return -ENOMEM;
     in->decap = fp_decap_init(in->decap_memory);
-    return 0;
+    in->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    return in->epoll_fd < 0 ? -errno : listen_to(worker);
 }
 
 void fp_inward_free(struct fp_worker *worker)
 {
+    if (worker->in.epoll_fd >= 0)
+        close(worker->in.epoll_fd);
     free(worker->in.arena);
     free(worker->in.decap_memory);
 }

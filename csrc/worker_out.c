@@ -142,7 +142,7 @@ static bool buffer_is_full(int error)
 /* False when this turn has waited long enough already. */
 static bool wait_for_room(struct fp_worker *worker)
 {
-    struct pollfd socket = {.fd = worker->queue.udp_fd, .events = POLLOUT};
+    struct pollfd socket = {.fd = worker->send_fd, .events = POLLOUT};
 
     if (!worker->out.waits_left)
         return false;
@@ -156,7 +156,7 @@ static bool wait_for_room(struct fp_worker *worker)
 static int send_bounded(struct fp_worker *worker, const struct msghdr *header)
 {
     for (;;) {
-        if (sendmsg(worker->queue.udp_fd, header, MSG_DONTWAIT) >= 0)
+        if (sendmsg(worker->send_fd, header, MSG_DONTWAIT) >= 0)
             return 0;
         if (!buffer_is_full(errno) || !wait_for_room(worker))
             return errno;
@@ -285,7 +285,7 @@ static size_t send_some(struct fp_worker *worker, const struct fp_send *runs, si
         not_sent(worker, runs[0].hop, FP_DROP_SEND, runs[0].segments, runs[0].bytes);
         return 1;
     }
-    taken = sendmmsg(worker->queue.udp_fd, headers, (unsigned)ready, MSG_DONTWAIT);
+    taken = sendmmsg(worker->send_fd, headers, (unsigned)ready, MSG_DONTWAIT);
     if (taken <= 0) {
         send_again(worker, &runs[0], &messages[0], errno);
         return 1;

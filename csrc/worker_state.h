@@ -36,6 +36,7 @@ struct fp_outward {
 
 /* UDP -> TUN: trains lie one behind the other in the arena and stay there until their writes are done. */
 struct fp_inward {
+    int epoll_fd; /* which lanes have something; level-triggered, and those that were told of go to its end */
     uint8_t *arena;
     size_t used;
     void *decap_memory;
@@ -76,6 +77,7 @@ struct fp_datapath {
 struct fp_worker {
     struct fp_datapath *datapath;
     struct fp_queue queue;
+    int send_fd; /* of its lanes */
     struct fp_settings settings;
     uint32_t directions;
     int wake_fd;  /* eventfd: a new table, or stop */

@@ -61,11 +61,11 @@ static bool limit(int resource, rlim_t value)
     return setrlimit((__rlimit_resource_t)resource, &both) == 0;
 }
 
-uint32_t process_set_limits(size_t n_queues, size_t n_threads)
+uint32_t process_set_limits(size_t n_queue_fds, size_t n_threads)
 {
-    size_t own = 5;                                      /* 0, 1, 2, the listener, the counters' pages */
-    size_t queues = 2 * n_queues, threads = 2 * n_threads; /* TUN and UDP; an eventfd and a socket to ask for the path MTU */
-    bool done = limit(RLIMIT_NOFILE, own + queues + threads + PROCESS_CONNECTIONS_MAX + 1 + PROCESS_FDS_SPARE);
+    size_t own = 5;                 /* 0, 1, 2, the listener, the counters' pages */
+    size_t threads = 3 * n_threads; /* an eventfd, an epoll, a socket to ask for the path MTU */
+    bool done = limit(RLIMIT_NOFILE, own + n_queue_fds + threads + PROCESS_CONNECTIONS_MAX + 1 + PROCESS_FDS_SPARE);
 
     done &= limit(RLIMIT_NPROC, 0);
     done &= limit(RLIMIT_CORE, 0);

@@ -110,7 +110,7 @@ static bool reply_state(const struct process *process, int connection, uint16_t 
 
     memcpy(state.version, process->version, sizeof(state.version));
     if (give && process->datapath) {
-        for (size_t i = 0; i < 2 * (size_t)process->n_queues; i++)
+        for (size_t i = 0; i < process->n_fds; i++)
             add(&given, process->fds[i]);
         add(&given, process->pages_fd);
         if (process->table_fd >= 0)

@@ -5,7 +5,7 @@
  * does at its first breath are not in the list. What is not in it fails with EPERM and nothing else happens: a slip of ours costs a
  * function and not the datapath. Another architecture's calls (the numbers mean other things there) end the process.
  *
- *   workers        read write writev recvmsg sendmsg sendmmsg poll ppoll sched_yield futex clock_gettime connect getsockopt
+ *   workers        read write writev recvmsg sendmsg sendmmsg poll ppoll epoll_wait sched_yield futex clock_gettime connect getsockopt
  *                  (connect and getsockopt: the UDP socket that is asked for path MTUs; there is no other socket to connect)
  *   main thread    accept4 recvmsg sendmsg getsockopt close lseek fcntl (F_GET_SEALS alone) mmap (never executable) munmap
  *   C library      brk madvise rt_sigprocmask rt_sigreturn restart_syscall exit exit_group
@@ -52,6 +52,10 @@ static const struct sock_filter filter[] = {
     ALLOW(poll),
 #endif
     ALLOW(ppoll),
+#ifdef SYS_epoll_wait
+    ALLOW(epoll_wait),
+#endif
+    ALLOW(epoll_pwait),
     ALLOW(sched_yield),
     ALLOW(futex),
     ALLOW(clock_gettime),

@@ -131,7 +131,7 @@ int process_try_forbidden(bool filter)
     if (pthread_create(&thread, NULL, try_all, &trial) != 0)
         return 1;
     pthread_barrier_wait(&trial.running);
-    limits = process_set_limits(1, THREADS);
+    limits = process_set_limits(2, THREADS);
     error = filter ? process_filter_system_calls() : -EPERM;
     printf("limits %s\nfilter %s\n", limits ? "set" : "refused", error ? strerrorname_np(-error) : "on");
     pthread_barrier_wait(&trial.filtered);

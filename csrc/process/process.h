@@ -22,7 +22,8 @@ struct process {
     struct fp_datapath *datapath; /* NULL before START */
     struct fp_settings settings;
     uint32_t n_queues;
-    int fds[2 * FP_PROTOCOL_QUEUES_MAX]; /* TUN and UDP of each queue */
+    uint32_t n_fds;
+    int fds[FP_PROTOCOL_FDS_MAX]; /* TUN and UDP sockets of each queue */
     int pages_fd;
     void *pages;
     uint32_t n_pages;
@@ -49,7 +50,7 @@ void process_hung_up(struct process *process, int connection);
 /* confine.c: give up user, groups, capabilities, new privileges and core dumps. Returns the FP_CONFINED_* bits that worked. */
 uint32_t process_drop_privileges(uid_t uid, gid_t gid);
 /* Descriptors up to the number that this datapath needs, no processes, no files. */
-uint32_t process_set_limits(size_t n_queues, size_t n_threads);
+uint32_t process_set_limits(size_t n_queue_fds, size_t n_threads);
 
 /* filter.c: from now on every thread of this process can make a few harmless system calls and no others. 0 or -errno. */
 int process_filter_system_calls(void);

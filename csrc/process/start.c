@@ -47,12 +47,15 @@ static int start_workers(struct process *process, const struct fp_message_start 
 {
     struct fp_queue queues[FP_PROTOCOL_QUEUES_MAX];
     uint32_t per_queue = start->settings.threads_per_queue == 2 ? 2 : 1;
-    int error = map_pages(process, fds[2 * start->n_queues], start->n_queues * per_queue);
+    int error = map_pages(process, fds[fp_start_queue_fds(start)], start->n_queues * per_queue);
 
     if (error)
         return error;
-    for (uint32_t i = 0; i < start->n_queues; i++)
-        queues[i] = (struct fp_queue){.tun_fd = fds[2 * i], .udp_fd = fds[2 * i + 1]};
+    for (uint32_t i = 0; i < start->n_queues; i++) {
+        queues[i] = (struct fp_queue){.tun_fd = *fds++, .n_lanes = start->n_lanes};
+        for (uint32_t lane = 0; lane < start->n_lanes; lane++)
+            queues[i].udp_fds[lane] = *fds++;
+    }
     error = fp_datapath_start_in(queues, start->n_queues, &start->settings, process->pages, &process->datapath);
     if (error)
         munmap(process->pages, process->n_pages * fp_page_bytes());
@@ -61,18 +64,20 @@ static int start_workers(struct process *process, const struct fp_message_start 
 
 int process_start(struct process *process, const struct fp_message_start *start, const int *fds)
 {
+    uint32_t n_fds = fp_start_queue_fds(start);
     int error = process->datapath ? -EALREADY : start_workers(process, start, fds);
 
     if (error) {
-        close_all(fds, 2 * (size_t)start->n_queues + 1);
+        close_all(fds, (size_t)n_fds + 1);
         return error;
     }
     process->settings = start->settings;
     process->n_queues = start->n_queues;
-    memcpy(process->fds, fds, 2 * (size_t)start->n_queues * sizeof(*fds));
-    process->pages_fd = fds[2 * start->n_queues];
+    process->n_fds = n_fds;
+    memcpy(process->fds, fds, n_fds * sizeof(*fds));
+    process->pages_fd = fds[n_fds];
     memcpy(process->version, start->version, sizeof(process->version));
-    process->confined |= process_set_limits(process->n_queues, process->n_pages);
+    process->confined |= process_set_limits(process->n_fds, process->n_pages);
     if (process_filter_system_calls() == 0)
         process->confined |= FP_CONFINED_SYSCALLS;
     return 0;

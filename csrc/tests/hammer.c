@@ -68,7 +68,7 @@ static void open_end(struct end *end, const char *address, uint32_t subnet)
 
 static void start(struct end *end, uint32_t threads)
 {
-    struct fp_queue queue = {.tun_fd = end->tun_inside, .udp_fd = end->udp};
+    struct fp_queue queue = {.tun_fd = end->tun_inside, .n_lanes = 1, .udp_fds = {end->udp}};
     struct fp_settings settings = {.options = FP_OPT_SOURCE_CHECK,
                                    .tunnel_address = end->subnet,
                                    .max_segments = 63,

@@ -39,7 +39,7 @@ from flanpy.datapath.process_user import datapath_user, sharers
 from flanpy.datapath.process_watch import Watch
 from flanpy.datapath.process_wire import Gone, Nonsense, Slow, Unresponsive
 from flanpy.datapath.sockets import UnderlaySockets
-from flanpy.datapath.userspace import FEATURES, IPV6, Tuning, TunQueues, native_settings
+from flanpy.datapath.userspace import FEATURES, IPV6, Tuning, TunQueues, native_settings, queue_descriptors
 from flanpy.errors import DatapathError, DatapathWaits
 from flanpy.model import Address, ForwardTable
 
@@ -209,8 +209,7 @@ class ProcessDatapath:
     def _take_up(self, found: Found | None, same_queues: bool) -> None:
         """Adopt the process that was found, if it is all that we want; else let another take over from it at the first table."""
         queues, threads = self._settings.queues, self._options.tuning.threads_per_queue
-        if not len(self._tun.fds) == len(self._underlay.fds) == queues:
-            raise DatapathError(f"{self._settings.device}: {queues} queues need as many of TUN and UDP")
+        queue_descriptors(self._settings, self._tun, self._underlay)  # before anything is begun
         version = version_of(self._options.executable)
         state = found.state if found is not None else None
         fits = (
@@ -244,7 +243,7 @@ class ProcessDatapath:
         assert self._pages is not None
         process = launch(self._options.run_dir, self._user, self._options.executable)
         try:
-            queues = list(zip(self._tun.fds, self._underlay.fds, strict=True))
+            queues = queue_descriptors(self._settings, self._tun, self._underlay)
             self._confined = process.connection.start(version, self._native, queues, self._pages.fd).confined
             if self._old is None:
                 if self._table is not None:

@@ -129,13 +129,13 @@ class Connection:
             _close(fds)
             raise
 
-    def start(self, version: str, settings: bytes, queues: list[tuple[int, int]], pages_fd: int) -> State:
-        """Start the workers on these pairs of TUN and UDP descriptors, which stay ours too."""
+    def start(self, version: str, settings: bytes, queues: list[tuple[int, tuple[int, ...]]], pages_fd: int) -> State:
+        """Start the workers on these TUN descriptors, each with its UDP sockets; all stay ours too."""
         message = _head(lib.FP_MESSAGE_START, "struct fp_message_start")
-        message.n_queues = len(queues)
+        message.n_queues, message.n_lanes = len(queues), len(queues[0][1])
         message.version = version.encode("ascii")
         ffi.memmove(ffi.addressof(message, "settings"), settings, len(settings))
-        fds = [fd for pair in queues for fd in pair]
+        fds = [fd for tun_fd, lanes in queues for fd in (tun_fd, *lanes)]
         reply, given = self._ask(lib.FP_MESSAGE_START, bytes(ffi.buffer(message)), REPLY_TIMEOUT_S, [*fds, pages_fd])
         _close(given)
         return _state(reply, [])
@@ -285,8 +285,7 @@ def _state(reply: bytes, fds: list[int]) -> State:
         "struct fp_settings"
     )
     queues, tables = state.n_queues if fds else 0, int(state.table_bytes > 0)
-    if fds and len(fds) != 2 * queues + 1 + tables:
-        raise Nonsense(f"datapath process: {len(fds)} descriptors for {queues} queues")
+    tun_fds, udp_fds, rest = _sorted(fds, queues, tables)
     ours = (lib.fp_page_bytes(), len(VERDICTS), len(WORK_COUNTERS))
     return State(
         running=state.state == lib.FP_PROCESS_RUNNING,
@@ -295,12 +294,24 @@ def _state(reply: bytes, fds: list[int]) -> State:
         settings=bytes(ffi.buffer(ffi.addressof(state, "settings"))) if same_form else b"",
         n_pages=state.n_pages,
         pages_fit=(state.page_bytes, state.n_verdicts, state.n_work) == ours,
-        tun_fds=tuple(fds[0 : 2 * queues : 2]),
-        udp_fds=tuple(fds[1 : 2 * queues : 2]),
-        pages_fd=fds[2 * queues] if fds else None,
-        table_fd=fds[2 * queues + 1] if fds and tables else None,
+        tun_fds=tun_fds,
+        udp_fds=udp_fds,
+        pages_fd=rest[0] if fds else None,
+        table_fd=rest[1] if fds and tables else None,
         table_bytes=state.table_bytes,
     )
+
+
+def _sorted(fds: list[int], queues: int, tables: int) -> tuple[tuple[int, ...], tuple[int, ...], list[int]]:
+    """TUN queues, UDP sockets as ``UnderlaySockets`` orders them, and the rest: counters, table. Each queue has as many lanes."""
+    if not fds:
+        return (), (), []
+    count = len(fds) - 1 - tables
+    if queues < 1 or count < 2 * queues or count % queues:
+        raise Nonsense(f"datapath process: {len(fds)} descriptors for {queues} queues")
+    each = count // queues
+    lanes = (fds[queue * each + lane] for lane in range(1, each) for queue in range(queues))
+    return tuple(fds[0:count:each]), tuple(lanes), fds[count:]
 
 
 def _close(fds: list[int]) -> None:

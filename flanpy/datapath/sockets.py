@@ -1,6 +1,11 @@
 """Opens the UDP sockets of the underlay with the offloads that this kernel has; says what it has to do without.
 
-One socket for each worker, all bound to the same address and port. Nothing here sends or receives, but for a probe on loopback.
+Several sockets, all bound to the same address and port. Nothing here sends or receives, but for a probe on loopback.
+
+Lanes: each worker has some of the sockets. A classic BPF program, which needs no privilege, lets the kernel choose the socket of a
+packet by its outer source address modulo their number, so each peer's packets wait in one queue, in order, and a peer that sends more
+than the node can take fills that queue alone. 31 is a prime: nodes with addresses next to each other, or in racks of equal size, get
+lanes of their own as far as there are lanes. The first socket is bound before it may be shared, so the port is ours or nobody's.
 
 Path MTU: IP_PMTUDISC_WANT, said explicitly so that the sysctl ip_no_pmtu_disc cannot turn it off. The outer packets carry DF and the
 kernel learns from ICMP when the path is narrower; a UDP_SEGMENT send that no longer fits then fails with EMSGSIZE, which is how the
@@ -18,6 +23,7 @@ import os
 import re
 import socket
 import stat
+import struct
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -36,16 +42,26 @@ IP_PMTUDISC_WANT = 1
 SO_SNDBUFFORCE = 32
 SO_RCVBUFFORCE = 33
 
+SO_ATTACH_REUSEPORT_CBPF = 51
 BUFFER_BYTES = 16 << 20
-"""Asked for each direction: some 15 ms of 10 Gbit/s. The kernel doubles it for its own overhead."""
+"""Asked for each direction of one lane: some 15 ms of 10 Gbit/s. The kernel doubles it for its own overhead."""
+BUFFERS_BYTES = 128 << 20
+"""And for the receiving side of all lanes together, which bounds the kernel's memory that floods can fill."""
 BUFFER_BYTES_ENOUGH = 4 << 20
+SOCKETS = 31
+"""Of one underlay, unless there are more queues."""
+_NETWORK_HEADER = 0x100000000 - 0x100000
+"""SKF_NET_OFF: where a load reckons from the outer IP header."""
 SEGMENTS_NEW, SEGMENTS_OLD = 127, 63
 """Datagrams of one UDP_SEGMENT send from Linux 6.9 on, and before."""
 
 
 @dataclass(frozen=True, slots=True)
 class UnderlaySockets:
-    """Open sockets; ``max_segments`` 1 means no UDP_SEGMENT; ``degraded`` says what is missing and why."""
+    """Open sockets, those of a queue being ``sockets[queue::queues]``, of which the first one sends too.
+
+    ``max_segments`` 1 means no UDP_SEGMENT; ``degraded`` says what is missing and why.
+    """
 
     sockets: tuple[socket.socket, ...]
     max_segments: int
@@ -57,22 +73,31 @@ class UnderlaySockets:
         """The descriptor of each socket, non-blocking."""
         return tuple(each.fileno() for each in self.sockets)
 
+    def lanes(self, queues: int) -> tuple[tuple[int, ...], ...]:
+        """The descriptors of each queue."""
+        return tuple(self.fds[queue::queues] for queue in range(queues))
+
     def close(self) -> None:
         """Close all sockets; safe to call twice."""
         for each in self.sockets:
             each.close()
 
 
+def sockets_of(queues: int) -> int:
+    """How many sockets so many queues have: as many lanes each as there are sockets for."""
+    return max(SOCKETS // queues, 1) * queues
+
+
 def open_underlay(address: Address, port: int, queues: int = 1, *, buffer_bytes: int = BUFFER_BYTES) -> UnderlaySockets:
-    """Bind so many sockets to ``address`` and ``port``; they are of its family alone.
+    """Bind the sockets of so many queues to ``address`` and ``port``; they are of its family alone.
 
     Raises ResourceBusy (the port is taken; says by whom), InterfaceError (the address is not ours), PlatformError.
     """
     sockets: list[socket.socket] = []
     try:
-        for _ in range(queues):
-            sockets.append(_open(address))
-            _bind(sockets[-1], address, port, shared=queues > 1)
+        sockets.append(_open(address))
+        _bind(sockets[0], address, port, shared=False)
+        _complete(sockets, address, port, queues)
         return _prepared(sockets, buffer_bytes)
     except BaseException:
         for each in sockets:
@@ -83,7 +108,8 @@ def open_underlay(address: Address, port: int, queues: int = 1, *, buffer_bytes:
 def adopt_underlay(descriptors: Sequence[int], address: Address, port: int, queues: int = 1) -> UnderlaySockets | None:
     """The sockets that somebody else has opened as ``open_underlay`` does, by copies of their descriptors; what waits in them is kept.
 
-    None when they are not so many sockets that are bound to ``address`` and ``port``.
+    Those that are missing are opened: earlier builds had one for each queue. None when they are not bound to ``address`` and ``port``, or
+    belong to more queues. Raises as ``open_underlay`` does.
     """
     if not all(_is_udp(descriptor) for descriptor in descriptors):
         return None
@@ -92,7 +118,8 @@ def adopt_underlay(descriptors: Sequence[int], address: Address, port: int, queu
         for descriptor in descriptors:
             sockets.append(socket.socket(fileno=fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 0)))
             _disconnect(sockets[-1])
-        if len(sockets) == queues and all(each.getsockname()[:2] == (str(address), port) for each in sockets):
+        if 0 < len(sockets) <= sockets_of(queues) and all(each.getsockname()[:2] == (str(address), port) for each in sockets):
+            _complete(sockets, address, port, queues)
             return _prepared(sockets, BUFFER_BYTES)
     except BaseException:
         for each in sockets:
@@ -123,9 +150,20 @@ def _disconnect(underlay: socket.socket) -> None:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
+def _complete(sockets: list[socket.socket], address: Address, port: int, queues: int) -> None:
+    """As many as the queues should have; they share the port from now on."""
+    for each in sockets:
+        each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    while len(sockets) < sockets_of(queues):
+        sockets.append(_open(address))
+        _bind(sockets[-1], address, port, shared=True)
+
+
 def _prepared(sockets: list[socket.socket], buffer_bytes: int) -> UnderlaySockets:
     """Bound sockets with all options set; the same again for sockets that have them already."""
-    said = {line: None for each in sockets for line in _tune(each, buffer_bytes)}
+    receive_bytes = min(buffer_bytes, BUFFERS_BYTES // len(sockets))
+    said = {line: None for each in sockets for line in _tune(each, receive_bytes, buffer_bytes)}
+    said |= dict.fromkeys(_spread(sockets))
     gro = all(_has_gro(each) for each in sockets)
     max_segments = probe_segments()
     if not gro:
@@ -170,7 +208,34 @@ def _bind(underlay: socket.socket, address: Address, port: int, *, shared: bool)
         raise PlatformError(f"UDP port {port} on {address}: {exc.strerror}") from exc
 
 
-def _tune(underlay: socket.socket, buffer_bytes: int) -> list[str]:
+def _spread(sockets: list[socket.socket]) -> list[str]:
+    """Let the sender's address choose the socket; returns what did not work."""
+    program = lane_program(sockets[0].family, len(sockets))
+    memory = ctypes.create_string_buffer(program, len(program))
+    try:
+        sockets[0].setsockopt(
+            socket.SOL_SOCKET, SO_ATTACH_REUSEPORT_CBPF, struct.pack("@HP", len(program) // 8, ctypes.addressof(memory))
+        )
+    except OSError as exc:
+        return [f"senders cannot be told apart ({exc.strerror}): one that floods this node takes the others' packets along"]
+    return []
+
+
+def lane_program(family: int, lanes: int) -> bytes:
+    """Classic BPF: the packet's outer source address modulo ``lanes``, in the form of ``struct sock_filter`` one after the other.
+
+    The words of an IPv6 address count 27, 9, 3 and 1 times, so that a difference in any one of them makes another lane.
+    """
+    load, triple, store, to_x, load_scratch, add, modulo, end = 0x20, 0x24, 0x02, 0x07, 0x60, 0x0C, 0x94, 0x16
+    at = [12] if family == socket.AF_INET else [8, 12, 16, 20]
+    steps = [(load, _NETWORK_HEADER + at[0])]
+    for word in at[1:]:
+        steps += [(triple, 3), (store, 0), (load, _NETWORK_HEADER + word), (to_x, 0), (load_scratch, 0), (add, 0)]
+    steps += [(modulo, lanes), (end, 0)]
+    return b"".join(struct.pack("@HBBI", code, 0, 0, operand) for code, operand in steps)
+
+
+def _tune(underlay: socket.socket, receive_bytes: int, send_bytes: int) -> list[str]:
     """Options of every socket; returns what did not work as wanted."""
     if underlay.family == socket.AF_INET6:
         underlay.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVTCLASS, 1)
@@ -180,9 +245,9 @@ def _tune(underlay: socket.socket, buffer_bytes: int) -> list[str]:
         underlay.setsockopt(socket.IPPROTO_IP, socket.IP_RECVTOS, 1)
         underlay.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_WANT)
     said = []
-    for force, plain, sysctl in (
-        (SO_RCVBUFFORCE, socket.SO_RCVBUF, "net.core.rmem_max"),
-        (SO_SNDBUFFORCE, socket.SO_SNDBUF, "net.core.wmem_max"),
+    for force, plain, sysctl, buffer_bytes in (
+        (SO_RCVBUFFORCE, socket.SO_RCVBUF, "net.core.rmem_max", receive_bytes),
+        (SO_SNDBUFFORCE, socket.SO_SNDBUF, "net.core.wmem_max", send_bytes),
     ):
         try:
             underlay.setsockopt(socket.SOL_SOCKET, force, buffer_bytes)

@@ -145,16 +145,23 @@ class UserspaceDatapath:
 
 
 def _start(settings: DatapathSettings, tun: TunQueues, underlay: UnderlaySockets, tuning: Tuning) -> Any:
-    if not len(tun.fds) == len(underlay.fds) == settings.queues:
-        raise DatapathError(
-            f"{settings.device}: {settings.queues} queues need as many of TUN ({len(tun.fds)}) and UDP ({len(underlay.fds)})"
-        )
-    queues = ffi.new("struct fp_queue[]", list(zip(tun.fds, underlay.fds, strict=True)))
+    pairs = queue_descriptors(settings, tun, underlay)
+    queues = ffi.new("struct fp_queue[]", [(tun_fd, len(lanes), lanes) for tun_fd, lanes in pairs])
     out = ffi.new("struct fp_datapath **")
     error = lib.fp_datapath_start(queues, settings.queues, native_settings(settings, tun, underlay, tuning), out)
     if error:
         raise DatapathError(f"{settings.device}: the workers cannot start: {os.strerror(-error)}")
     return out[0]
+
+
+def queue_descriptors(settings: DatapathSettings, tun: TunQueues, underlay: UnderlaySockets) -> list[tuple[int, tuple[int, ...]]]:
+    """Of each queue the TUN descriptor and the lanes'. Raises DatapathError when they are not as many as the queues need."""
+    queues, sockets = settings.queues, len(underlay.fds)
+    if len(tun.fds) != queues or sockets < queues or sockets % queues:
+        raise DatapathError(
+            f"{settings.device}: {queues} queues need as many of TUN ({len(tun.fds)}) and as many or more UDP sockets ({sockets})"
+        )
+    return list(zip(tun.fds, underlay.lanes(queues), strict=True))
 
 
 def native_settings(settings: DatapathSettings, tun: TunQueues, underlay: UnderlaySockets, tuning: Tuning) -> Any:

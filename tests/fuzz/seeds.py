@@ -143,7 +143,10 @@ def table_history() -> Iterator[tuple[str, bytes]]:
     put6 = b"".join(struct.pack(">BIIBB", 2, i << 8, 0, 64, i % 5) for i in range(12))
     hops = b"".join(struct.pack(">BBBH", 6, i, 9 - i, 8285) for i in range(5))
     yield "nothing", b""
-    yield "nodes_join_and_leave", hops + put + put6 + b"\x07" + b"\x04\x03\x05\x02\x07" + b"\x04\0" * 11 + b"\x05\0" * 11 + b"\x07"
+    yield (
+        "nodes_join_and_leave",
+        hops + put + put6 + b"\x07" + b"\x04\x03\x05\x02\x07" + b"\x04\0" * 11 + b"\x05\0" * 11 + b"\x07",
+    )
     yield "a_subnet_moves", put + b"\x07" + struct.pack(">BIBB", 0, 0x00050300, 24, 4) + b"\x07"
     pods = struct.pack(">BIBB", 0, 0x00050307, 32, 1) + struct.pack(">BIIBB", 2, 0x300, 7, 128, 255)
     yield "pods_of_their_own", put + put6 + pods + b"\x07\x04\x0c\x05\x0c\x07"
@@ -152,7 +155,7 @@ def table_history() -> Iterator[tuple[str, bytes]]:
     yield "hops_of_one_address", put + b"".join(struct.pack(">BBBH", 6, i, 7, i) for i in range(5)) + b"\x07"
 
 
-HELLO, START, TABLE, STOP = 1, 2, 3, 4
+HELLO, START, TABLE, STOP, PING, HOLD = range(1, 7)
 MAGIC = 0x70647066
 
 
@@ -163,21 +166,28 @@ def protocol() -> Iterator[tuple[str, bytes]]:
         return struct.pack(">BBBIB", 1, kind, fds, number, 128 + more) + changes
 
     yield "hello", request(HELLO, 0)
-    yield "start", request(START, 5, 2)
-    yield "start_of_64_queues", request(START, 129, 64)
+    yield "start", request(START, 5, 0x201)
+    yield "start_of_64_queues", request(START, 129, 0x4001)
+    yield "start_with_31_lanes", request(START, 33, 0x11F)
+    yield "no_lane", request(START, 2, 0x100)
+    yield "too_many_lanes", request(START, 67, 0x141)
+    yield "too_many_descriptors", request(START, 129, 0x41F)
     yield "table", request(TABLE, 1, 4096)
     yield "stop", request(STOP, 0)
-    yield "another_version", request(START, 5, 2, changes=b"\x04\x02")
+    yield "ping", request(PING, 0)
+    yield "hold", request(HOLD, 1, 4096)
+    yield "hold_without_a_table", request(HOLD, 0, 4096)
+    yield "another_version", request(START, 5, 0x201, changes=b"\x04\x02")
     yield "hello_of_another_version", request(HELLO, 0, changes=b"\x04\x02")
     yield "another_magic", request(HELLO, 0, changes=b"\0\0")
-    yield "unknown_kind", request(5, 0)
-    yield "no_queue", request(START, 1, 0)
-    yield "too_many_queues", request(START, 131, 65)
-    yield "descriptor_missing", request(START, 4, 2)
+    yield "unknown_kind", request(7, 0)
+    yield "no_queue", request(START, 1, 1)
+    yield "too_many_queues", request(START, 131, 0x4101)
+    yield "descriptor_missing", request(START, 4, 0x201)
     yield "descriptor_too_many", request(HELLO, 1)
     yield "empty_table", request(TABLE, 1, 0)
     yield "huge_table", request(TABLE, 1, 0x40000001)
-    yield "one_byte_long", request(START, 5, 2, 1)
+    yield "one_byte_long", request(START, 5, 0x201, 1)
     yield "one_byte_short", request(TABLE, 1, 4096, -1)
     yield "shorter_than_a_head", request(STOP, 0, 0, -1)
     yield "as_it_comes", b"\0\0" + struct.pack("<IHHIi", MAGIC, 1, HELLO, 16, 0)

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from flanpy.agent.privileges import ALWAYS, NUMBERS
+from flanpy.datapath.sockets import sockets_of
 from flanpy.lab.cluster import IMPORT_PATH
 from flanpy.lab.process import environment
 from tests.support.clusters import Agent, Cluster, bare, eventually
@@ -134,7 +135,7 @@ def restarted(host: Cluster, systemd: Manager, *flags: str) -> Iterator[Path]:
 @pytest.mark.parametrize("queues", [1, 2])
 def test_device_and_sockets_survive_when_agent_and_process_are_killed(host: Cluster, queues: int) -> None:
     flags = ["--datapath=userspace", f"--queues={queues}"]
-    wanted = ["flanpy-tun"] * queues + ["flanpy-udp"] * queues
+    wanted = ["flanpy-tun"] * queues + ["flanpy-udp"] * sockets_of(queues)
     with manager(host) as systemd:
         with Agent(host, *flags, env={"NOTIFY_SOCKET": "/run/lab/notify"}) as agent:
             agent.says("ready: subnet")
