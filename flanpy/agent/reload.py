@@ -65,8 +65,11 @@ class Reload:
         try:
             answer = self._reload()
         except UsageError as error:
-            log.error("not reloaded, nothing is changed: %s", error, extra=event("reload_refused", reason=str(error)))
-            answer = {"ok": True, "refused": True, "applied": [], "restart": [], "problems": str(error).splitlines()}
+            problems = str(error).splitlines()
+            log.error(
+                "not reloaded, nothing is changed: %s", "; ".join(problems), extra=event("reload_refused", reason=str(error))
+            )
+            answer = {"ok": True, "refused": True, "applied": [], "restart": [], "problems": problems}
         if ready:
             notify(READY="1")
         return answer

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass
 
-from flanpy.cli.etcd_store import add_etcd_arguments, open_etcd
+from flanpy.cli.etcd_store import add_etcd_arguments, etcd_values, open_etcd
 from flanpy.cli.output import Paint, add_output_argument, duration, paint, printable, show, show_json, table
 from flanpy.errors import CodecError
 from flanpy.model import RecordSet
@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.output == "json":
         show_json({"leases": [asdict(row) for row in rows], "refused": [asdict(item) for item in refused]})
     else:
-        show(render(rows, refused, paint()))
+        show(render(rows, refused, paint(), f"{etcd_values(arguments)['etcd_prefix'].rstrip('/')}/{SUBNETS}"))
     return 0
 
 
@@ -92,10 +92,10 @@ def read(records: RecordSet, seconds_left: Callable[[int], int | None]) -> tuple
     return rows, refused
 
 
-def render(rows: Iterable[Row], refused: Iterable[Refused], colours: Paint) -> list[str]:
-    """The table, line by line."""
+def render(rows: Iterable[Row], refused: Iterable[Refused], colours: Paint, place: str) -> list[str]:
+    """The table, line by line; ``place``: where in etcd they are."""
     cells = [(row.subnets, row.public_ip, row.backend, _left(row), row.node or "-") for row in rows]
-    lines = table(("SUBNET", "PUBLIC IP", "BACKEND", "TIME LEFT", "NODE"), cells, colours) if cells else ["no leases"]
+    lines = table(("SUBNET", "PUBLIC IP", "BACKEND", "TIME LEFT", "NODE"), cells, colours) if cells else [f"no leases at {place}"]
     bad = [f"  {printable(item.key)}: {printable(item.reason)}" for item in refused]
     return [*lines, *(["", colours.warn("no leases, refused by every node"), *bad] if bad else [])]
 

@@ -200,7 +200,8 @@ class Session:
             hint = "check etcd-cafile, and that the certificate is valid and names this endpoint"
             return StoreDenied(self.explain(f"{doing}: TLS failed: {details}; {hint}"))
         if code in _TRY_LATER or "too many requests" in details:
-            return StoreUnavailable(self.explain(f"{doing}: {details}; check that the members run and can be reached"))
+            hint = "check that the members run and can be reached, and that etcd-endpoints names them"
+            return StoreUnavailable(self.explain(f"{doing}: {details}; {hint}"))
         return StoreDenied(self.explain(f"{doing}: refused: {details}{self._denial_hint(details)}"))
 
     def _denial_hint(self, details: str) -> str:

@@ -205,7 +205,7 @@ def test_leases_are_sorted_and_say_what_is_no_lease() -> None:
         ),
     )
     rows, refused = leases.read(records, {77: 3600}.get)
-    assert leases.render(rows, refused, PLAIN) == [
+    assert leases.render(rows, refused, PLAIN, "/n/subnets/") == [
         "SUBNET          PUBLIC IP   BACKEND  TIME LEFT    NODE",
         "10.244.8.0/24   172.31.9.3  vxlan    reservation  -",
         "10.244.9.0/24   172.31.9.2  udp      ended        n2",
@@ -214,6 +214,7 @@ def test_leases_are_sorted_and_say_what_is_no_lease() -> None:
         "no leases, refused by every node",
         "  subnets/x: key 'subnets/x': not of the form subnets/10.5.52.0-24",
     ]
+    assert leases.render([], [], PLAIN, "/n/subnets/") == ["no leases at /n/subnets/"]
 
 
 def test_doctor_prints_a_cure_below_what_is_wrong_and_ends_by_the_worst() -> None:

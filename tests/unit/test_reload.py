@@ -67,7 +67,7 @@ def test_what_cannot_be_applied_is_said_and_tried_again() -> None:
     assert (len(part.seen), reload.options.healthz_port) == (1, 0)
 
 
-def test_a_wrong_file_changes_nothing() -> None:
+def test_a_wrong_file_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
     def load() -> AgentOptions:
         raise UsageError("agent.toml: queues: 'x' is not a whole number\nagent.toml: quues: unknown option")
 
@@ -75,6 +75,7 @@ def test_a_wrong_file_changes_nothing() -> None:
     reload.add(("ip_masq",), part := Part())
     answer = reload.reload(ready=False)
     assert (answer["refused"], answer["applied"], len(answer["problems"]), part.seen) == (True, [], 2, [])
+    assert "queues: 'x' is not a whole number; agent.toml: quues: unknown option" in caplog.text
 
 
 def test_the_endpoint_of_an_etcd_of_our_own_is_no_change_of_the_operators() -> None:
