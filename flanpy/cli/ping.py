@@ -30,6 +30,9 @@ exit status: 0 all were answered and packets of full size get there, 1 not so, 2
 10 no agent answers
 """
 COUNT_MAX = 100_000
+NOTHING_BACK = (
+    "nothing came back: `flanpy peers` tells whether the path to that node lives, `flanpy doctor` on both nodes what closes it"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -97,6 +100,9 @@ def render(plan: Plan, rtts: Sequence[float | None], mtu_bytes: int | None, meas
     if answered:
         text += f", {min(answered):.3f} / {sum(answered) / len(answered):.3f} / {max(answered):.3f} ms (least, mean, most)"
     lines.append(word(text))
+    remote = plan.target.node is not None and not plan.target.node.own
+    if not answered and remote and not any(step.stops for step in plan.steps):
+        lines.append(NOTHING_BACK)
     if measured and mtu_bytes == plan.mtu_bytes:
         lines.append(f"packets of {mtu_bytes} bytes, the MTU of pods, get there whole")
     elif measured:

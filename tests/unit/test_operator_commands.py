@@ -12,10 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from flanpy.agent.cluster_map import Node, Target
 from flanpy.agent.control import SOCKET_NAME, ask
 from flanpy.agent.host_checks import Check
+from flanpy.agent.overlay_ping import Plan
 from flanpy.agent.peer_traffic import Traffic, as_json
-from flanpy.cli import doctor, leases, left, main, peers, routes, status, top
+from flanpy.agent.trace import HERE, Step
+from flanpy.cli import doctor, leases, left, main, peers, ping, routes, status, top
 from flanpy.cli.output import Paint, ask_agent, duration, printable, size, table
 from flanpy.core.codec import encode_attributes
 from flanpy.errors import AgentAbsent
@@ -215,6 +218,18 @@ def test_leases_are_sorted_and_say_what_is_no_lease() -> None:
         "  subnets/x: key 'subnets/x': not of the form subnets/10.5.52.0-24",
     ]
     assert leases.render([], [], PLAIN, "/n/subnets/") == ["no leases at /n/subnets/"]
+
+
+def test_ping_names_who_knows_more_when_nothing_comes_back_from_a_node() -> None:
+    def last(own: bool, stops: bool, *rtts: float | None) -> str:
+        address = IPv4Address("10.244.9.3")
+        target = Target("web-0", address, Node("n2", (), IPv4Address("10.0.0.2"), "10.0.0.2:8285", own))
+        plan = Plan(target, address, (Step(HERE, "table", "to n2", stops),), 1472)
+        return ping.render(plan, rtts, None, False, PLAIN)[-1]
+
+    assert last(False, False, None, None) == ping.NOTHING_BACK
+    assert last(False, False, None, 0.001).startswith("1 of 2 answered")
+    assert last(True, False, None) == last(False, True, None) == "0 of 1 answered", "no path to a peer is in question"
 
 
 def test_doctor_prints_a_cure_below_what_is_wrong_and_ends_by_the_worst() -> None:
