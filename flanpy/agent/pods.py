@@ -193,6 +193,6 @@ class PodKeeper:
 def _read_claimed(path: Path) -> frozenset[str]:
     try:
         kept = json.loads(files.read_text(path) or "[]")
-    except ValueError:
+    except (ValueError, RecursionError):
         return frozenset()
     return frozenset(item for item in kept if isinstance(item, str)) if isinstance(kept, list) else frozenset()

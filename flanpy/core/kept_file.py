@@ -79,5 +79,7 @@ def _lease(item: object, grace: Grace, now_s: float) -> tuple[str, KeptLease] | 
     except (CodecError, UnicodeEncodeError):
         return None
     longest_s = max(grace.peer_s, grace.loss_s) if cause == "lost" else grace.peer_s
-    until_s = min(float(until_s), now_s + longest_s)
+    if not until_s > now_s:
+        return None
+    until_s = float(min(until_s, now_s + longest_s))  # the least first: an integer may be larger than any float
     return (key, KeptLease(lease, until_s, cause, since)) if until_s > now_s else None

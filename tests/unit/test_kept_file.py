@@ -65,6 +65,7 @@ def test_what_is_over_is_left_out_and_no_time_is_longer_than_todays_options_say(
         {"until_s": "1e9"},
         {"until_s": float("nan")},
         {"until_s": float("-inf")},
+        {"until_s": -(10**400)},
         {"cause": "leaving"},
         {"cause": ["lost"]},
     ],
@@ -92,9 +93,10 @@ def test_it_is_bounded_and_those_that_end_last_are_kept() -> None:
     assert back == {key: lease for key, lease in many.items() if lease.until_s >= many[kept(3)[0]].until_s}
 
 
-def test_an_endless_time_is_cut_to_the_grace() -> None:
+@pytest.mark.parametrize("until_s", [float("inf"), 10**400], ids=["inf", "10**400"])
+def test_an_endless_time_is_cut_to_the_grace(until_s: float) -> None:
     key, lease = kept(1)
-    assert parse(changed(until_s=float("inf")), BOOT, BOTH, 100.0) == {key: replace(lease, until_s=130.0)}
+    assert parse(changed(until_s=until_s), BOOT, BOTH, 100.0) == {key: replace(lease, until_s=130.0)}
 
 
 @given(st.text() | st.recursive(st.none() | st.integers() | st.text() | st.floats(), st.lists).map(json.dumps))
