@@ -19,6 +19,9 @@ from flanpy.lab.process import require_tool
 
 TOOLS = {"ip": "iproute2", "ethtool": "ethtool", "iperf3": "iperf3", "ping": "iputils-ping", "bridge": "iproute2"}
 
+AGENTS_S, AGENTS_ROUND_S, CORE_ROUND_S = 25.0, 15.0, 2.0
+"""About how long the agents' figures take, by themselves and a round, and a round of the core."""
+
 
 def missing(setups: Iterable[str]) -> dict[str, str]:
     """Those of the setups that cannot be measured on this machine, and why."""
@@ -59,6 +62,7 @@ def run(settings: Settings, *, quick: bool) -> Result:
         parts.append((core.steps(settings), lambda recorder, progress: core.run_core(settings, recorder, progress)))
     recorder = Recorder(settings, figures)
     with show_progress(sum(steps for steps, _ in parts)) as progress:
+        progress.note(f"about {_duration(estimate_s(settings, tasks))}; Ctrl-C ends it and keeps what is complete")
         try:
             for _, part in parts:
                 part(recorder, progress)
@@ -66,6 +70,17 @@ def run(settings: Settings, *, quick: bool) -> Result:
             recorder.interrupted = True
             recorder.warnings.append("the run was interrupted: later rounds are missing")
     return recorder.result()
+
+
+def estimate_s(settings: Settings, tasks: Sequence[Task]) -> float:
+    """About how long a run takes."""
+    beds_s = sum(step.task.cost_s for step in plan(settings, tasks)) + len(settings.setups) if tasks else 0.0
+    agents_s = AGENTS_S + AGENTS_ROUND_S * settings.rounds if "agent" in settings.groups else 0.0
+    return beds_s + agents_s + (core.steps(settings) * CORE_ROUND_S if "core" in settings.groups else 0.0)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.0f} minutes" if seconds >= 90 else f"{seconds:.0f} s"
 
 
 def bed_tasks(settings: Settings, quick: bool) -> Sequence[Task]:

@@ -12,6 +12,7 @@ from flanpy.bench.report import figure_table, goals_table, markdown, number, rat
 from flanpy.bench.runner import Recorder, Step, plan
 from flanpy.bench.samples import Figure, Result, Sample, Settings, from_json, to_json
 from flanpy.bench.statistics import summarize
+from flanpy.bench.suite import estimate_s
 from flanpy.bench.tasks import Task, Value
 from flanpy.cli import bench
 from flanpy.errors import UsageError
@@ -182,6 +183,13 @@ def test_setups_take_turns_and_the_first_of_a_round_rotates() -> None:
         Step(1, "wire", task, "userspace"),
         Step(1, "wire", task, "vxlan"),
     ]
+
+
+def test_a_run_is_estimated_by_its_samples() -> None:
+    tasks = [Task("t", (), 1.5, nothing), Task("u", (), 6.0, nothing)]
+    assert estimate_s(SETTINGS, tasks) == 2 * 2 * 3 * 7.5 + 2
+    core_alone = dataclasses.replace(SETTINGS, groups=("core",))
+    assert 0 < estimate_s(core_alone, []) < 60 < estimate_s(dataclasses.replace(core_alone, groups=("agent",)), [])
 
 
 def test_a_recorder_adds_up_distributions_and_losses_over_rounds() -> None:
