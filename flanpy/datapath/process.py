@@ -246,6 +246,7 @@ class ProcessDatapath:
             queues = queue_descriptors(self._settings, self._tun, self._underlay)
             self._confined = process.connection.start(version, self._native, queues, self._pages.fd).confined
             if self._old is None:
+                self._underlay.spread()
                 if self._table is not None:
                     process.connection.table(*self._table, STEP_S)
                 process.settle(self._path)
@@ -261,6 +262,7 @@ class ProcessDatapath:
         process.connection.hold(*self._given_table(), ends_s - time.monotonic())
         old.stop(ends_s - time.monotonic())
         self._old = None
+        self._underlay.spread()
         process.settle(self._path)
         self._launched_s = float("-inf")  # whatever ends it now, nobody else reads the queues: another is started at once
 

@@ -77,6 +77,10 @@ class UnderlaySockets:
         """The descriptors of each queue."""
         return tuple(self.fds[queue::queues] for queue in range(queues))
 
+    def spread(self) -> None:
+        """Let all sockets get packets: whoever reads them reads all of them from now on."""
+        _spread(self.sockets, len(self.sockets))
+
     def close(self) -> None:
         """Close all sockets; safe to call twice."""
         for each in self.sockets:
@@ -98,7 +102,7 @@ def open_underlay(address: Address, port: int, queues: int = 1, *, buffer_bytes:
         sockets.append(_open(address))
         _bind(sockets[0], address, port, shared=False)
         _complete(sockets, address, port, queues)
-        return _prepared(sockets, buffer_bytes)
+        return _prepared(sockets, buffer_bytes, len(sockets))
     except BaseException:
         for each in sockets:
             each.close()
@@ -108,8 +112,9 @@ def open_underlay(address: Address, port: int, queues: int = 1, *, buffer_bytes:
 def adopt_underlay(descriptors: Sequence[int], address: Address, port: int, queues: int = 1) -> UnderlaySockets | None:
     """The sockets that somebody else has opened as ``open_underlay`` does, by copies of their descriptors; what waits in them is kept.
 
-    Those that are missing are opened: earlier builds had one for each queue. None when they are not bound to ``address`` and ``port``, or
-    belong to more queues. Raises as ``open_underlay`` does.
+    Those that are missing are opened: earlier builds had one for each queue. They get nothing before ``spread``, for somebody may still be
+    reading those that are there and no others. None when they are not bound to ``address`` and ``port``, or belong to more queues. Raises
+    as ``open_underlay`` does.
     """
     if not all(_is_udp(descriptor) for descriptor in descriptors):
         return None
@@ -120,7 +125,7 @@ def adopt_underlay(descriptors: Sequence[int], address: Address, port: int, queu
             _disconnect(sockets[-1])
         if 0 < len(sockets) <= sockets_of(queues) and all(each.getsockname()[:2] == (str(address), port) for each in sockets):
             _complete(sockets, address, port, queues)
-            return _prepared(sockets, BUFFER_BYTES)
+            return _prepared(sockets, BUFFER_BYTES, len(descriptors))
     except BaseException:
         for each in sockets:
             each.close()
@@ -154,16 +159,19 @@ def _complete(sockets: list[socket.socket], address: Address, port: int, queues:
     """As many as the queues should have; they share the port from now on."""
     for each in sockets:
         each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    there = len(sockets)
     while len(sockets) < sockets_of(queues):
         sockets.append(_open(address))
         _bind(sockets[-1], address, port, shared=True)
+        if len(sockets) == there + 1:  # no sooner: one socket alone takes no program
+            _spread(sockets, there)
 
 
-def _prepared(sockets: list[socket.socket], buffer_bytes: int) -> UnderlaySockets:
+def _prepared(sockets: list[socket.socket], buffer_bytes: int, lanes: int) -> UnderlaySockets:
     """Bound sockets with all options set; the same again for sockets that have them already."""
     receive_bytes = min(buffer_bytes, BUFFERS_BYTES // len(sockets))
     said = {line: None for each in sockets for line in _tune(each, receive_bytes, buffer_bytes)}
-    said |= dict.fromkeys(_spread(sockets))
+    said |= dict.fromkeys(_spread(sockets, lanes))
     gro = all(_has_gro(each) for each in sockets)
     max_segments = probe_segments()
     if not gro:
@@ -208,9 +216,9 @@ def _bind(underlay: socket.socket, address: Address, port: int, *, shared: bool)
         raise PlatformError(f"UDP port {port} on {address}: {exc.strerror}") from exc
 
 
-def _spread(sockets: list[socket.socket]) -> list[str]:
-    """Let the sender's address choose the socket; returns what did not work."""
-    program = lane_program(sockets[0].family, len(sockets))
+def _spread(sockets: Sequence[socket.socket], lanes: int) -> list[str]:
+    """Let the sender's address choose one of the first ``lanes`` that were bound; returns what did not work."""
+    program = lane_program(sockets[0].family, lanes)
     memory = ctypes.create_string_buffer(program, len(program))
     try:
         sockets[0].setsockopt(

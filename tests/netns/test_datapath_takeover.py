@@ -125,6 +125,34 @@ def test_a_process_whose_agent_was_killed_before_the_rename_is_taken_over(left: 
         assert datapath.stats().generation == 2
 
 
+def send_from_31(port: int) -> None:
+    for number in range(1, 32):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.bind((f"127.0.0.{number}", 0))
+            sender.sendto(bytes(40), (str(LOOPBACK), port))
+
+
+def test_a_process_of_an_earlier_build_reads_all_senders_until_another_has_taken_over(
+    port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has one socket, and knows nothing of those that join it on the port."""
+    with monkeypatch.context() as earlier:
+        earlier.setattr("flanpy.datapath.sockets.SOCKETS", 1)
+        with ProcessDatapath(settings(port), FakeTun(), open_underlay(LOOPBACK, port), ProcessOptions(tmp_path)) as datapath:
+            datapath.publish(table(1))
+    with taken_over(tmp_path, found_in(tmp_path), port) as datapath:
+
+        def read() -> int:
+            return datapath.stats().counters["udp_received_segments"]
+
+        send_from_31(port)
+        eventually(lambda: read() == 31, 5, "the earlier process has read them all")
+        datapath.publish(table(2))
+        send_from_31(port)
+        eventually(lambda: read() == 62, 5, "the new one has")
+        datapath.teardown()
+
+
 def test_a_table_of_another_layout_is_not_handed_on_but_replaced(left: Path, port: int) -> None:
     """As after an upgrade: the process of the new build waits for a table of its own."""
     found = found_in(left)
