@@ -530,7 +530,9 @@ def kill_at(datapath: ProcessDatapath, old: int, step: str, monkeypatch: pytest.
         if when == "after":
             result = asked(self, *arguments)
         os.kill(victim, signal.SIGKILL)
-        eventually(lambda: Path(f"/proc/{victim}/stat").read_text().split(") ")[1][0] == "Z", 5, "it has ended")
+        life = Life.of_child(victim, (0, 0))
+        assert life.await_end(5), "its last thread too, which holds the connection open"
+        life.close()
         monkeypatch.setattr(Connection, name, asked)
         return result if when == "after" else asked(self, *arguments)
 
