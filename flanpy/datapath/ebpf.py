@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -279,8 +279,9 @@ def _index(device: str) -> int:
         raise DatapathError(f"{device}: there is no such interface any more") from error
 
 
+@cache
 def possible_cpus() -> int:
-    """CPUs that could be plugged in: as many values a per-CPU map has."""
+    """CPUs that could be plugged in: as many values a per-CPU map has. Read once, for later there may be no descriptor to read it with."""
     text = Path("/sys/devices/system/cpu/possible").read_text(encoding="ascii")
     return sum(
         int(last or first) - int(first) + 1 for first, _, last in (part.partition("-") for part in text.strip().split(","))

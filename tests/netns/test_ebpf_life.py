@@ -6,6 +6,7 @@ The topology is drawn in tests/support/ebpf.py; a probe is a numbered datagram f
 import hashlib
 import json
 import pickle
+import resource
 import select
 import signal
 import socket
@@ -281,6 +282,22 @@ def test_a_filter_that_was_removed_by_hand_is_put_back(hooks: str, program: str,
         assert made.a.stats.counters["bpf_repairs"] == 1
         assert " 2 received" in made.a.pod.run("ping", "-c2", "-i0.1", "-W1", str(made.b.pod_address))
         assert made.a.stats.counters["tun_reads"] == 0
+
+
+def test_figures_are_told_when_descriptors_have_run_out() -> None:
+    with ebpf_overlay() as made:
+        datapath, peers = made.a.datapath, [made.b.underlay_address]
+        assert datapath is not None
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+        try:
+            with pytest.raises(OSError, match="Too many open files"):
+                Path("/dev/null").read_bytes()
+            stats, of_peers = datapath.stats(), datapath.peer_counts(peers)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert stats.verdicts.keys() == datapath.stats().verdicts.keys()
+        assert list(of_peers) == peers
 
 
 def test_filters_of_others_stay() -> None:
