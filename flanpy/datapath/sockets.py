@@ -46,7 +46,10 @@ SO_ATTACH_REUSEPORT_CBPF = 51
 BUFFER_BYTES = 16 << 20
 """Asked for each direction of one lane: some 15 ms of 10 Gbit/s. The kernel doubles it for its own overhead."""
 BUFFERS_BYTES = 128 << 20
-"""And for the receiving side of all lanes together, which bounds the kernel's memory that floods can fill."""
+"""And for the receiving side of all lanes together, which bounds the kernel's memory that floods can fill ..."""
+BUFFERS_SHARE = 32
+"""... or this part of the machine's memory, if that is less: doubled it is a third of what the kernel grants UDP as a whole
+(udp_mem, about 18 %), so floods in all lanes leave this host its name service."""
 BUFFER_BYTES_ENOUGH = 4 << 20
 SOCKETS = 31
 """Of one underlay, unless there are more queues."""
@@ -90,6 +93,11 @@ class UnderlaySockets:
 def sockets_of(queues: int) -> int:
     """How many sockets so many queues have: as many lanes each as there are sockets for."""
     return max(SOCKETS // queues, 1) * queues
+
+
+def receive_buffers_bytes() -> int:
+    """What the receiving sides of all lanes may ask for together."""
+    return min(BUFFERS_BYTES, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // BUFFERS_SHARE)
 
 
 def open_underlay(address: Address, port: int, queues: int = 1, *, buffer_bytes: int = BUFFER_BYTES) -> UnderlaySockets:
@@ -169,7 +177,7 @@ def _complete(sockets: list[socket.socket], address: Address, port: int, queues:
 
 def _prepared(sockets: list[socket.socket], buffer_bytes: int, lanes: int) -> UnderlaySockets:
     """Bound sockets with all options set; the same again for sockets that have them already."""
-    receive_bytes = min(buffer_bytes, BUFFERS_BYTES // len(sockets))
+    receive_bytes = min(buffer_bytes, receive_buffers_bytes() // len(sockets))
     said = {line: None for each in sockets for line in _tune(each, receive_bytes, buffer_bytes)}
     said |= dict.fromkeys(_spread(sockets, lanes))
     gro = all(_has_gro(each) for each in sockets)

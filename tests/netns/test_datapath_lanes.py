@@ -116,7 +116,6 @@ def test_one_socket_of_an_earlier_build_is_kept_with_what_waits_in_it_and_gets_l
         for number in range(1, 32):
             send(f"172.31.0.{number}", HERE[4])
         assert {number for number, _ in arrived(underlay, 31)} == {0}, "somebody may still read that one, and no other"
-        underlay.spread()
         for number in range(1, 32):
             send(f"172.31.0.{number}", HERE[4])
         assert len({number for number, _ in arrived(underlay, 31)}) == SOCKETS
@@ -125,3 +124,15 @@ def test_one_socket_of_an_earlier_build_is_kept_with_what_waits_in_it_and_gets_l
 def test_sockets_of_more_queues_are_not_adopted() -> None:
     with closing(open_underlay(HERE[4], PORT, 40)) as underlay:
         assert adopt_underlay(underlay.fds, HERE[4], PORT, 1) is None
+
+
+@pytest.mark.parametrize(("memory_bytes", "most_bytes"), [(64 << 30, 128 << 20), (1 << 30, 32 << 20)])
+def test_all_lanes_together_hold_a_small_part_of_the_memory(
+    memory_bytes: int, most_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages = {"SC_PHYS_PAGES": memory_bytes >> 12, "SC_PAGE_SIZE": 1 << 12}
+    monkeypatch.setattr(os, "sysconf", pages.__getitem__)
+    with closing(open_underlay(HERE[4], PORT)) as underlay:
+        sizes = [each.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2 for each in underlay.sockets]
+    assert (len(sizes), underlay.degraded) == (SOCKETS, ())
+    assert sum(sizes) <= most_bytes
