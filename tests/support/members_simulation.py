@@ -31,6 +31,8 @@ class Mind:
     cursor: int | None = None
     run: int = 0
     last_event_s: float = 0.0
+    waiting: list[RecordSet | tuple[RecordChange, ...]] = field(default_factory=list)
+    """The queue of the agent's loop: what has arrived and is not taken yet, for the agent is paused."""
     retries: Retries[Entry] = field(default_factory=Retries)
     kernel: frozenset[Entry] = frozenset()
 
@@ -116,9 +118,17 @@ class MembersSimulation(Simulation):
     def _hear(self, node: Node, mind: Mind, event: RecordSet | tuple[RecordChange, ...]) -> None:
         if self.minds[node.name] is not mind:
             return  # the agent that it was for has ended
-        if node.paused:
-            self._at(self.now_s + 1.0, lambda: self._hear(node, mind, event))  # it waits in the queue
-            return
+        mind.waiting.append(event)
+        if not node.paused:
+            self._take(node, mind)
+
+    def _take(self, node: Node, mind: Mind) -> None:
+        """All that waits, in the order of its arrival."""
+        waiting, mind.waiting = mind.waiting, []
+        for event in waiting:
+            self._judge(node, mind, event)
+
+    def _judge(self, node: Node, mind: Mind, event: RecordSet | tuple[RecordChange, ...]) -> None:
         before = mind.members
         if isinstance(event, RecordSet):
             mind.members = membership.from_records(event, before)
@@ -133,6 +143,8 @@ class MembersSimulation(Simulation):
 
     def _tick_members(self, node: Node) -> None:
         mind = self.minds[node.name]
+        if not node.paused:
+            self._take(node, mind)
         if mind.members is not None and not node.paused:
             mind.kept = grace.current(mind.kept, mind.members, self.now_s)
             self._pass(node)
