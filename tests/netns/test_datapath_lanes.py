@@ -14,20 +14,29 @@ import pytest
 
 from flanpy.datapath.sockets import SOCKETS, UnderlaySockets, adopt_underlay, open_underlay, sockets_of
 from flanpy.model import Address
-from tests.support.namespaces import inside, namespace
+from tests.support.clusters import eventually
+from tests.support.namespaces import Namespace, inside, namespace
 from tests.support.netns import PORT
 
 HERE: dict[int, Address] = {4: IPv4Address("172.31.0.200"), 6: IPv6Address("fd07::c8")}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def host() -> Iterator[None]:
+def host() -> Iterator[Namespace]:
     with namespace() as where:
         for number in [*range(1, 32), 200]:
             where.run("ip", "address", "add", f"172.31.0.{number}/24", "dev", "lo")
             where.run("ip", "address", "add", f"fd07::{number:x}/64", "dev", "lo", "nodad")
+        eventually(
+            lambda: all(f"local fd07::{number:x} " in routes(where) for number in [*range(1, 32), 200]), 10, "addresses work"
+        )
         with inside(where):
-            yield
+            yield where
+
+
+def routes(where: Namespace) -> str:
+    """The kernel makes the route of an IPv6 address some time after the address."""
+    return where.run("ip", "-6", "route", "show", "table", "local")
 
 
 def send(source: str, to: Address, datagram: bytes = b"x", times: int = 1) -> None:
@@ -59,11 +68,12 @@ def test_every_sender_of_a_small_cluster_has_a_queue_of_its_own(version: int) ->
         assert {number for number, _ in came} == set(range(SOCKETS)), "31 senders, 31 queues"
 
 
-def test_every_word_of_an_ipv6_address_tells_senders_apart() -> None:
+def test_every_word_of_an_ipv6_address_tells_senders_apart(host: Namespace) -> None:
     """Nodes may have a network each, so that only upper words differ."""
     others = [f"fd07:0:0:{number}::1" for number in range(1, 4)] + [f"fd07:{number}::1" for number in range(1, 4)]
     for each in others:
-        os.spawnlp(os.P_WAIT, "ip", "ip", "address", "add", f"{each}/128", "dev", "lo", "nodad")
+        host.run("ip", "address", "add", f"{each}/128", "dev", "lo", "nodad")
+    eventually(lambda: all(f"local {each} " in routes(host) for each in others), 10, "addresses work")
     with closing(open_underlay(HERE[6], PORT)) as underlay:
         for each in others:
             send(each, HERE[6])
@@ -116,6 +126,7 @@ def test_one_socket_of_an_earlier_build_is_kept_with_what_waits_in_it_and_gets_l
         for number in range(1, 32):
             send(f"172.31.0.{number}", HERE[4])
         assert {number for number, _ in arrived(underlay, 31)} == {0}, "somebody may still read that one, and no other"
+        underlay.spread()
         for number in range(1, 32):
             send(f"172.31.0.{number}", HERE[4])
         assert len({number for number, _ in arrived(underlay, 31)}) == SOCKETS
