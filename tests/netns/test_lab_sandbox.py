@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 
@@ -40,12 +41,13 @@ def test_a_sandbox_changes_nothing_outside(sandbox: Sandbox) -> None:
 
 def test_after_the_block_nothing_is_left() -> None:
     before = outside()
-    with Sandbox.create() as sandbox:
-        sandbox.script("ip netns add a; ip link add x type veth peer name y netns a")
-        sandbox.start("a", ["sleep", "1000"], "/run/lab/sleep.log")
-        inside = namespaces_of(sandbox.pid)
-        assert len(processes_in(inside)) >= 2
-    assert processes_in(inside) == []
+    with ExitStack() as held:
+        with Sandbox.create() as sandbox:
+            sandbox.script("ip netns add a; ip link add x type veth peer name y netns a")
+            sandbox.start("a", ["sleep", "1000"], "/run/lab/sleep.log")
+            inside = held.enter_context(namespaces_of(sandbox.pid))
+            assert len(processes_in(inside)) >= 2
+        assert processes_in(inside) == []
     assert outside() == before
 
 
@@ -53,12 +55,12 @@ def test_killing_the_holder_ends_everything_in_it(sandbox: Sandbox) -> None:
     attached = sandbox.popen("a", ["sleep", "1000"])
     attached.inner()
     sandbox.start("b", ["sh", "-c", "trap '' TERM INT; sleep 1000"], "/run/lab/sleep.log")
-    inside = namespaces_of(sandbox.pid)
-    os.kill(sandbox.pid, signal.SIGKILL)
-    sandbox.wait_gone()
-    assert attached.wait(5) == -signal.SIGKILL
-    attached.communicate()
-    assert eventually(lambda: processes_in(inside) == [])
+    with namespaces_of(sandbox.pid) as inside:
+        os.kill(sandbox.pid, signal.SIGKILL)
+        sandbox.wait_gone()
+        assert attached.wait(5) == -signal.SIGKILL
+        attached.communicate()
+        assert eventually(lambda: processes_in(inside) == [])
     assert not sandbox.alive
     with pytest.raises(LabError, match="the holder of the lab has ended"):
         sandbox.run("a", ["true"])
@@ -69,10 +71,10 @@ def test_killing_the_creator_ends_the_sandbox() -> None:
     with subprocess.Popen(script, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as creator:
         assert creator.stdout is not None
         holder = int(creator.stdout.readline())
-        inside = namespaces_of(holder)
-        creator.kill()
-        creator.wait()
-        assert eventually(lambda: processes_in(inside) == [])
+        with namespaces_of(holder) as inside:
+            creator.kill()
+            creator.wait()
+            assert eventually(lambda: processes_in(inside) == [])
 
 
 def test_a_detached_sandbox_outlives_its_creator() -> None:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
@@ -127,16 +127,23 @@ def outside() -> Outside:
     )
 
 
-def namespaces_of(pid: int) -> frozenset[str]:
-    """The network, mount and PID namespaces of a process and of everything in its PID namespace."""
+@contextmanager
+def namespaces_of(pid: int) -> Iterator[frozenset[str]]:
+    """The network, mount and PID namespaces of a process and of everything in its PID namespace.
+
+    They are held open while the block lasts: the kernel soon gives the number of one that is gone to another, of another test.
+    """
     own = str(Path(f"/proc/{pid}/ns/pid").readlink())
     found = {own}
-    for process in Path("/proc").iterdir():
-        if process.name.isdecimal():
-            with suppress(OSError):
-                if str((process / "ns/pid").readlink()) == own:
-                    found |= {str((process / "ns" / kind).readlink()) for kind in ("net", "mnt")}
-    return frozenset(found)
+    with ExitStack() as held:
+        for process in Path("/proc").iterdir():
+            if process.name.isdecimal():
+                with suppress(OSError):
+                    if str((process / "ns/pid").readlink()) == own:
+                        for kind in ("pid", "net", "mnt"):
+                            held.enter_context((process / "ns" / kind).open())
+                            found.add(str((process / "ns" / kind).readlink()))
+        yield frozenset(found)
 
 
 def processes_in(namespaces: frozenset[str]) -> list[int]:
