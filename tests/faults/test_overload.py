@@ -86,7 +86,8 @@ def taken(three: Cluster) -> int:
 def test_a_flood_of_small_packets_starves_neither_updates_nor_the_stop(three: Cluster, measured: Callable[[str], None]) -> None:
     """Row 31: a flood of 64 B packets at the tunnel's limit, while a table is published and the agent is stopped.
 
-    Each turn of a worker takes a bounded batch in either direction (of each lane 64 trains or 256 packets); before the next it looks for a new table and for the end.
+    Each turn of a worker takes a bounded batch in either direction (of each lane 64 trains or 256 packets); before the next it looks for a
+    new table and for the end.
     Passes when: neither are table updates starved nor does the stop take more than 1 s.
     """
     assert three.get(UNUSED) is None
