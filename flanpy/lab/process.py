@@ -57,9 +57,13 @@ def children_of(parent: int) -> Iterator[int]:
 
 
 def has_ended(pid: int, proc: Path = Path("/proc")) -> bool:
-    """Whether a process is no more; one that only waits to be reaped by its parent has ended."""
+    """Whether a process is no more; one that only waits to be reaped by its parent has ended.
+
+    The first of several threads may be a zombie while another still holds the process's sockets (proc(5), /proc/pid/task), so
+    a process has ended when no other thread is left.
+    """
     try:
         state = (proc / str(pid) / "stat").read_text().rpartition(")")[2].split()[0]
+        return state in "ZX" and len(list((proc / str(pid) / "task").iterdir())) <= 1
     except OSError:
         return True
-    return state in "ZX"

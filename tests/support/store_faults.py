@@ -121,10 +121,17 @@ def in_step(two: Cluster, host: str) -> bool:
     return peers(two, host) == wanted
 
 
+def no_problem(two: Cluster, host: str) -> bool:
+    """True; an assertion that names the problems where an agent has any."""
+    problems = two.status(host)["problems"]
+    assert problems == [], f"{host} complains: {problems}"
+    return True
+
+
 def heal(two: Cluster, hosts: Iterable[str]) -> None:
     """Wait until these agents are in step with etcd and have nothing to complain of."""
     for host in hosts:
-        eventually(lambda host=host: two.status(host)["problems"] == [], 20, f"{host} has no problem left")
+        eventually(lambda host=host: no_problem(two, host), 20, f"{host} has no problem left")
         eventually(lambda host=host: in_step(two, host), 20, f"{host} is in step with etcd")
 
 
