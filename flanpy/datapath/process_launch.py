@@ -67,7 +67,11 @@ def _bound(path: Path) -> socket.socket:
 
 
 def _spawn(executable: Path, argv: list[str], listener: socket.socket, connection: socket.socket) -> int:
-    """A session of its own: no signal to the agent's group or terminal reaches it. Nothing of our environment goes along."""
+    """A process group of its own and no SIGHUP: no signal to the agent's group or terminal reaches it. Our environment stays here.
+
+    Not a session of its own: the kernel shares a CPU between sessions first (sched(7), autogroup), and the workers then wait for
+    their turn while those that they carry for have theirs.
+    """
     high = [fcntl.fcntl(each, fcntl.F_DUPFD_CLOEXEC, _CONNECTION_FD + 1) for each in (listener, connection)]
     try:
         actions = [
@@ -78,7 +82,9 @@ def _spawn(executable: Path, argv: list[str], listener: socket.socket, connectio
             (os.POSIX_SPAWN_DUP2, high[1], _CONNECTION_FD),
         ]
         handled = [number for number in signal.valid_signals() if number not in (signal.SIGKILL, signal.SIGSTOP)]
-        return os.posix_spawn(executable, argv, {}, file_actions=actions, setsid=True, setsigmask=[], setsigdef=handled)
+        return os.posix_spawn(
+            executable, argv, {}, file_actions=actions, setpgroup=0, setsigmask=[signal.SIGHUP], setsigdef=handled
+        )
     finally:
         for fd in high:
             os.close(fd)

@@ -114,6 +114,16 @@ def test_a_stop_and_a_start_lose_nothing(two: Cluster, measured: Callable[[str],
     measured(stream.total.words)
 
 
+def test_what_a_terminal_sends_to_the_agent_does_not_end_its_process(two: Cluster) -> None:
+    """Ctrl-C and a hang-up reach the whole foreground group of a terminal, and a kill may be meant for it."""
+    pid, agent = process(two)["pid"], two.lab.agent_pid("host1")
+    two.sandbox.signal(pid, signal.SIGHUP)
+    two.sandbox.run(None, ["sh", "-c", f"kill -INT -{agent} && kill -KILL -{agent} || true"])
+    eventually(lambda: two.lab.agent_pid("host1") is None, 10, "the agent has ended")
+    two.lab.start_agents(["host1"])
+    assert process(two) == {"pid": pid, "adopted": True, "restarts": 0}
+
+
 def traffic(two: Cluster, host: str) -> dict[str, int]:
     """What its one peer was sent and has sent."""
     (peer,) = two.ask(host, "peers")["peers"]
