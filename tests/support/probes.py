@@ -15,12 +15,13 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support.clusters import Cluster, eventually
+from tests.support.evidence import evidence
 from tests.support.namespaces import Namespace
 
 RATE_PER_S = 1000
@@ -54,8 +55,10 @@ class Count:
 class Probes:
     """A running stream; ``links`` counts each link after the block, in the order given."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
+    def __init__(self, process: subprocess.Popen[str], explain: Callable[[], str] = str) -> None:
+        """``explain``: what to show of the network when probes do not arrive."""
         self._process = process
+        self._explain = explain
         self.links: tuple[Count, ...] = ()
 
     def look(self, word: str = "report") -> tuple[Count, ...]:
@@ -84,9 +87,14 @@ class Probes:
         """Until so many more have arrived on every link: the path works (again). Seconds that took."""
         started = time.monotonic()
         goals = [count.received + more for count in self.look()]
-        eventually(
-            lambda: all(count.received >= goal for count, goal in zip(self.look(), goals, strict=True)), within_s, "probes arrive"
-        )
+        try:
+            eventually(
+                lambda: all(count.received >= goal for count, goal in zip(self.look(), goals, strict=True)),
+                within_s,
+                "probes arrive",
+            )
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.links}\n{self._explain()}") from None
         return time.monotonic() - started
 
     def end(self) -> None:
@@ -113,7 +121,7 @@ def probes(
     chosen = links or (("host1-pod1", "host2-pod1"), ("host2-pod1", "host1-pod1"))
     texts = [f"/run/netns/{source},/run/netns/{target},{cluster.pod(target)}" for source, target in chosen]
     argv = [sys.executable, "-I", "-S", str(STREAM), str(rate_per_s), *texts]
-    with _running(cluster.sandbox.popen(None, argv, stdin=subprocess.PIPE), flowing) as stream:
+    with _running(cluster.sandbox.popen(None, argv, stdin=subprocess.PIPE), flowing, lambda: evidence(cluster)) as stream:
         yield stream
 
 
@@ -130,12 +138,12 @@ def probes_between(
 
 
 @contextmanager
-def _running(process: subprocess.Popen[str], flowing: bool) -> Iterator[Probes]:
+def _running(process: subprocess.Popen[str], flowing: bool, explain: Callable[[], str] = str) -> Iterator[Probes]:
     with process:
         try:
             assert process.stdout is not None
             assert process.stdout.readline() == "[]\n", process.stderr.read() if process.stderr else ""
-            stream = Probes(process)
+            stream = Probes(process, explain)
             if flowing:
                 stream.flow()
             yield stream
