@@ -31,14 +31,14 @@ static int read_start(const void *packet, size_t bytes, size_t n_fds, struct fp_
     return n_fds == (size_t)fp_start_queue_fds(start) + 1 ? 0 : -EBADF;
 }
 
-static int read_table(const void *packet, size_t bytes, size_t n_fds, struct fp_message_table *table)
+static int read_table(const void *packet, size_t bytes, size_t n_fds, size_t n_fds_max, struct fp_message_table *table)
 {
     if (bytes != sizeof(*table))
         return -EPROTO;
     memcpy(table, packet, sizeof(*table));
     if (table->bytes < 1 || table->bytes > FP_TABLE_BYTES_MAX)
         return -EINVAL;
-    return n_fds == 1 ? 0 : -EBADF;
+    return n_fds >= 1 && n_fds <= n_fds_max ? 0 : -EBADF;
 }
 
 static int read_bare(size_t bytes, size_t n_fds)
@@ -66,7 +66,7 @@ int fp_request_read(const void *packet, size_t bytes, size_t n_fds, struct fp_re
     if (head.version != FP_PROTOCOL_VERSION)
         return -EPROTONOSUPPORT;
     return head.kind == FP_MESSAGE_START ? read_start(packet, bytes, n_fds, &out->start)
-                                         : read_table(packet, bytes, n_fds, &out->table);
+                                         : read_table(packet, bytes, n_fds, head.kind == FP_MESSAGE_HOLD ? 2 : 1, &out->table);
 }
 
 struct fp_message fp_reply_head(uint16_t kind, size_t bytes, int error)

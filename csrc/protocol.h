@@ -11,10 +11,11 @@
  *   TABLE    a sealed memfd                     the head alone; every worker forwards by the table then
  *   STOP                                        the head alone, after the last packet in hand has left; then the process ends
  *   PING                                        the head alone: the process is there
- *   HOLD     a sealed memfd                     the head alone: it is kept, checked, for TABLE
+ *   HOLD     a sealed memfd, and a pidfd        the head alone: it is kept, checked, for TABLE
  *
  * HOLD is for one that takes over: the other still reads the queues, and ends when this one is sure to have a table. Whoever has brought
- * it says TABLE then; if the connection is hung up instead, its table is taken as if TABLE had been said, for nobody else is left to.
+ * it says TABLE then. If the connection is hung up instead nobody is left to, and the table is taken when the other, whose pidfd that is,
+ * has ended; until then it goes on, and two never read the same queues. Without a pidfd the other counts as ended.
  * A reply whose descriptors the kernel does not pass on (ETOOMANYREFS) comes without them, as that error.
  *
  * HELLO, STOP and everything before `settings` in the state keep their form for ever, so that any agent can take over from any process.

@@ -112,7 +112,8 @@ static void sleep_in_poll(struct fp_worker *worker)
     };
     uint64_t wakes;
 
-    fp_worker_work(worker, FP_WORK_POLLS, 1);
+    if (worker->context.table) /* before the first the page may still be another's */
+        fp_worker_work(worker, FP_WORK_POLLS, 1);
     if (poll(polled, 3, -1) > 0 && polled[0].revents && read(worker->wake_fd, &wakes, sizeof(wakes)) < 0)
         return; /* EAGAIN: somebody else's wake-up was taken with ours */
 }
@@ -160,15 +161,18 @@ static int underlay_family(int udp_fd)
     return family;
 }
 
-/* Counters of lent pages go on from where they stand; what they say of a worker's state is of an earlier one. */
+/*
+ * Counters of lent pages go on from where they stand. As long as we have no table another worker may count in them, so the only thing
+ * that is written now is that one which has failed, and so counts no more, is not us.
+ */
 static int init_stats(struct fp_worker *worker, void *lent)
 {
     worker->stats_are_lent = lent != NULL;
     if (lent) {
         worker->stats = lent;
         worker->peers = fp_page_peers(lent);
-        __atomic_store_n(&worker->stats->generation, 0, __ATOMIC_RELAXED);
-        __atomic_store_n(&worker->stats->failed, 0, __ATOMIC_RELAXED);
+        if (has_failed(worker))
+            __atomic_store_n(&worker->stats->failed, 0, __ATOMIC_RELAXED);
         return 0;
     }
     worker->stats = aligned_alloc(FP_CACHE_LINE, fp_page_bytes());

@@ -37,7 +37,8 @@ static int expected(const uint8_t *packet, size_t bytes, size_t n_fds)
         return -EPROTO;
     if (holds_table) {
         memcpy(&table, packet, sizeof table);
-        return table.bytes == 0 || table.bytes > FP_TABLE_BYTES_MAX ? -EINVAL : n_fds == 1 ? 0 : -EBADF;
+        bool fitting = n_fds == 1 || (n_fds == 2 && head.kind == FP_MESSAGE_HOLD);
+        return table.bytes == 0 || table.bytes > FP_TABLE_BYTES_MAX ? -EINVAL : fitting ? 0 : -EBADF;
     }
     if (head.kind == FP_MESSAGE_START) {
         memcpy(&start, packet, sizeof start);

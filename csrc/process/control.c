@@ -147,7 +147,7 @@ static bool carry_out(struct process *process, int connection, const struct fp_r
         got->count = 0;
         return reply_head(connection, request->kind, error);
     case FP_MESSAGE_HOLD:
-        error = process_hold(process, &request->table, got->fds[0], connection);
+        error = process_hold(process, &request->table, got->fds[0], got->count > 1 ? got->fds[1] : -1, connection);
         got->count = 0;
         return reply_head(connection, request->kind, error);
     case FP_MESSAGE_PING:
@@ -246,7 +246,8 @@ static void serve_ready(struct process *process, const struct pollfd *polled)
  */
 static bool serve_once(struct process *process, bool lets_in)
 {
-    struct pollfd polled[PROCESS_CONNECTIONS_MAX + 1];
+    struct pollfd polled[PROCESS_CONNECTIONS_MAX + 2];
+    const struct pollfd *listener = &polled[PROCESS_CONNECTIONS_MAX], *other = &polled[PROCESS_CONNECTIONS_MAX + 1];
     size_t place = free_place(process);
     int error;
 
@@ -255,10 +256,13 @@ static bool serve_once(struct process *process, bool lets_in)
     polled[PROCESS_CONNECTIONS_MAX] = (struct pollfd){.fd = -1, .events = POLLIN};
     if (lets_in && place < PROCESS_CONNECTIONS_MAX) /* with all places taken nobody is let in */
         polled[PROCESS_CONNECTIONS_MAX].fd = process->listener;
-    if (poll(polled, PROCESS_CONNECTIONS_MAX + 1, lets_in ? -1 : PAUSE_MS) < 0)
+    polled[PROCESS_CONNECTIONS_MAX + 1] = (struct pollfd){.fd = process_awaited_fd(process), .events = POLLIN};
+    if (poll(polled, PROCESS_CONNECTIONS_MAX + 2, lets_in ? -1 : PAUSE_MS) < 0)
         return errno == EINTR; /* stopped and continued */
+    if (other->revents)
+        process_other_ended(process);
     serve_ready(process, polled);
-    if (!polled[PROCESS_CONNECTIONS_MAX].revents || process->stopping)
+    if (!listener->revents || process->stopping)
         return true;
     error = accept_one(process, place);
     return error == 0 || error == -EAGAIN || error == -EINTR || error == -ECONNABORTED;

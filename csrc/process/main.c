@@ -9,7 +9,7 @@
  * makes the worker threads (worker.c), shuts itself in (filter.c), and only then takes a table, without which no packet is read.
  *
  *   drop privileges -> listen -> START: threads -> limits, filter -> TABLE: packets flow -> TABLE ... -> STOP: threads end -> exit
- *                                                                 (HOLD -> TABLE, or the one that said HOLD is gone)
+ *                                              (HOLD -> TABLE, or those who said HOLD and who read the queues are both gone)
  *
  * The main thread serves the socket and does nothing else; packets are the workers'. Nothing that a client does or leaves undone
  * holds the workers up: replies are sent without waiting, and a client that does not take them is hung up on.
@@ -72,7 +72,7 @@ static void close_foreign_descriptors(void)
 
 int main(int argc, char **argv)
 {
-    struct process process = {.listener = LISTENER_FD, .starter = geteuid(), .pages_fd = -1, .table_fd = -1, .held_fd = -1};
+    struct process process = {.listener = LISTENER_FD, .starter = geteuid(), .pages_fd = -1, .table_fd = -1, .held_fd = -1, .other_fd = -1};
     uint32_t uid, gid;
     bool forbidden = argc == 4 && strcmp(argv[3], "--try-forbidden") == 0;
     bool unfiltered = argc == 4 && strcmp(argv[3], "--try-unfiltered") == 0;

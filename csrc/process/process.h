@@ -12,7 +12,7 @@
 #include "protocol.h"
 
 #define PROCESS_CONNECTIONS_MAX 8u
-#define PROCESS_FDS_SPARE 4u /* descriptors that may arrive while all connections are open: a table, and room to refuse more */
+#define PROCESS_FDS_SPARE 6u /* descriptors that may arrive while all connections are open: a table, a pidfd, and room to refuse more */
 
 struct process {
     int listener;
@@ -31,7 +31,8 @@ struct process {
     uint64_t table_bytes;
     int held_fd; /* -1: none; a checked table that waits for TABLE, or for the end of the connection that has brought it */
     uint64_t held_bytes;
-    int held_by;
+    int held_by;  /* the connection; -1: it is hung up */
+    int other_fd; /* -1: none; the pidfd of the one that reads the queues until we do */
     uint32_t confined; /* FP_CONFINED_* */
     uint8_t version[64];
     bool stopping;
@@ -43,9 +44,12 @@ void process_serve(struct process *process);
 /* start.c: carry out START, TABLE and HOLD with descriptors that are ours from then on. 0 or -errno; on error they are closed. */
 int process_start(struct process *process, const struct fp_message_start *start, const int *fds);
 int process_table(struct process *process, const struct fp_message_table *table, int fd);
-int process_hold(struct process *process, const struct fp_message_table *table, int fd, int connection);
-/* A connection is hung up: what it has let us hold is the table now. */
+int process_hold(struct process *process, const struct fp_message_table *table, int fd, int other_fd, int connection);
+/* A connection is hung up: what it has let us hold is the table once the other process has ended. */
 void process_hung_up(struct process *process, int connection);
+/* What to poll for that end, -1: it is not waited for; and what to do then. */
+int process_awaited_fd(const struct process *process);
+void process_other_ended(struct process *process);
 
 /* confine.c: give up user, groups, capabilities, new privileges and core dumps. Returns the FP_CONFINED_* bits that worked. */
 uint32_t process_drop_privileges(uid_t uid, gid_t gid);

@@ -118,36 +118,57 @@ static int check_table(uint64_t bytes, int fd)
     return error;
 }
 
-static void let_go(struct process *process)
+static void close_if_open(int *fd)
 {
-    if (process->held_fd >= 0)
-        close(process->held_fd);
-    process->held_fd = -1;
+    if (*fd >= 0)
+        close(*fd);
+    *fd = -1;
 }
 
-int process_hold(struct process *process, const struct fp_message_table *table, int fd, int connection)
+static void let_go(struct process *process)
+{
+    close_if_open(&process->held_fd);
+    close_if_open(&process->other_fd);
+}
+
+int process_hold(struct process *process, const struct fp_message_table *table, int fd, int other_fd, int connection)
 {
     int error = process->datapath ? check_table(table->bytes, fd) : -ENOTCONN;
 
     if (error) {
         close(fd);
+        close_if_open(&other_fd);
         return error;
     }
     let_go(process);
     process->held_fd = fd;
     process->held_bytes = table->bytes;
     process->held_by = connection;
+    process->other_fd = other_fd;
     return 0;
 }
 
 void process_hung_up(struct process *process, int connection)
 {
+    if (process->held_fd < 0 || process->held_by != connection)
+        return;
+    process->held_by = -1;
+    if (process->other_fd < 0)
+        process_other_ended(process);
+}
+
+int process_awaited_fd(const struct process *process)
+{
+    return process->held_fd >= 0 && process->held_by < 0 ? process->other_fd : -1;
+}
+
+void process_other_ended(struct process *process)
+{
     const struct fp_message_table table = {.bytes = process->held_bytes};
     int fd = process->held_fd;
 
-    if (fd < 0 || process->held_by != connection)
-        return;
     process->held_fd = -1;
+    let_go(process);
     process_table(process, &table, fd); /* it was checked when it came */
 }
 

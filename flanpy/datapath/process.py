@@ -257,9 +257,9 @@ class ProcessDatapath:
         self._use(process, adopted=False)
 
     def _take_over(self, old: Process, ends_s: float) -> None:
-        """Ours is sure of a table before the old one leaves off; if we die after that it takes it by itself."""
+        """Ours is sure of a table before the old one leaves off; if we die after that it takes it by itself, when the old one has ended."""
         process = self._running()
-        process.connection.hold(*self._given_table(), ends_s - time.monotonic())
+        process.connection.hold(*self._given_table(), old.life.pidfd, ends_s - time.monotonic())
         old.stop(ends_s - time.monotonic())
         self._old = None
         self._underlay.spread()

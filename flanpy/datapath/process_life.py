@@ -66,6 +66,11 @@ class Life:
             os.close(fd)
 
     @property
+    def pidfd(self) -> int | None:
+        """For somebody else who waits for its end; ours to close. None: it has ended and been reaped."""
+        return self._fd if self._fd >= 0 else None
+
+    @property
     def has_ended(self) -> bool:
         """Whether it has ended, threads and descriptors included; perhaps not reaped yet."""
         return self.await_end(0)

@@ -144,9 +144,9 @@ class Connection:
         """Let the workers forward by the table in this sealed memfd; returns when all do."""
         self._give(lib.FP_MESSAGE_TABLE, memfd, size, within_s)
 
-    def hold(self, memfd: int, size: int, within_s: float) -> None:
-        """Let the process check and keep this table until ``table``, or until we are no more."""
-        self._give(lib.FP_MESSAGE_HOLD, memfd, size, within_s)
+    def hold(self, memfd: int, size: int, other: int | None, within_s: float) -> None:
+        """Let the process check and keep this table until ``table``, or until we are no more and nor is the ``other`` one, by its pidfd."""
+        self._give(lib.FP_MESSAGE_HOLD, memfd, size, within_s, other)
 
     def stop(self, within_s: float) -> None:
         """End the workers, what they have in hand being sent, and then the process; returns when no packet is read any more."""
@@ -170,10 +170,11 @@ class Connection:
         except Slow:
             return  # ``silent_s`` tells
 
-    def _give(self, kind: int, memfd: int, size: int, within_s: float) -> None:
+    def _give(self, kind: int, memfd: int, size: int, within_s: float, other: int | None = None) -> None:
         message = _head(kind, "struct fp_message_table")
         message.bytes = size
-        _close(self._ask(kind, bytes(ffi.buffer(message)), within_s, [memfd])[1])
+        fds = [memfd] if other is None else [memfd, other]
+        _close(self._ask(kind, bytes(ffi.buffer(message)), within_s, fds)[1])
 
     def _ask(self, kind: int, request: bytes, within_s: float, fds: list[int] | None = None) -> tuple[bytes, list[int]]:
         """Raises Slow, Refused, Gone, Unresponsive, or DatapathError with what the process has against it."""

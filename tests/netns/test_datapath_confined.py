@@ -227,7 +227,8 @@ def test_hostile_packets_are_refused_and_harm_nobody(two: Cluster) -> None:
         assert [error_of(a) for a in hostile(two, [message(3, (64).to_bytes(8, sys.byteorder))], fds=1)] == [-22], "no memfd"
         held = message(6, (64).to_bytes(8, sys.byteorder))
         assert [error_of(a) for a in hostile(two, [held], fds=1)] == [-22], "nothing to hold"
-        assert [error_of(a) for a in hostile(two, [held])] == [-9]
+        assert [error_of(a) for a in hostile(two, [held], fds=2)] == [-22], "nor with whom to wait for"
+        assert [error_of(a) for a in hostile(two, [held], fds=3) + hostile(two, [held])] == [-9, -9]
         assert [error_of(a) for a in hostile(two, [message(5), message(5, b"more")])] == [0, -71]
         assert [error_of(a) for a in hostile(two, [message(5)], fds=1)] == [-9]
         stream.wait(100)

@@ -118,6 +118,9 @@ def test_a_process_whose_agent_was_killed_before_the_rename_is_taken_over(left: 
     with taken_over(left, found, port) as datapath:
         assert datapath.process.pid != found.pid
         assert pid_at(left / SOCKET_NAME) == found.pid, "it goes on by its table"
+        assert datapath.stats().generation == 1, (
+            "which is the one in use: a process that has none says nothing in the shared pages"
+        )
         datapath.publish(table(2))
         assert {path.name for path in left.iterdir()} == {SOCKET_NAME, process_record.RECORD_NAME}
         assert pid_at(left / SOCKET_NAME) == datapath.process.pid
@@ -605,6 +608,46 @@ def test_a_death_of_the_agent_on_the_way_leaves_a_process_with_a_table(
     datapath.close()
 
 
+@pytest.mark.parametrize("hung", [False, True], ids=["killed", "stopped"])
+def test_two_processes_never_read_the_same_queues_and_the_second_goes_on_when_the_first_has_ended(
+    left: Path, port: int, hung: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The agent dies between HOLD and STOP, and no other comes: one process reads and counts, and the other follows it."""
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*arguments: Any) -> None:
+        raise Killed
+
+    found = found_in(left)
+    datapath = taken_over(left, found, port)
+    monkeypatch.setattr(Connection, "stop", killed)
+    with pytest.raises(Killed):
+        datapath.publish(table(2))
+    datapath._stop_watching()
+    datapath._running().connection.close()
+    monkeypatch.undo()
+
+    def counted(name: str) -> int:
+        return datapath.stats().counters[name]
+
+    tables = counted("tables")
+    send_from_31(port)
+    eventually(lambda: counted("udp_received_segments") == 31, 5, "each is counted once")
+    assert (counted("tables"), datapath.stats().generation) == (tables, 1), "the second waits"
+    if hung:
+        os.kill(found.pid, signal.SIGSTOP)  # it may go on at any time, so it is not passed over
+        send_from_31(port)
+        assert counted("udp_received_segments") == 31
+    os.kill(found.pid, signal.SIGKILL)
+    send_from_31(port)
+    eventually(lambda: counted("udp_received_segments") == (93 if hung else 62), 5, "the second reads what has waited, too")
+    assert datapath.stats().generation == 2
+    assert pid_at(left / FRESH_SOCKET_NAME) == datapath.process.pid
+    datapath.close()
+
+
 def test_a_hung_process_is_seen_within_seconds_and_never_waited_for(left: Path, port: int) -> None:
     """SIGSTOP: no call takes longer than a second, what is wrong is said meanwhile, and another takes its place."""
     found = found_in(left)
@@ -678,7 +721,9 @@ def test_a_process_without_descriptors_does_not_spin_and_serves_again(port: int,
 def test_a_refused_table_leaves_the_old_process_at_work(left: Path, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     found = found_in(left)
     with taken_over(left, found, port) as datapath:
-        monkeypatch.setattr(Connection, "hold", lambda self, fd, size, within_s: Connection.table(self, fd, size + 1, within_s))
+        monkeypatch.setattr(
+            Connection, "hold", lambda self, fd, size, other, within_s: Connection.table(self, fd, size + 1, within_s)
+        )
         with pytest.raises(DatapathError, match="Invalid argument"):
             datapath.publish(table(2))
         assert lives(found.pid)
