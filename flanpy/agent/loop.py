@@ -70,6 +70,10 @@ RESYNC_S = 30.0
 """How often the machine is compared with the desired state though nothing was heard."""
 CONVERGE_RETRY_S = (0.2, 10.0)
 """Least and most wait before a pass that had problems is tried again."""
+WAITS_RETRY_S = 0.3
+"""The most while a datapath process is waited for: what hangs is replaced after some looks, and nothing may be carried until then."""
+WAITS_PASSES = 20
+"""So many passes are made so soon; what hangs for longer cannot be ended, and needs an operator."""
 HASTE_S = 1.0
 """While passes fail, word from the kernel or of the rules brings the next one forward to this long after the last: what a failing pass
 does (a device that it makes and gives up again) is such word itself, and must not feed the next."""
@@ -295,7 +299,7 @@ class Loop:
         state.outcome = self._machine.converge(state.plan.desired, state.plan.settings)
         state.passes = state.passes.plus(state.outcome.seconds, failed=bool(state.outcome.problems))
         if state.outcome.problems:
-            self._converge_failed(state.outcome.problems)
+            self._converge_failed(state.outcome.problems, waits=state.outcome.waits)
         else:
             state.failures = 0
             self._sayings.no_problem()
@@ -339,9 +343,10 @@ class Loop:
             self._paths.follow(plan, state.lease.held)
             self._readiness.reached(config, state.lease.held.subnets, plan.desired.mtu_bytes)
 
-    def _converge_failed(self, problems: tuple[str, ...]) -> None:
+    def _converge_failed(self, problems: tuple[str, ...], *, waits: bool = False) -> None:
         state = self._state
-        wait_s = min(CONVERGE_RETRY_S[0] * 2 ** min(state.failures, 10), CONVERGE_RETRY_S[1])
+        most_s = WAITS_RETRY_S if waits and state.failures < WAITS_PASSES else CONVERGE_RETRY_S[1]
+        wait_s = min(CONVERGE_RETRY_S[0] * 2 ** min(state.failures, 10), most_s)
         state.failures += 1
         now_s = state.passed_s = time.monotonic()
         self._sayings.problems(problems, now_s)

@@ -66,6 +66,8 @@ class Outcome:
     seconds: float
     usable: bool = False
     """Whether this node can be used: what is wrong, if anything, concerns single peers."""
+    waits: bool = False
+    """Whether a datapath process is waited for, which will have answered or been replaced soon."""
 
 
 class Machine:
@@ -145,7 +147,7 @@ class Machine:
         self._routed = any(not route.device or desired.table is None for route in desired.routes)
         problems: list[str] = []
         peer_problems: list[str] = []
-        changed = 0
+        changed, waits = 0, False
         steps: tuple[Callable[[], int], ...] = (
             lambda: self._converge_datapath(desired, settings),
             lambda: overlay.ensure_links(self._kernel, desired, self._wireguard, problems),
@@ -158,11 +160,12 @@ class Machine:
                 changed += step()
             except (FlanpyError, OSError) as error:
                 problems.append(str(error))
+                waits = waits or isinstance(error, DatapathWaits)
         peer_problems += taken_addresses(self._kernel, desired)
         essential, others = self._hooks.want(desired.hooks)
         problems += essential
         peer_problems += others
-        return Outcome((*problems, *peer_problems), changed, time.monotonic() - started, usable=not problems)
+        return Outcome((*problems, *peer_problems), changed, time.monotonic() - started, not problems, waits)
 
     def _converge_datapath(self, desired: DesiredState, settings: DatapathSettings | None) -> int:
         self._wanted = settings is not None

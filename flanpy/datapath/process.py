@@ -14,7 +14,8 @@ Both sides hold all descriptors, so either can be killed and started again witho
                     on the way: either the old one goes on, or the new one has a table
 
 A process that does not answer is given time by looks that do not wait (``check``, every second) or not for long; each call here takes a
-second at most, but for the start of a fresh process. ``DatapathWaits`` says that all is kept and the call should be made again.
+second at most. ``DatapathWaits`` says that all is kept and the call should be made again. A fresh process that is slow to start is waited
+for in the same way, while the old one, if there is one, goes on.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -95,6 +97,8 @@ class ProcessDatapath:
         self._table: tuple[int, int] | None = None
         self._sent: ForwardTable | None = None  # what self._table was made of
         self._launched_s = float("-inf")
+        self._version = ""
+        self._is_started = self._is_settled = False  # it has answered START; it is the one that reads the queues
         self._confined = 0
         self._ended: str | None = None
         self._status = ProcessStatus(0, adopted=False, restarts=0)
@@ -130,6 +134,7 @@ class ProcessDatapath:
                 self._keep_table(table)
             ends_s = time.monotonic() + STEP_S
             try:
+                self._start(ends_s)
                 if self._old is not None:
                     self._take_over(self._old, ends_s)
                 process.connection.table(*self._given_table(), ends_s - time.monotonic())
@@ -163,6 +168,7 @@ class ProcessDatapath:
                 )
             try:
                 if self._ended is None:
+                    self._start(time.monotonic())
                     process.connection.look()
             except (Gone, Unresponsive) as error:
                 self._replace_lost(hung=not isinstance(error, Gone))
@@ -178,7 +184,7 @@ class ProcessDatapath:
             process, self._process = self._process, None
             old, self._old = self._old, None
             if process is not None:
-                if old is not None and self._ended is None:
+                if self._ended is None and (old is not None or not self._is_started):
                     _discard(process)  # it has not taken over
                 process.close()
             if old is not None:
@@ -227,34 +233,57 @@ class ProcessDatapath:
             self._table = os.dup(state.table_fd), state.table_bytes
         there = found.process if found is not None else None
         if found is None or there is None or state is None:
-            self._launch(version)
+            self._launch(version, at_once=False)
             return
         there.settle(self._path)  # the place beside is for one that takes over from it
         same = same_queues and fits and not any(self._pages.failures())
         if same and (state.version, state.settings, there.life.user) == (version, self._native, self._user):
-            self._confined = state.confined
+            self._confined, self._is_started, self._is_settled = state.confined, True, True
             self._use(found.take(), adopted=True)
         else:
             self._old = found.take()
-            self._launch(version)
+            self._launch(version, at_once=False)
 
-    def _launch(self, version: str) -> None:
-        """Start another process on our descriptors, with the table if no other process reads them."""
-        assert self._pages is not None
+    def _launch(self, version: str, *, at_once: bool = True) -> None:
+        """Start another process on our descriptors. ``at_once`` False: it need not have started when this returns."""
         process = launch(self._options.run_dir, self._user, self._options.executable)
+        self._version, self._launched_s = version, time.monotonic()
+        self._is_started = self._is_settled = False
+        self._use(process, adopted=False)
+        with nullcontext() if at_once else suppress(Slow):
+            self._start(time.monotonic() + STEP_S)
+
+    def _start(self, ends_s: float) -> None:
+        """What is still to be done of the start of our process: START, and the table if no other process reads the queues.
+
+        Raises Slow when it has not answered by then, and is asked on; DatapathError when it cannot be started, and has been ended.
+        """
+        process = self._running()
         try:
-            queues = queue_descriptors(self._settings, self._tun, self._underlay)
-            self._confined = process.connection.start(version, self._native, queues, self._pages.fd).confined
-            if self._old is None:
+            if not self._is_started:
+                self._confined = self._ask_to_start(process, ends_s - time.monotonic())
+                self._is_started = True
+            if self._old is None and not self._is_settled:
                 self._underlay.spread()
                 if self._table is not None:
                     process.connection.table(*self._table, STEP_S)
-                process.settle(self._path)
-        except BaseException:
-            _discard(process)
+                self._settle(process)
+        except (Slow, Gone, Unresponsive):
             raise
-        self._launched_s = time.monotonic()
-        self._use(process, adopted=False)
+        except BaseException:
+            self._stop_watching()
+            _discard(process)
+            self._ended = "could not be started"
+            raise
+
+    def _ask_to_start(self, process: Process, within_s: float) -> int:
+        assert self._pages is not None
+        queues = queue_descriptors(self._settings, self._tun, self._underlay)
+        return process.connection.start(self._version, self._native, queues, self._pages.fd, within_s).confined
+
+    def _settle(self, process: Process) -> None:
+        process.settle(self._path)
+        self._is_settled = True
 
     def _take_over(self, old: Process, ends_s: float) -> None:
         """Ours is sure of a table before the old one leaves off; if we die after that it takes it by itself, when the old one has ended."""
@@ -263,7 +292,7 @@ class ProcessDatapath:
         old.stop(ends_s - time.monotonic())
         self._old = None
         self._underlay.spread()
-        process.settle(self._path)
+        self._settle(process)
         self._launched_s = float("-inf")  # whatever ends it now, nobody else reads the queues: another is started at once
 
     def _use(self, process: Process, *, adopted: bool) -> None:
@@ -319,7 +348,9 @@ class ProcessDatapath:
             memfd = sealed_table(blob)
         except OSError as exc:
             raise DatapathError(f"{self._settings.device}: no memory file for table {table.generation}: {exc.strerror}") from exc
-        self._running().connection.forget()
+        process = self._running()
+        if self._is_started:  # else START is waited for, and still is
+            process.connection.forget()
         self._drop_table()
         self._table, self._sent = (memfd, blob.size), table
 
@@ -338,6 +369,8 @@ class ProcessDatapath:
             watch.close()
 
     def _missing_confinement(self) -> tuple[str, ...]:
+        if not self._is_started:  # it has not said
+            return ()
         missing = [text for name, text in CONFINEMENT.items() if not self._confined & int(getattr(lib, name))]
         if self._confined & int(lib.FP_CONFINED_USER) and (shared := sharers(self._user[0])) is not None:
             missing.append(f"it runs as {shared}: leave --datapath-user away, or give it a user of its own")

@@ -17,8 +17,8 @@ from typing import Any
 from flanpy.datapath.core import VERDICTS, WORK_COUNTERS, ffi, lib
 from flanpy.errors import DatapathError, DatapathWaits
 
-REPLY_TIMEOUT_S = 5.0
-"""A process that lives answers in microseconds; one that waits for a stuck worker in two seconds."""
+REPLY_TIMEOUT_S = 3.0
+"""A process that lives answers in microseconds; one that waits for a stuck worker in two seconds (PUBLISH_LIMIT_S in worker_table.c)."""
 PING_S = 2.0
 """A process that was not heard of for so long is asked whether it is there."""
 LOOK_S = 1.0
@@ -129,14 +129,16 @@ class Connection:
             _close(fds)
             raise
 
-    def start(self, version: str, settings: bytes, queues: list[tuple[int, tuple[int, ...]]], pages_fd: int) -> State:
+    def start(
+        self, version: str, settings: bytes, queues: list[tuple[int, tuple[int, ...]]], pages_fd: int, within_s: float
+    ) -> State:
         """Start the workers on these TUN descriptors, each with its UDP sockets; all stay ours too."""
         message = _head(lib.FP_MESSAGE_START, "struct fp_message_start")
         message.n_queues, message.n_lanes = len(queues), len(queues[0][1])
         message.version = version.encode("ascii")
         ffi.memmove(ffi.addressof(message, "settings"), settings, len(settings))
         fds = [fd for tun_fd, lanes in queues for fd in (tun_fd, *lanes)]
-        reply, given = self._ask(lib.FP_MESSAGE_START, bytes(ffi.buffer(message)), REPLY_TIMEOUT_S, [*fds, pages_fd])
+        reply, given = self._ask(lib.FP_MESSAGE_START, bytes(ffi.buffer(message)), within_s, [*fds, pages_fd])
         _close(given)
         return _state(reply, [])
 

@@ -677,6 +677,57 @@ def test_a_hung_process_is_seen_within_seconds_and_never_waited_for(left: Path, 
         assert datapath.stats().generation == 2
 
 
+def late(directory: Path, first: str) -> Path:
+    """An executable that does this before it becomes the real one, the first time that it is started."""
+    script, mark = directory / "late", directory / "late.begun"
+    script.write_text(f'#!/bin/sh\n[ -e {mark} ] || {{ : >{mark}; {first}; }}\nexec {process_life.EXECUTABLE} "$@"\n')
+    script.chmod(0o755)
+    return script
+
+
+@pytest.mark.parametrize("first", ["sleep 2.2", "kill -STOP $$"], ids=["slow", "stopped"])
+@pytest.mark.parametrize("beside", [True, False], ids=["beside-another", "alone"])
+def test_a_process_that_is_slow_to_start_is_never_waited_for(
+    left: Path, port: int, tmp_path_factory: pytest.TempPathFactory, first: str, beside: bool
+) -> None:
+    """No call takes longer than a second, the old one reads meanwhile, and one that does not start at all is replaced."""
+    found = found_in(left)
+    options = ProcessOptions(left, executable=late(tmp_path_factory.mktemp("bin"), first))
+    if not beside:
+        found.end()
+    tun, underlay = FakeTun(found.state.tun_fds), adopt_underlay(found.state.udp_fds, LOOPBACK, port)
+    assert underlay is not None
+    clock, wanted, longest_s, said = process_wire.time.monotonic, table(2), 0.0, set[str]()
+    begun_s = clock()
+    with ProcessDatapath(settings(port, 0), tun, underlay, options, found, same_queues=True) as datapath:
+
+        def published() -> bool:
+            nonlocal begun_s, longest_s
+            try:
+                datapath.publish(wanted)
+                return True
+            except DatapathWaits as error:
+                said.add(str(error))
+            finally:
+                longest_s, begun_s = max(longest_s, clock() - begun_s), clock()
+            with suppress(DatapathWaits):
+                datapath.check()
+            return False
+
+        asked, longest_s, begun_s = datapath.process.pid, clock() - begun_s, clock()
+        if beside:
+            send_from_31(port)
+            eventually(lambda: datapath.stats().counters["udp_received_segments"] == 31, 5, "the old one reads")
+            begun_s = clock()
+        eventually(published, 20, "the table is published")
+        assert longest_s < 2, "a second; the rest is room for a busy machine"
+        assert any("no answer for" in line for line in said)
+        assert (datapath.process.pid == asked, datapath.process.restarts) == ((True, 0) if "sleep" in first else (False, 1))
+        assert not lives(found.pid)
+        assert (datapath.stats().generation, pid_at(left / SOCKET_NAME)) == (2, datapath.process.pid)
+        datapath.teardown()
+
+
 def test_descriptors_and_threads_are_flat_after_a_hundred_restarts(left: Path, port: int) -> None:
     found = found_in(left)
     tun, underlay = FakeTun(found.state.tun_fds), adopt_underlay(found.state.udp_fds, LOOPBACK, port)
