@@ -9,6 +9,7 @@ import json
 import socket
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ SOCKET_NAME = "control.sock"
 ANSWER_BYTES_MAX = 64 << 20
 """More than the peers of 65,536 nodes take."""
 ANSWER_TIMEOUT_S = 5.0
+CONNECT_PAUSE_S = 0.02
 
 
 def ask(
@@ -47,14 +49,36 @@ def ask(
 def _exchange(path: Path, request: bytes, deadline_s: float) -> bytes:
     """One request and the whole answer, within the time and the bound on its size, however it trickles in."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as client:
-        client.settimeout(max(0.001, deadline_s - time.monotonic()))
-        client.connect(str(path))
-        client.sendall(request)
+        _connect(client, path, deadline_s)
+        with suppress(BrokenPipeError, ConnectionResetError):  # one that is turned away is told why all the same
+            client.sendall(request)
         data = bytearray()
-        while chunk := client.recv(65536):
+        while chunk := _more(client, data):
             data += chunk
             left_s = deadline_s - time.monotonic()
             if left_s <= 0 or len(data) > ANSWER_BYTES_MAX:
                 raise TimeoutError("it does not come to an end")
             client.settimeout(left_s)
     return bytes(data)
+
+
+def _connect(client: socket.socket, path: Path, deadline_s: float) -> None:
+    """Where others wait to be let in a Unix socket says EAGAIN at once, whatever time limit it has."""
+    while True:
+        client.settimeout(max(0.001, deadline_s - time.monotonic()))
+        try:
+            return client.connect(str(path))
+        except BlockingIOError:
+            if time.monotonic() >= deadline_s:
+                raise TimeoutError("too many wait to be let in") from None
+            time.sleep(CONNECT_PAUSE_S)
+
+
+def _more(client: socket.socket, so_far: bytearray) -> bytes:
+    """The next piece, empty at the end; a server that closes with our request unread resets the connection behind a whole answer."""
+    try:
+        return client.recv(65536)
+    except ConnectionResetError:
+        if so_far.endswith(b"\n"):
+            return b""
+        raise

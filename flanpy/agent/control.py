@@ -5,7 +5,9 @@
     {"command": "?"}                                             ->  {"ok": false, "error": "..."}
 
 Requests are bounded in size, time and number, so slow or malformed clients hurt nobody; only root and the agent's user may connect
-(file mode 0600 and the peer's credentials). Holds no state: the loop answers. ``client`` has the asking side.
+(file mode 0600 and the peer's credentials). Where all places are taken the client goes that has been silent for longest, and who comes is
+served; only while the loop owes an answer to all of them is it told to come again. Holds no state: the loop answers. ``client`` has the
+asking side.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import socket
 import struct
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +35,17 @@ CLIENT_TIMEOUT_S = 2.0
 FAREWELL_S = 0.5
 """How long a client that has its answer may stay."""
 CLIENTS_MAX = 16
+BACKLOG = 128
+"""So many may wait to be let in; it is done as fast as they come."""
 ACCEPT_PAUSE_S = 0.1
+
+
+@dataclass(slots=True, eq=False)
+class Client:
+    """One connection; ``waits`` while the loop owes it an answer, else it may be asked to leave."""
+
+    socket: socket.socket
+    waits: bool = False
 
 
 class ControlServer:
@@ -42,7 +55,8 @@ class ControlServer:
         self._path = run_dir / SOCKET_NAME
         self._events = events
         self._closing = threading.Event()
-        self._slots = threading.BoundedSemaphore(CLIENTS_MAX)
+        self._lock = threading.Lock()
+        self._clients: dict[Client, None] = {}  # in the order in which they have come
         self._listener = self._listen()
         self._thread = threading.Thread(target=self._accept, name="control", daemon=True)
 
@@ -55,7 +69,7 @@ class ControlServer:
                 listener.bind(str(self._path))
             finally:
                 os.umask(before)
-            listener.listen(CLIENTS_MAX)
+            listener.listen(BACKLOG)
         except OSError as error:
             listener.close()
             raise PlatformError(f"--run-dir: cannot open the control socket {self._path}: {error.strerror or error}") from error
@@ -76,33 +90,52 @@ class ControlServer:
     def _accept(self) -> None:
         while True:
             try:
-                client, _ = self._listener.accept()
+                client = Client(self._listener.accept()[0])
             except OSError:
                 if self._closing.wait(ACCEPT_PAUSE_S):
                     return
                 continue  # out of descriptors: the next accept may do
-            if not self._slots.acquire(blocking=False):
-                client.close()
+            if not self._let_in(client):
+                _turn_away(client.socket)
                 continue
             try:
                 threading.Thread(target=self._serve, args=(client,), name="control-client", daemon=True).start()
             except RuntimeError:  # no thread to be had
-                self._slots.release()
-                client.close()
+                self._let_go(client)
+                client.socket.close()
 
-    def _serve(self, client: socket.socket) -> None:
+    def _let_in(self, client: Client) -> bool:
+        """Find a place; False when there is none. The thread of one that has to leave for it ends at its next look at the socket."""
+        with self._lock:
+            if len(self._clients) >= CLIENTS_MAX:
+                silent = next((each for each in self._clients if not each.waits), None)
+                if silent is None or not _may_ask(client.socket):
+                    return False
+                del self._clients[silent]
+                with contextlib.suppress(OSError):
+                    silent.socket.shutdown(socket.SHUT_RDWR)
+            self._clients[client] = None
+        return True
+
+    def _let_go(self, client: Client) -> None:
+        with self._lock:
+            self._clients.pop(client, None)
+
+    def _serve(self, client: Client) -> None:
+        connection = client.socket
         try:
-            with client, contextlib.suppress(OSError):
-                client.settimeout(CLIENT_TIMEOUT_S)
-                answer = self._answer(client) if _may_ask(client) else _refused("only root and the agent's user may ask")
-                client.sendall(json.dumps(answer, default=str).encode() + b"\n")
-                _let_it_read(client)
+            with contextlib.suppress(OSError):
+                connection.settimeout(CLIENT_TIMEOUT_S)
+                answer = self._answer(client) if _may_ask(connection) else _refused("only root and the agent's user may ask")
+                connection.sendall(json.dumps(answer, default=str).encode() + b"\n")
+                _let_it_read(connection)
         finally:
-            self._slots.release()
+            self._let_go(client)
+            connection.close()
 
-    def _answer(self, client: socket.socket) -> dict[str, Any]:
+    def _answer(self, client: Client) -> dict[str, Any]:
         try:
-            request = json.loads(_read_line(client))
+            request = json.loads(_read_line(client.socket))
             command, arguments = request["command"], request.get("arguments", {})
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return _refused('a request is one line of JSON of at most 16 KiB such as {"command": "status"}')
@@ -111,15 +144,27 @@ class ControlServer:
         if not isinstance(arguments, dict):
             return _refused('arguments: expected an object such as {"level": "debug"}')
         ask = Ask(command, arguments)
+        client.waits = True
         self._events.put(ask)
         try:
             return ask.reply.get(timeout=ANSWER_TIMEOUT_S)
         except queue.Empty:
             return _refused(f"the agent did not answer within {ANSWER_TIMEOUT_S:.0f} s")
+        finally:
+            client.waits = False
 
 
 def _refused(reason: str) -> dict[str, Any]:
     return {"ok": False, "error": reason}
+
+
+def _turn_away(client: socket.socket) -> None:
+    """Without waiting for it: whether it hears why depends on what it has sent."""
+    with client, contextlib.suppress(OSError):
+        client.setblocking(False)
+        answer = _refused(f"busy: {CLIENTS_MAX} others wait for an answer of the agent (does it hang?); ask again")
+        client.sendall(json.dumps(answer).encode() + b"\n")
+        client.recv(REQUEST_BYTES_MAX)  # an unread request would make an error of the answer
 
 
 def _may_ask(client: socket.socket) -> bool:

@@ -88,14 +88,44 @@ def test_a_request_that_is_too_long_is_refused(server: Path) -> None:
 
 
 def test_silent_clients_do_not_keep_others_out(server: Path) -> None:
-    silent = [socket.socket(socket.AF_UNIX) for _ in range(control.CLIENTS_MAX - 1)]
+    silent = [socket.socket(socket.AF_UNIX) for _ in range(3 * control.CLIENTS_MAX)]
     try:
         for client in silent:
             client.connect(str(server / control.SOCKET_NAME))
-        assert control.ask(server, "status")["ok"]
+        started = time.monotonic()
+        for _ in range(3):
+            assert control.ask(server, "status")["ok"]
+        assert time.monotonic() - started < control.CLIENT_TIMEOUT_S, "the longest silent one went at once"
+        first, last = silent[0], silent[-1]
+        assert select.select([first], [], [], 5)[0] == [first]
+        assert (first.recv(1), select.select([last], [], [], 0)[0]) == (b"", [])
     finally:
         for client in silent:
             client.close()
+
+
+def test_a_client_that_finds_all_waiting_for_a_loop_that_hangs_is_told_so(tmp_path: Path) -> None:
+    events: EventQueue = SimpleQueue()
+    running = control.ControlServer(tmp_path, events)
+    running.start()
+    waiting = [socket.socket(socket.AF_UNIX) for _ in range(control.CLIENTS_MAX)]
+    asked: list[Any] = []
+    try:
+        for client in waiting:
+            client.connect(str(tmp_path / control.SOCKET_NAME))
+            client.sendall(b'{"command": "status"}\n')
+            asked.append(events.get(timeout=5))
+        with pytest.raises(FlanpyError, match="busy: 16 others wait for an answer"):
+            control.ask(tmp_path, "status")
+        for each in asked:
+            each.reply.put({"ok": True})
+        for client in waiting:
+            client.settimeout(5)
+            assert json.loads(client.recv(100)) == {"ok": True}, "nobody was sent away for it"
+    finally:
+        for client in waiting:
+            client.close()
+        running.close()
 
 
 def test_a_request_that_drips_is_given_up_in_time_and_its_place_is_free_again(
