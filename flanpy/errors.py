@@ -25,6 +25,27 @@ A message says what, where, and what would be right. ``exit_code`` is the proces
 
 from __future__ import annotations
 
+import errno
+from types import MappingProxyType
+
+SHORTAGES = MappingProxyType(
+    {
+        errno.EMFILE: "this process has as many descriptors as it may have: raise its limit (`ulimit -n`; systemd: LimitNOFILE=)",
+        errno.ENFILE: "this machine has as many descriptors as it may have: raise sysctl fs.file-max, or end what holds so many",
+        errno.ENOMEM: "no memory is left: give the machine or the service more (systemd: MemoryMax=), or end what uses it",
+        errno.ENOBUFS: "the kernel has no memory left for sockets: give the machine or the service more (systemd: MemoryMax=)",
+    }
+)
+"""What is to be done when the kernel is short of something, whatever was asked of it."""
+
+
+def reason_of(error: OSError) -> str:
+    """An errno in words for an operator: which file, what is wrong with it, and the cure where it is a shortage."""
+    words = error.strerror or str(error) or type(error).__name__
+    about = f"{error.filename}: {words}" if isinstance(error.filename, str) else words
+    cure = SHORTAGES.get(error.errno or 0)
+    return f"{about}; {cure}" if cure else about
+
 
 class FlanpyError(Exception):
     """Base of all errors raised on purpose; ``str()`` is the message for the operator."""

@@ -36,7 +36,7 @@ from flanpy.backends.families import enabled_versions
 from flanpy.config.options import AgentOptions
 from flanpy.core.x25519 import public_key
 from flanpy.datapath import DatapathSettings, DatapathStats, ProcessStatus
-from flanpy.errors import DatapathError, DatapathWaits, FlanpyError, PlatformError
+from flanpy.errors import DatapathError, DatapathWaits, FlanpyError, PlatformError, reason_of
 from flanpy.kernel import links, stand_ins
 from flanpy.kernel.firewall import Firewall
 from flanpy.kernel.netlink import Kernel
@@ -148,19 +148,21 @@ class Machine:
         problems: list[str] = []
         peer_problems: list[str] = []
         changed, waits = 0, False
-        steps: tuple[Callable[[], int], ...] = (
-            lambda: self._converge_datapath(desired, settings),
-            lambda: overlay.ensure_links(self._kernel, desired, self._wireguard, problems),
-            lambda: overlay.converge_routes(self._kernel, desired, problems, peer_problems),
-            lambda: self._converge_stand_ins(desired),
-            lambda: self._converge_rules(desired),
-        )
-        for step in steps:
+        steps: dict[str, Callable[[], int]] = {
+            "datapath": lambda: self._converge_datapath(desired, settings),
+            "devices": lambda: overlay.ensure_links(self._kernel, desired, self._wireguard, problems),
+            "routes": lambda: overlay.converge_routes(self._kernel, desired, problems, peer_problems),
+            "routes of single pods": lambda: self._converge_stand_ins(desired),
+            "rules": lambda: self._converge_rules(desired),
+        }
+        for what, step in steps.items():
             try:
                 changed += step()
-            except (FlanpyError, OSError) as error:
+            except FlanpyError as error:
                 problems.append(str(error))
                 waits = waits or isinstance(error, DatapathWaits)
+            except OSError as error:
+                problems.append(f"{what}: {reason_of(error)}")
         peer_problems += taken_addresses(self._kernel, desired)
         essential, others = self._hooks.want(desired.hooks)
         problems += essential

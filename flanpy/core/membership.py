@@ -231,7 +231,11 @@ class _Judge:
         if network is None:
             return f"{_shown(block)} is of a family that the network config does not enable"
         shortest, low, high = self._inside[version]
-        return None if length > shortest and low <= first <= high else f"{_shown(block)} is not a part of {name} {network}"
+        if length > shortest and low <= first <= high:
+            return None
+        if length == shortest and first == low:
+            return f"{_shown(block)} is all of {name}, of which every node has a part: no other could be reached"
+        return f"{_shown(block)} is not a part of {name} {network}"
 
     def _taken(self, block: Block) -> str | None:
         holder = self._holders.get(block) or self._above.get(block)

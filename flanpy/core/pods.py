@@ -89,7 +89,9 @@ def address_of(key: str) -> Address:
         address = ip_address(text)
     except ValueError as exc:
         raise CodecError(f"key: {ascii(text)[:60]} is not one address such as 10.244.1.5") from exc
-    if pod_key(address) != key or (isinstance(address, IPv6Address) and address.scope_id):
+    if isinstance(address, IPv6Address) and address.scope_id:
+        raise CodecError(f"key: {ascii(text)[:60]} has a zone ('%' and an interface), which means something on one node alone")
+    if pod_key(address) != key:
         raise CodecError(f"key: {ascii(text)[:60]} is spelled differently from {address}")
     return address
 

@@ -33,7 +33,7 @@ from flanpy.datapath.ebpf_pins import ROOT, Pins, sweep_dead
 from flanpy.datapath.ebpf_places import put_in_place
 from flanpy.datapath.ebpf_prober import SuperpacketProber, forget, targets_of
 from flanpy.datapath.ebpf_programs import Loaded, load, publish
-from flanpy.errors import DatapathError, PlatformError
+from flanpy.errors import DatapathError, PlatformError, reason_of
 from flanpy.model import Address, ForwardTable
 
 FEATURES = frozenset({"ecn", "superpacket"})
@@ -269,7 +269,7 @@ class EbpfDatapath:
         try:
             return do()
         except OSError as error:
-            raise DatapathError(f"{self._settings.device}: ebpf: {what}: {error.strerror or error}") from error
+            raise DatapathError(f"{self._settings.device}: ebpf: {what}: {reason_of(error)}") from error
 
 
 def _index(device: str) -> int:

@@ -16,7 +16,7 @@ from flanpy.datapath import ebpf_syscall as bpf
 from flanpy.datapath.ebpf_layout import CHUNK_BYTES, LAYOUT
 from flanpy.datapath.ebpf_object import BpfObject, MapSpec, parse_object
 from flanpy.datapath.ebpf_pins import Pins
-from flanpy.errors import DatapathError, PlatformError
+from flanpy.errors import SHORTAGES, DatapathError, PlatformError, reason_of
 
 OBJECT = "overlay.bpf.o"
 SNAPSHOT_FLAGS = bpf.F_MMAPABLE | bpf.F_INNER_MAP
@@ -76,7 +76,7 @@ def load(pins: Pins) -> Loaded:
 
 def refused(error: OSError) -> DatapathError:
     """What a failed load says to an operator; of the verifier's log the end, which names the instruction."""
-    failure = DatapathError(f"ebpf: the kernel does not take the programs: {error.strerror}")
+    failure = DatapathError(f"ebpf: the kernel does not take the programs: {reason_of(error)}")
     if isinstance(error, bpf.Rejected):
         lines = error.log.rstrip().splitlines()
         failure = DatapathError(f"ebpf: the verifier refused {error.strerror}: {lines[-1] if lines else 'it wrote no log'}")
@@ -129,5 +129,6 @@ def _fresh(parsed: BpfObject) -> dict[str, bpf.Fd]:
                 maps[name] = bpf.create_map(name, _shape(spec), template if spec.type == bpf.ARRAY_OF_MAPS else None)
     except OSError as error:
         Loaded(maps, {}, False).close()
-        raise DatapathError(f"ebpf: the kernel does not make the maps: {error.strerror} (see `flanpy datapath probe`)") from error
+        hint = "" if error.errno in SHORTAGES else " (see `flanpy datapath probe`)"
+        raise DatapathError(f"ebpf: the kernel does not make the maps: {reason_of(error)}{hint}") from error
     return maps

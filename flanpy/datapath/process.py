@@ -42,7 +42,7 @@ from flanpy.datapath.process_watch import Watch
 from flanpy.datapath.process_wire import Gone, Nonsense, Slow, Unresponsive
 from flanpy.datapath.sockets import UnderlaySockets
 from flanpy.datapath.userspace import FEATURES, IPV6, Tuning, TunQueues, native_settings, queue_descriptors
-from flanpy.errors import DatapathError, DatapathWaits
+from flanpy.errors import DatapathError, DatapathWaits, reason_of
 from flanpy.model import Address, ForwardTable
 
 SILENT_S = 2.0
@@ -347,7 +347,9 @@ class ProcessDatapath:
         try:
             memfd = sealed_table(blob)
         except OSError as exc:
-            raise DatapathError(f"{self._settings.device}: no memory file for table {table.generation}: {exc.strerror}") from exc
+            raise DatapathError(
+                f"{self._settings.device}: no memory file for table {table.generation}: {reason_of(exc)}"
+            ) from exc
         process = self._running()
         if self._is_started:  # else START is waited for, and still is
             process.connection.forget()

@@ -20,7 +20,7 @@ from flanpy.datapath import process_record
 from flanpy.datapath.process_handle import STEP_S, Process, is_somebody
 from flanpy.datapath.process_launch import FRESH_SOCKET_NAME, SOCKET_NAME
 from flanpy.datapath.process_wire import Gone, State
-from flanpy.errors import DatapathError, DatapathWaits
+from flanpy.errors import DatapathError, DatapathWaits, reason_of
 
 END_LIMIT_S = 15.0
 """How long a command waits for the end of a process: more than one that hangs is given to answer."""
@@ -114,7 +114,7 @@ class Finder:
             life = process_record.recall(self._run_dir)
         except OSError as exc:
             raise DatapathWaits(
-                f"{self._run_dir}: whether a datapath process is left cannot be seen now: {exc.strerror}"
+                f"{self._run_dir}: whether a datapath process is left cannot be seen now: {reason_of(exc)}"
             ) from exc
         if life is None:
             return

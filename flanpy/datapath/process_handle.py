@@ -18,7 +18,7 @@ from typing import Self
 from flanpy.datapath import process_record
 from flanpy.datapath.process_life import Life
 from flanpy.datapath.process_wire import Connection, Slow
-from flanpy.errors import DatapathError, DatapathWaits
+from flanpy.errors import DatapathError, DatapathWaits, reason_of
 
 STEP_S = 0.9
 """How long the agent's loop waits for a datapath process at most, in one go; what takes longer goes on at the next attempt."""
@@ -42,7 +42,7 @@ class Process:
             life = Life.of_peer(opened, lambda: _listens(path))
         except OSError as exc:
             opened.close()
-            raise DatapathWaits(f"{path}: which process listens there cannot be seen now: {exc.strerror}") from exc
+            raise DatapathWaits(f"{path}: which process listens there cannot be seen now: {reason_of(exc)}") from exc
         except BaseException:
             opened.close()
             raise

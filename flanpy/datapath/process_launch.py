@@ -17,7 +17,7 @@ from pathlib import Path
 from flanpy.datapath.process_handle import Process
 from flanpy.datapath.process_life import EXECUTABLE, Life
 from flanpy.datapath.process_wire import Connection
-from flanpy.errors import DatapathError
+from flanpy.errors import DatapathError, reason_of
 
 SOCKET_NAME = "datapath.sock"
 FRESH_SOCKET_NAME = "datapath.sock.new"
@@ -38,10 +38,8 @@ def launch(run_dir: Path, user: tuple[int, int], executable: Path = EXECUTABLE) 
     except OSError as exc:
         ours.close()
         path.unlink(missing_ok=True)
-        reason = (
-            f"{exc.strerror}; install flanpy anew, or `make build` in a checkout" if isinstance(exc, FileNotFoundError) else exc
-        )
-        raise DatapathError(f"{executable}: the datapath process cannot be started: {reason}") from exc
+        cure = "; install flanpy anew, or `make build` in a checkout" if isinstance(exc, FileNotFoundError) else ""
+        raise DatapathError(f"{executable}: the datapath process cannot be started: {reason_of(exc)}{cure}") from exc
 
 
 def _life(pid: int, user: tuple[int, int]) -> Life:

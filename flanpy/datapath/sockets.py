@@ -29,7 +29,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from flanpy.errors import InterfaceError, PlatformError, ResourceBusy
+from flanpy.errors import InterfaceError, PlatformError, ResourceBusy, reason_of
 from flanpy.model import Address
 
 UDP_SEGMENT = 103
@@ -195,7 +195,7 @@ def _open(address: Address) -> socket.socket:
     try:
         opened = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     except OSError as exc:
-        raise PlatformError(f"{address}: no UDP socket of IPv{address.version}: {exc.strerror}") from exc
+        raise PlatformError(f"{address}: no UDP socket of IPv{address.version}: {reason_of(exc)}") from exc
     if address.version == 6:
         opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
     return opened
@@ -221,7 +221,7 @@ def _bind(underlay: socket.socket, address: Address, port: int, *, shared: bool)
             raise InterfaceError(f"{address}: not an address of this machine, so UDP port {port} cannot be bound on it") from exc
         if exc.errno in (errno.EACCES, errno.EPERM):
             raise PlatformError(f"UDP port {port}: not permitted; ports below 1024 need CAP_NET_BIND_SERVICE") from exc
-        raise PlatformError(f"UDP port {port} on {address}: {exc.strerror}") from exc
+        raise PlatformError(f"UDP port {port} on {address}: {reason_of(exc)}") from exc
 
 
 def _spread(sockets: Sequence[socket.socket], lanes: int) -> list[str]:

@@ -8,7 +8,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from flanpy.errors import PlatformError
+from flanpy.errors import SHORTAGES, PlatformError, reason_of
 
 TIMEOUT_S = 5.0
 """The loop waits for them; they take milliseconds."""
@@ -60,7 +60,8 @@ def run_tool(*argv: str, text: str = "") -> Done:
     except subprocess.TimeoutExpired as error:
         raise PlatformError(f"{argv[0]} has not ended within {TIMEOUT_S:.0f} s; it was stopped, and is tried again") from error
     except OSError as error:
-        raise PlatformError(f"{argv[0]} cannot be run: {error.strerror}; install it anew") from error
+        cure = "" if error.errno in SHORTAGES else "; install it anew"
+        raise PlatformError(f"{argv[0]} cannot be run: {reason_of(error)}{cure}") from error
     return Done(done.returncode, done.stdout, done.stderr)
 
 

@@ -25,7 +25,7 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.rtnl.iprsocket import IPRSocket
 
-from flanpy.errors import FlanpyError, PlatformError, ResourceBusy
+from flanpy.errors import SHORTAGES, FlanpyError, PlatformError, ResourceBusy
 from flanpy.kernel.messages import (
     ACK,
     DUMP,
@@ -189,10 +189,9 @@ def platform_error(what: str, code: int, text: str = "") -> FlanpyError:
             return PlatformError(f"{reason}; this kernel is built without it")
         case errno.EBUSY | errno.EEXIST | errno.EADDRINUSE:
             return ResourceBusy(reason)
-        case errno.EMFILE | errno.ENFILE:
-            return PlatformError(f"{reason}; raise the limit of open files (systemd: LimitNOFILE=)")
         case _:
-            return PlatformError(reason)
+            cure = SHORTAGES.get(code)
+            return PlatformError(f"{reason}; {cure}" if cure else reason)
 
 
 @contextmanager

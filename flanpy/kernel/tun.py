@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from flanpy.errors import PlatformError, ResourceBusy
+from flanpy.errors import SHORTAGES, PlatformError, ResourceBusy, reason_of
 
 CLONE_DEVICE = "/dev/net/tun"
 
@@ -169,7 +169,8 @@ def _open_clone() -> io.FileIO:
     except PermissionError as exc:
         raise PlatformError(f"{CLONE_DEVICE}: permission denied; run as root or give this user access to the device") from exc
     except OSError as exc:
-        raise PlatformError(f"{CLONE_DEVICE}: {exc.strerror}; the kernel needs CONFIG_TUN (`modprobe tun`)") from exc
+        cure = "" if exc.errno in SHORTAGES else "; the kernel needs CONFIG_TUN (`modprobe tun`)"
+        raise PlatformError(f"{reason_of(exc)}{cure}") from exc
     return io.FileIO(descriptor, "r+b", closefd=True)
 
 
@@ -183,7 +184,8 @@ def _attach(descriptor: int, name: str, *, exclusive: bool) -> None:
             raise PlatformError(f"TUN device {name}: not permitted; run as root or with CAP_NET_ADMIN") from exc
         if exc.errno in (errno.EBUSY, errno.EEXIST):
             raise ResourceBusy(_taken(name)) from exc
-        raise PlatformError(f"TUN device {name}: {exc.strerror} (multi-queue TUN needs Linux 3.8)") from exc
+        hint = " (multi-queue TUN needs Linux 3.8)" if exc.errno == errno.EINVAL else ""
+        raise PlatformError(f"TUN device {name}: {reason_of(exc)}{hint}") from exc
 
 
 def _keep(descriptor: int, name: str, *, existed: bool) -> None:

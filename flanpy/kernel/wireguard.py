@@ -1,7 +1,8 @@
 """WireGuard devices as they should be, with exactly the wanted peers: changed where they differ, never torn down by a restart.
 
 A peer that roams tells WireGuard so itself, by authenticated packets: an endpoint is written when the lease names another than the last
-time, or when nothing was heard of the peer for ``SILENT_S``, and otherwise left as the kernel knows it.
+time, or when nothing was heard of the peer for ``SILENT_S``, and otherwise left as the kernel knows it. The kernel tells the time of day of
+the last handshake, which a jump of the clock makes wrong: what counts is how long it has stayed the same, by a clock that does not jump.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ class WireguardDevices:
     def __init__(self, private_key: str) -> None:
         self._private_key = private_key
         self._endpoints: dict[tuple[str, str], Hop] = {}
+        self._heard: dict[tuple[str, str], tuple[int, float]] = {}  # the last handshake, and since when we know it
 
     def ensure(self, kernel: Kernel, link: WireguardLink) -> Ensured:
         """Make the device what ``link`` says. Raises ResourceBusy when its name is another kind of device's, PlatformError."""
@@ -89,6 +91,7 @@ class WireguardDevices:
         for gone in peers.keys() - wanted.keys():
             wireguard.set(link.name, peer={"public_key": gone, "remove": True})
             self._endpoints.pop((link.name, gone), None)
+            self._heard.pop((link.name, gone), None)
             changed.append(f"peer {gone} removed")
         for public_key, peer in wanted.items():
             if self._differs(link.name, peer, peers.get(public_key)):
@@ -105,8 +108,15 @@ class WireguardDevices:
             return True
         if there.endpoint == peer.endpoint:
             return False
-        silent = time.time() - there.handshake_s > SILENT_S
-        return silent or self._endpoints.get((name, peer.public_key), peer.endpoint) != peer.endpoint
+        at = name, peer.public_key
+        return self._is_silent(at, there.handshake_s) or self._endpoints.get(at, peer.endpoint) != peer.endpoint
+
+    def _is_silent(self, at: tuple[str, str], handshake_s: int) -> bool:
+        """Whether this peer has not shaken hands for long, as far as we have watched it; one that never has is."""
+        now_s = time.monotonic()
+        if self._heard.get(at, (-1, 0.0))[0] != handshake_s:
+            self._heard[at] = handshake_s, now_s
+        return handshake_s == 0 or now_s - self._heard[at][1] > SILENT_S
 
 
 def _made(kernel: Kernel, link: WireguardLink) -> Device:

@@ -228,7 +228,11 @@ def test_without_a_descriptor_left_the_agent_waits_without_spinning(two: Cluster
     started = time.monotonic()
     eventually(lambda: device(two, "host1")["ifindex"] != before and has_route(two, "host1"), 15, "device and route are back")
     back_s = since(started)
-    assert "converge_failed" in two.log("host1")[said:]
+    failed = [line for line in two.log("host1")[said:].splitlines() if "converge_failed" in line]
+    assert any("descriptors as it may have: raise its limit (`ulimit -n`; systemd: LimitNOFILE=)" in line for line in failed), (
+        failed
+    )
+    assert not any("[Errno" in line for line in failed), failed
     measured(
         f"{stream.total.words} before the device went; {share:.1%} CPU; back {back_s:.1f} s after there were descriptors again"
     )

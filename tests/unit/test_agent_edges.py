@@ -87,7 +87,8 @@ def test_a_request_that_is_too_long_is_refused(server: Path) -> None:
     assert control.ask(server, "status")["ok"]
 
 
-def test_silent_clients_do_not_keep_others_out(server: Path) -> None:
+def test_silent_clients_do_not_keep_others_out(server: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "CLIENT_TIMEOUT_S", 60)
     silent = [socket.socket(socket.AF_UNIX) for _ in range(3 * control.CLIENTS_MAX)]
     try:
         for client in silent:
@@ -95,7 +96,7 @@ def test_silent_clients_do_not_keep_others_out(server: Path) -> None:
         started = time.monotonic()
         for _ in range(3):
             assert control.ask(server, "status")["ok"]
-        assert time.monotonic() - started < control.CLIENT_TIMEOUT_S, "the longest silent one went at once"
+        assert time.monotonic() - started < 20, "the longest silent one went at once"
         first, last = silent[0], silent[-1]
         assert select.select([first], [], [], 5)[0] == [first]
         assert (first.recv(1), select.select([last], [], [], 0)[0]) == (b"", [])

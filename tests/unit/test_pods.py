@@ -93,7 +93,7 @@ def test_a_record_of_a_later_version_may_say_more() -> None:
         ("pods/10.5.1.05", b"{}", "is not one address"),
         ("pods/fd00:0::5", b"{}", "is spelled differently from fd00::5"),
         ("pods/FD00::5", b"{}", "is spelled differently from fd00::5"),
-        ("pods/fe80::1%eth0", b"{}", "is spelled differently"),
+        ("pods/fe80::1%eth0", b"{}", "key: 'fe80::1%eth0' has a zone"),
         ("pods/10.5.1.5", b"", "value: "),
         ("pods/10.5.1.5", b"[]", "value: not a JSON object"),
         ("pods/10.5.1.5", b'{"node":"a","node":"b","container":"c"}', "value: "),
