@@ -11,7 +11,6 @@ MAY_LOOK = {
     "cli/capture.py": "the same, shown",
     "agent/logs.py": "lines for people",
     "agent/own_use.py": "the start time of the process, as Prometheus wants it",
-    "kernel/wireguard.py": "the kernel gives the last handshake in the time of day",
     "cni/saved.py": "the age of files that an earlier run of the plugin has left",
     "bench/runner.py": "when a run was made",
 }
