@@ -224,7 +224,9 @@ def _pods_as_bed(lab: Lab, host_a: str, host_b: str) -> Bed:
     def side(host: str) -> Side:
         lease = lab.lease(host)
         assert lease is not None
-        return Side(host, lab.segment().pods_of(host)[0].name, lab.plan.host(host).address, lease.subnet)
+        pod = lab.segment().pods_of(host)[0]
+        number = int(pod.address.ip) - int(lease.subnet.network_address)
+        return Side(host, pod.name, lab.plan.host(host).address, lease.subnet, number)
 
     return Bed(SETUP, lab.sandbox, side(host_a), side(host_b), lab.segment().mtu_bytes)
 

@@ -30,6 +30,8 @@ class Side:
     pod: str
     underlay: IPv4Address
     subnet: IPv4Network
+    pod_number: int = 2
+    """Of the pod's address in the subnet."""
 
     @property
     def gateway(self) -> IPv4Address:
@@ -39,7 +41,7 @@ class Side:
     @property
     def pod_address(self) -> IPv4Address:
         """The pod's address."""
-        return self.subnet[2]
+        return self.subnet[self.pod_number]
 
 
 def sides(setup: str) -> tuple[Side, Side]:

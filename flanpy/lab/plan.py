@@ -7,7 +7,7 @@
      ┌─ host1 ─────────┐        ┌─ host2 ─────────┐                 ┌─ host3 ─────────┐
      │ cni0 a.b.c.1/24 │        │ cni0            │                 │ cni0            │      a bridge for each segment
      └──┬──────────┬───┘        └──┬──────────┬───┘                 └──┬──────────┬───┘
-     eth0 .2     eth0 .3         eth0       eth0                     eth0       eth0
+     eth0 .254   eth0 .253       eth0       eth0                     eth0       eth0
      host1-pod1  host1-pod2      host2-pod1 host2-pod2               host3-pod1 host3-pod2
 
 Every box is a network namespace of the same name. A segment is one way to carry packets between the pods of different hosts
@@ -109,7 +109,10 @@ def plan_lab(hosts: int = 3, *, mode: str = "superpacket", mtu_bytes: int = 1500
 def plan_segment(
     subnets: Mapping[str, IPv4Network], pods_per_host: int, *, bridge: str = "cni0", mtu_bytes: int, infix: str = "pod"
 ) -> Segment:
-    """Pods HOST-pod1, HOST-pod2, ... on a bridge that has the first address of the host's subnet."""
+    """Pods HOST-pod1, HOST-pod2, ... on a bridge that has the first address of the host's subnet.
+
+    They have the last addresses, pod1 the very last: host-local gives the first ones to pods that a CNI plugin attaches beside them.
+    """
     pods = tuple(
         _plan_pod(host, subnet, number, infix) for host, subnet in subnets.items() for number in range(1, pods_per_host + 1)
     )
@@ -119,7 +122,7 @@ def plan_segment(
 def _plan_pod(host: str, subnet: IPv4Network, number: int, infix: str) -> PodPlan:
     if number > min(MOST_PODS, subnet.num_addresses - 3):
         raise UsageError(f"--pods: {number} pods do not fit into {host}'s subnet {subnet} (at most {subnet.num_addresses - 3})")
-    address = IPv4Interface(f"{subnet[number + 1]}/{subnet.prefixlen}")
+    address = IPv4Interface(f"{subnet[-1 - number]}/{subnet.prefixlen}")
     return PodPlan(f"{host}-{infix}{number}", host, address, subnet[1], f"veth-{infix}{number}")
 
 

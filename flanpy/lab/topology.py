@@ -20,8 +20,15 @@ MODE_FEATURES = {
 }
 """ethtool -K of the uplinks. ``gso off`` alone leaves the UDP kinds of superpackets on; a veth's GRO is off unless asked for."""
 
-QUIET_IPV6 = "net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1"
-"""No router solicitations and multicast reports: every packet that a counter shows was sent by somebody."""
+QUIET_IPV6 = (
+    "net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1 "
+    "net.ipv6.conf.all.accept_dad=0 net.ipv6.conf.default.accept_dad=0"
+)
+"""No router solicitations and multicast reports: every packet that a counter shows was sent by somebody.
+
+Where ``topology6`` switches IPv6 on, link-local addresses too are good at once: nobody is asked for a second or two whether he has
+them (RFC 4862), for which a bridge's answers would wait.
+"""
 
 
 def _batch(lines: Sequence[str], place: str | None = None) -> str:

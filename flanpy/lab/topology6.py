@@ -1,7 +1,7 @@
 """IPv6 in a lab whose network config has it: the scripts that add it to what ``topology`` builds. Pure: values in, text out.
 
 host1 eth0 fd31:9::1/64        the underlay has both families; etcd stays at its IPv4 address
-cni0 the subnet's ::1          pods have the addresses that follow, and default routes of both families
+cni0 the subnet's ::1          pods have the numbers of their IPv4 addresses, and default routes of both families
 """
 
 from __future__ import annotations

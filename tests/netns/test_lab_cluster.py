@@ -15,12 +15,14 @@ from pathlib import Path
 
 import pytest
 
+from flanpy.cni.install import install
 from flanpy.errors import LabError, UsageError
 from flanpy.lab import demo, lifecycle
 from flanpy.lab.cluster import Lab
 from flanpy.lab.screen import Screen
 from flanpy.lab.status import agent_status, read_status
 from flanpy.lab.traffic import PingResult, TunnelCount, ping_all, wait_for_ping
+from tests.support.cni import Runtime
 from tests.support.lab import (
     ROOT,
     eventually,
@@ -52,13 +54,29 @@ def test_pods_and_hosts_have_names(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("backend", ["udp", "vxlan"])
-def test_with_ipv6_in_the_network_config_pods_have_both_families(tmp_path: Path, backend: str) -> None:
+def test_with_ipv6_in_the_network_config_pods_have_both_families_at_once(tmp_path: Path, backend: str) -> None:
     config = {"Network": "10.5.0.0/16", "EnableIPv6": True, "IPv6Network": "fd05::/48", "Backend": {"Type": backend}}
     with running_lab(tmp_path, replace(lab_spec(), network_config=json.dumps(config))) as lab:
-        assert pings(lab) == [2, 2]
-        for family in ("-4", "-6"):
-            argv = ["ping", family, "-n", "-c1", "-W2", "host2-pod1"]
-            assert eventually(lambda argv=argv: lab.sandbox.run("host1-pod1", argv, check=False).returncode == 0)  # type: ignore[misc]
+        assert [
+            lab.sandbox.run(place, ["ip", "-6", "address", "show", "tentative"]).stdout for place in lab.sandbox.places()
+        ] == [""] * 4
+        for family in ("-6", "-4"):
+            assert lab.sandbox.run("host1-pod1", ["ping", family, "-n", "-c1", "-W5", "host2-pod1"], check=False).returncode == 0
+
+
+def test_a_pod_of_a_cni_plugin_finds_room_beside_the_labs_pods(lab: Lab, tmp_path: Path) -> None:
+    install(tmp_path)
+    runtime = Runtime(lab.sandbox, "host1", tmp_path)
+    answer = runtime.add("guest")
+    try:
+        lease = lab.lease("host1")
+        assert lease is not None
+        assert answer.address == str(lease.subnet[2])
+        for target in ("host1-pod1", "host2-pod1"):
+            assert lab.sandbox.run("guest", ["ping", "-n", "-c1", "-W5", target], check=False).returncode == 0
+    finally:
+        assert runtime.call("DEL", "guest").status == 0
+        lab.sandbox.script("ip netns del guest")
 
 
 def test_a_network_config_without_ipv4_is_refused_by_name(tmp_path: Path) -> None:
@@ -84,7 +102,7 @@ def test_the_status_is_what_there_is(lab: Lab) -> None:
     ]
     lease = lab.lease("host1")
     assert lease is not None
-    assert (status.hosts[0].subnet, status.hosts[0].pods[0].address) == (str(lease.subnet), str(lease.subnet[2]))
+    assert (status.hosts[0].subnet, status.hosts[0].pods[0].address) == (str(lease.subnet), str(lease.subnet[-2]))
 
 
 def test_the_status_shows_what_was_done_to_a_cable(lab: Lab) -> None:

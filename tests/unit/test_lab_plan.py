@@ -27,12 +27,12 @@ def test_hosts_are_numbered_along_the_underlay() -> None:
     assert plan.services_address == IPv4Address("172.31.9.254")
 
 
-def test_pods_follow_the_bridge_in_their_hosts_subnet() -> None:
+def test_pods_have_the_last_addresses_of_their_hosts_subnet() -> None:
     segment = plan_segment({"host1": IPv4Network("10.5.7.0/24")}, 2, mtu_bytes=1472)
     gateway = IPv4Address("10.5.7.1")
     assert segment.pods == (
-        PodPlan("host1-pod1", "host1", IPv4Interface("10.5.7.2/24"), gateway, "veth-pod1"),
-        PodPlan("host1-pod2", "host1", IPv4Interface("10.5.7.3/24"), gateway, "veth-pod2"),
+        PodPlan("host1-pod1", "host1", IPv4Interface("10.5.7.254/24"), gateway, "veth-pod1"),
+        PodPlan("host1-pod2", "host1", IPv4Interface("10.5.7.253/24"), gateway, "veth-pod2"),
     )
 
 
