@@ -50,5 +50,8 @@ FP_SECTION("tc/fp_merged") int fp_merged(struct __sk_buff *skb)
     return fp_deliver(&run, &inner, 0);
 }
 
+/* What the loader (ebpf_programs.py) compares with its own before it loads anything. */
+FP_SECTION("layout") const __u32 fp_layout = FP_BPF_LAYOUT;
+
 /* bpf_fib_lookup asks for it. */
 FP_SECTION("license") char fp_license[] = "GPL";

@@ -26,6 +26,11 @@ if TYPE_CHECKING:
     from flanpy.kernel.tun import Tun
 
 
+def require_core() -> None:
+    """PlatformError where the compiled core is missing or of another version: an agent ends with it, and does not try for ever."""
+    from flanpy.datapath import core  # noqa: F401
+
+
 @dataclass(frozen=True, slots=True)
 class Choice:
     """The datapath that runs, why this one, and what it has to do without here."""

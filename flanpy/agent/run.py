@@ -24,7 +24,7 @@ from flanpy import __version__
 from flanpy.agent import defects, files, privileges
 from flanpy.agent.attached_watch import AttachedWatch
 from flanpy.agent.control import ControlServer
-from flanpy.agent.datapaths import Home
+from flanpy.agent.datapaths import Home, require_core
 from flanpy.agent.events import DatapathLost, EventQueue, KernelChanged, ReloadAsked, RulesChanged, Stop
 from flanpy.agent.executor import Executor
 from flanpy.agent.health import HealthPlace
@@ -75,6 +75,7 @@ def run_agent(options: AgentOptions, load: Callable[[], AgentOptions]) -> int:
         stack.enter_context(defects.told(events))
         datapath_user(options.datapath_user)  # one that is not there is refused before anything changes
         log.info("flanpy agent %s", __version__, extra=event("starting", version=__version__))
+        require_core()
         if not options.keep_capabilities:
             _give_up_capabilities(options)
         files.make_directory(options.run_dir, "--run-dir")

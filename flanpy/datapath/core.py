@@ -1,6 +1,7 @@
 """Thin typed view of the compiled core: names of verdicts, and the table blob of a ForwardTable.
 
-Holds no state and starts nothing; the worker threads are userspace.py's.
+Holds no state and starts nothing; the worker threads are userspace.py's. To import it is a PlatformError where the core is not built,
+or was built from other headers than lie beside it.
 """
 
 from __future__ import annotations
@@ -11,16 +12,30 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from ipaddress import IPv4Network, IPv6Network
 from itertools import count
+from pathlib import Path
 from typing import Any
 
-from flanpy.datapath import PeerCount, VerdictCount
-from flanpy.datapath._core import ffi as _ffi
-from flanpy.datapath._core import lib as _lib
-from flanpy.errors import DatapathError
+from flanpy.datapath import PeerCount, VerdictCount, core_api
+from flanpy.errors import DatapathError, PlatformError
 from flanpy.model import Address, ForwardTable, Hop, TableEntry
+
+try:
+    from flanpy.datapath._core import ffi as _ffi
+    from flanpy.datapath._core import lib as _lib
+except ImportError as error:
+    raise PlatformError(f"the compiled C core is not there: {error}; {core_api.CURE}") from error
 
 ffi: Any = _ffi
 lib: Any = _lib
+
+
+def _built_from() -> str | None:
+    """The digest of the headers that the core was built from; early ones tell none."""
+    return str(ffi.string(lib.fp_api_digest()).decode()) if hasattr(lib, "fp_api_digest") else None
+
+
+if _stale := core_api.problem(_built_from(), Path(__file__).resolve().parents[2] / "csrc"):
+    raise PlatformError(f"{_stale}; {core_api.CURE}")
 
 _HOP = struct.Struct("=16sHHI")
 _ROUTE6 = struct.Struct("=16sII")

@@ -1,7 +1,7 @@
 """Reads the compiled BPF object: its programs, the maps they ask for, and where the map descriptors have to go.
 
 Pure: bytes in, values out. Knows as much of ELF as clang's BPF objects need: 64 bit, one section a program (``tc/NAME``),
-a section ``maps`` of four words a map, relocations R_BPF_64_64 against those, and a section ``license``.
+a section ``maps`` of four words a map, relocations R_BPF_64_64 against those, and sections ``license`` and ``layout`` (a word).
 """
 
 from __future__ import annotations
@@ -52,6 +52,8 @@ class BpfObject:
     programs: dict[str, ProgramSpec]
     maps: dict[str, MapSpec]
     licence: bytes
+    layout: int
+    """FP_BPF_LAYOUT of csrc/bpf/layout.h; 0 of an object that tells none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +73,10 @@ def parse_object(data: bytes) -> BpfObject:
         maps = _maps(sections, symbols)
         programs = {section.name[3:]: _program(index, section, sections, symbols) for index, section in _programs(sections)}
         licence = next(section.data for section in sections if section.name == "license")
+        layout = next((struct.unpack("=I", section.data)[0] for section in sections if section.name == "layout"), 0)
     except (struct.error, IndexError, StopIteration, UnicodeDecodeError) as error:
         raise ValueError(f"BPF object: {error or 'a section is missing'}") from error
-    return BpfObject(programs, maps, licence.rstrip(b"\0"))
+    return BpfObject(programs, maps, licence.rstrip(b"\0"), layout)
 
 
 def _sections(data: bytes) -> list[_Section]:

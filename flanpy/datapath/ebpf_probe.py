@@ -78,7 +78,12 @@ def _object() -> Probe:
     try:
         parsed = read_object()
     except PlatformError as error:
-        return Probe("object", False, str(error), "build flanpy with clang installed (Debian: apt-get install clang)")
+        return Probe(
+            "object",
+            False,
+            str(error),
+            "build it with clang installed (Debian: apt-get install clang)",
+        )
     return Probe("object", True, f"{len(parsed.programs)} programs and {len(parsed.maps)} maps in this build")
 
 

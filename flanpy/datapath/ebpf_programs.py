@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from importlib import resources
 
 from flanpy.datapath import ebpf_syscall as bpf
+from flanpy.datapath.core_api import CURE
 from flanpy.datapath.ebpf_layout import CHUNK_BYTES, LAYOUT
 from flanpy.datapath.ebpf_object import BpfObject, MapSpec, parse_object
 from flanpy.datapath.ebpf_pins import Pins
@@ -38,17 +39,21 @@ class Loaded:
 
 
 def read_object() -> BpfObject:
-    """The object that was built into this package. Raises PlatformError when it was built without one."""
+    """The object that was built into this package. Raises PlatformError when it was built without one, or for another version."""
     try:
         data = (resources.files("flanpy.datapath") / OBJECT).read_bytes()
     except FileNotFoundError as error:
         raise PlatformError(
-            "ebpf: this build has no BPF object in it, for clang was missing: install clang (Debian: apt-get install clang) and build again"
+            "ebpf: this build has no BPF object in it, for clang was missing: install clang (Debian: apt-get install clang), then "
+            + CURE
         ) from error
     try:
-        return parse_object(data)
+        parsed = parse_object(data)
     except ValueError as error:
-        raise PlatformError(f"ebpf: {OBJECT} of this build cannot be used: {error}; build it again") from error
+        raise PlatformError(f"ebpf: {OBJECT} of this build cannot be used: {error}; {CURE}") from error
+    if parsed.layout != LAYOUT:
+        raise PlatformError(f"ebpf: {OBJECT} is of another version of flanpy (layout {parsed.layout}, here {LAYOUT}); {CURE}")
+    return parsed
 
 
 def map_pin(name: str) -> str:

@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from flanpy.datapath import core_api
 from flanpy.datapath.core import VERDICTS, WORK_COUNTERS, ffi, lib
 from flanpy.errors import DatapathError, DatapathWaits
 
@@ -271,6 +272,8 @@ def _check(reply: bytes, flags: int, kind: int, pid: int) -> None:
             f"datapath process {pid}: it cannot pass its descriptors on now ({os.strerror(-head.error)}: others of its user are on "
             "their way to somebody who does not take them); it goes on by the last table"
         )
+    if head.error in (-errno.EPROTO, -errno.EPROTONOSUPPORT):
+        raise DatapathError(f"datapath process {pid}: it is of another version of flanpy; {core_api.CURE}")
     if head.error:
         name = errno.errorcode.get(-head.error, str(head.error))
         raise DatapathError(f"datapath process {pid}: {os.strerror(-head.error)} ({name})")

@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flanpy.datapath import ebpf_layout as layout
+from flanpy.datapath import ebpf_programs
 from flanpy.datapath.bpf_build import compile_object
-from flanpy.datapath.ebpf_layout import Header, build_snapshot, peer_key, sum_counters
+from flanpy.datapath.ebpf_layout import LAYOUT, Header, build_snapshot, peer_key, sum_counters
 from flanpy.datapath.ebpf_object import parse_object
-from flanpy.errors import DatapathError
+from flanpy.errors import DatapathError, PlatformError
 from flanpy.model import ForwardTable, Hop, TableEntry
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -244,9 +245,19 @@ def test_the_object_holds_what_the_loader_needs(compiled: bytes) -> None:
     parsed = parse_object(compiled)
     assert set(parsed.programs) == {"fp_encap", "fp_decap", "fp_bypass", "fp_merged"}
     assert set(parsed.maps) == {"fp_tables", "fp_counters", "fp_peers", "fp_trains", "fp_wholes", "fp_thanks"}
-    assert parsed.licence == b"GPL"
+    assert (parsed.licence, parsed.layout) == (b"GPL", LAYOUT)
     linked = parsed.programs["fp_decap"].linked(dict.fromkeys(parsed.maps, 77))
     assert len(linked) == len(parsed.programs["fp_decap"].instructions)
+
+
+def test_an_object_of_another_version_is_refused_with_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ebpf_programs, "LAYOUT", LAYOUT + 1)
+    with pytest.raises(PlatformError) as refused:
+        ebpf_programs.read_object()
+    assert str(refused.value) == (
+        f"ebpf: overlay.bpf.o is of another version of flanpy (layout {LAYOUT}, here {LAYOUT + 1}); "
+        "run `make build` in the checkout, or install flanpy anew"
+    )
 
 
 def test_no_prefix_of_an_object_is_taken(compiled: bytes) -> None:

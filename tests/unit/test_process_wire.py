@@ -1,10 +1,12 @@
 """Answers of a datapath process, whatever they are: believed only when whole, and no descriptor that came with them is left open."""
 
+import errno
 import os
 import socket
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +18,7 @@ from flanpy.errors import FlanpyError
 HELLO = 1
 BYTES = ffi.sizeof("struct fp_message_state")
 SETTINGS_AT = ffi.offsetof("struct fp_message_state", "settings")
+OTHER_VERSION = "datapath process 1: it is of another version of flanpy; run `make build` in the checkout, or install flanpy anew"
 NUMBERS = st.one_of(st.integers(0, 5), st.integers(0, 2**32 - 1))
 
 
@@ -107,3 +110,18 @@ def test_sockets_come_back_in_the_order_in_which_they_were_given() -> None:
         assert _sorted([*wire, 1003, 1004], 2, 1) == (tuns, underlay.fds, [1003, 1004])
     finally:
         underlay.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (errno.EPROTO, OTHER_VERSION),
+        (errno.EPROTONOSUPPORT, OTHER_VERSION),
+        (errno.EINVAL, "datapath process 1: Invalid argument (EINVAL)"),
+    ],
+)
+def test_a_process_of_another_version_is_told_from_other_refusals(error: int, said: str) -> None:
+    state = good(0, 0)
+    state.head.error = -error
+    outcome, _ = answered(bytes(ffi.buffer(state)), 0)
+    assert str(outcome) == said
