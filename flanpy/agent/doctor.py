@@ -40,7 +40,7 @@ def examine(run_dir: Path) -> Iterator[Check]:
     except AgentAbsent as error:
         others = _others(None)
         silent = _silent(run_dir, others)
-        yield judge.absent_check(str(error), silent)
+        yield judge.absent_check(str(error), silent, etcd_known=_etcd_known(os.environ))
         yield judge.others_check({pid: name for pid, name in others.items() if pid != silent})
         yield judge.port_check(UDP_PORT, _udp_bound(UDP_PORT), agent_runs=False, process=running_process(run_dir))
         yield _ebpf()
@@ -160,6 +160,11 @@ def _silent(run_dir: Path, others: Mapping[int, str]) -> int | None:
     """The agent of this run directory that is there though it does not answer; None where there is none."""
     holder = _read(f"{run_dir / LOCK_FILE}").strip()
     return int(holder) if holder.isdecimal() and int(holder) in others else None
+
+
+def _etcd_known(environment: Mapping[str, str]) -> bool:
+    """Whether `flanpy agent`, started here without flags, finds etcd."""
+    return any(environment.get(f"{prefix}_ETCD_ENDPOINTS") for prefix in ("FLANPY", "FLANNELD"))
 
 
 def _agent_name(words: Sequence[str]) -> str | None:

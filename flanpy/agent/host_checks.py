@@ -49,10 +49,11 @@ def _cure(line: str) -> str:
     return "a newer kernel has it; it works without, slower"
 
 
-def absent_check(problem: str, silent: int | None) -> Check:
-    """That no agent answers; ``silent`` is the process that has the run directory's lock all the same."""
+def absent_check(problem: str, silent: int | None, *, etcd_known: bool) -> Check:
+    """That no agent answers; ``silent`` is the process that has the run directory's lock; ``etcd_known`` by the environment."""
     if silent is None:
-        return Check("agent", "error", problem, "systemctl start flanpy, or: flanpy agent --etcd-endpoints http://10.0.0.1:2379")
+        endpoints = "" if etcd_known else " --etcd-endpoints http://ADDRESS-OF-ETCD:2379"
+        return Check("agent", "error", problem, f"systemctl start flanpy, or: flanpy agent{endpoints}")
     reason = f"process {silent} is the agent and does not answer: it hangs or was halted"
     return Check("agent", "error", reason, f"systemctl restart flanpy, or: kill -9 {silent} and start it again; packets go on")
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from flanpy.bench.samples import MODES, SETUPS, Settings
+from flanpy.cli.numbers import decimal, whole
 from flanpy.errors import LabError, UsageError
 
 if TYPE_CHECKING:
@@ -69,11 +70,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--modes", metavar="NAMES", help=f"of {', '.join(MODES)} (default: {','.join(USUAL_MODES)}; quick: superpacket,wire)"
     )
     parser.add_argument("--groups", metavar="NAMES", help=f"of {', '.join(GROUPS)} (default: all but content; quick: tcp)")
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="samples of each figure (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=2, metavar="S", help="length of a sample (default: %(default)s)")
+    parser.add_argument("--rounds", type=whole, default=5, metavar="N", help="samples of each figure (default: %(default)s)")
+    parser.add_argument("--seconds", type=decimal, default=2, metavar="S", help="length of a sample (default: %(default)s)")
     parser.add_argument("--streams", metavar="COUNTS", help="TCP streams (default: 1,4; quick: 1)")
     parser.add_argument(
-        "--gigabytes", type=float, default=1.0, metavar="G", help="content: how much a sample (default: %(default)g)"
+        "--gigabytes", type=decimal, default=1.0, metavar="G", help="content: how much a sample (default: %(default)g)"
     )
     parser.add_argument("--flanneld", metavar="PATH", help="measure this flanneld too (needs etcd)")
     parser.add_argument("--directory", type=Path, default=Path("bench-results"), metavar="DIR", help="default: %(default)s")

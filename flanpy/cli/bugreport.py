@@ -6,7 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from flanpy.cli.output import add_agent_arguments, run_dir, show, show_json
+from flanpy.cli.output import add_agent_arguments, counted, run_dir, show, show_json
 from flanpy.errors import PlatformError
 
 DESCRIPTION = """\
@@ -48,6 +48,6 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.output == "json":
         show_json({"file": str(path), "parts": [part.name for part in parts if not part.problem], "missing": missing})
     else:
-        show([f"{path}: {len(parts) - len(missing)} parts, secrets removed; look through it before you give it away"])
+        show([f"{path}: {counted(len(parts) - len(missing), 'part')}, secrets removed; look through it before you give it away"])
         show(f"  {item['name']}: {item['reason']}" for item in missing)
     return 0

@@ -12,7 +12,8 @@ from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from flanpy.cli.output import add_agent_arguments, run_dir
+from flanpy.cli.numbers import decimal, whole
+from flanpy.cli.output import add_agent_arguments, counted, run_dir
 from flanpy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -43,8 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--peer", metavar="NODE", help="only outer packets from or to this node")
     parser.add_argument("--pod", metavar="POD", help="only packets of this pod (an address, or its name)")
     parser.add_argument("--side", choices=("inner", "outer", "both"), default="both", help="where to look (default: both)")
-    parser.add_argument("--count", type=int, metavar="N", help="end after so many packets")
-    parser.add_argument("--seconds", type=float, metavar="S", help="end after so long")
+    parser.add_argument("--count", type=whole, metavar="N", help="end after so many packets")
+    parser.add_argument("--seconds", type=decimal, metavar="S", help="end after so long")
     parser.add_argument("--write", metavar="FILE", help="write pcapng instead of text; - is standard output")
     add_agent_arguments(parser)
 
@@ -75,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
             pass
         running.close()
         lost = f", {running.lost} more were not recorded: too many at once" if running.lost else ""
-        print(f"flanpy: {seen} packets{lost}", file=sys.stderr)
+        print(f"flanpy: {counted(seen, 'packet')}{lost}", file=sys.stderr)
     return 0
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import signal
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flanpy.cli.numbers import decimal, whole
+from flanpy.cli.output import counted
 from flanpy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -30,6 +33,7 @@ examples:
   flanpy lab exec host1 -- ip route                   a host; `etcd` is where etcd runs
   flanpy lab logs host1 --follow
   flanpy lab cut host2; flanpy lab join host2         pull its cable, plug it in again
+  flanpy lab stop host2 --kill; flanpy lab start host2      its agent, without a farewell; also etcd
   flanpy lab impair host2 --loss 10 --rate 100        10 percent loss, 100 Mbit/s
   flanpy lab down
 Where several labs run, name one: `flanpy lab status LAB` or `--lab LAB`.
@@ -39,6 +43,7 @@ executed, 127 not found, 128 + N ended by signal N
 """
 
 DEFAULT_NAME = "lab"
+ETCD = "etcd"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,14 +66,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     execute.add_argument("--lab", metavar="LAB", help="the same as LAB")
     execute.add_argument("words", nargs=argparse.REMAINDER, metavar="[LAB] NAME -- COMMAND")
     logs = action("logs", "print the log of a host's agent, or of etcd")
-    logs.add_argument("of", metavar="HOST|etcd")
+    logs.add_argument("of", metavar="HOST|etcd", help="whose agent, or etcd")
     logs.add_argument("--follow", "-f", action="store_true", help="go on with what is written from now on")
     for name, text in (("cut", "pull a host's cable"), ("join", "plug a host's cable in again")):
         action(name, text).add_argument("host", metavar="HOST")
+    stop = action("stop", "end a host's agent, or etcd, by SIGTERM; packets go on")
+    stop.add_argument("of", metavar="HOST|etcd", help="whose agent, or etcd")
+    stop.add_argument("--kill", action="store_true", help="by SIGKILL, without a farewell")
+    start = action("start", "start a host's agent again, or etcd, and wait until it is ready")
+    start.add_argument("of", metavar="HOST|etcd", help="whose agent, or etcd")
     impair = action("impair", "make a host's cable lose packets or slower; 0 ends it")
     impair.add_argument("host", metavar="HOST")
-    impair.add_argument("--loss", type=float, metavar="PERCENT", help="drop this share at random, in each direction")
-    impair.add_argument("--rate", type=float, metavar="MBIT", help="limit the rate in each direction, Mbit/s")
+    impair.add_argument("--loss", type=decimal, metavar="PERCENT", help="drop this share at random, in each direction")
+    impair.add_argument("--rate", type=decimal, metavar="MBIT", help="limit the rate in each direction, Mbit/s")
     down = action("down", "end a lab and remove everything of it")
     down.add_argument("--all", action="store_true", help="all of them")
     demo = action("demo", "show an overlay of three hosts at work, then remove it", lab="")
@@ -76,8 +86,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_up(up: argparse.ArgumentParser) -> None:
-    up.add_argument("--hosts", type=int, default=3, metavar="N", help="hosts (default 3)")
-    up.add_argument("--pods", type=int, default=2, metavar="N", help="pods on each host (default 2)")
+    up.add_argument("--hosts", type=whole, default=3, metavar="N", help="hosts (default 3)")
+    up.add_argument("--pods", type=whole, default=2, metavar="N", help="pods on each host (default 2)")
     up.add_argument("--backend", default="udp", metavar="TYPE", help="the network config's backend (default udp)")
     up.add_argument("--network", default="10.5.0.0/16", metavar="CIDR", help="the pods' network (default 10.5.0.0/16)")
     up.add_argument("--network-config", type=Path, metavar="FILE", help="a whole network config (JSON) in place of both")
@@ -89,7 +99,7 @@ def _add_up(up: argparse.ArgumentParser) -> None:
         help="superpacket: cables carry whole superpackets; wire: each packet fits the MTU, as on a real wire; "
         "wire-gro: the same, merged again by the receiver; wire-uso: as wire, but UDP superpackets stay whole",
     )
-    up.add_argument("--mtu", type=int, default=1500, metavar="BYTES", help="MTU of the underlay (default 1500)")
+    up.add_argument("--mtu", type=whole, default=1500, metavar="BYTES", help="MTU of the underlay (default 1500)")
     up.add_argument(
         "--agent-flag",
         action="append",
@@ -174,7 +184,8 @@ def _list(arguments: argparse.Namespace) -> int:
     if arguments.output == "json":
         print(json.dumps([{**asdict(entry.spec), "holder": entry.holder} for entry in labs], indent=2))
     for entry in labs if arguments.output == "table" else ():
-        print(f"{entry.spec.name}: {entry.spec.hosts} hosts, {entry.spec.pods} pods on each, held by process {entry.holder}")
+        size = f"{counted(entry.spec.hosts, 'host')}, {counted(entry.spec.pods, 'pod')} on each"
+        print(f"{entry.spec.name}: {size}, held by process {entry.holder}")
     return 0
 
 
@@ -241,6 +252,29 @@ def _cable(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _stop(arguments: argparse.Namespace) -> int:
+    from flanpy.lab import lifecycle
+
+    lab = lifecycle.attach(lab_of(arguments))
+    number = signal.SIGKILL if arguments.kill else signal.SIGTERM
+    if arguments.of == ETCD:
+        lab.stop_etcd(number)
+    else:
+        lab.stop_agent(lab.plan.host(arguments.of).name, number)
+    return 0
+
+
+def _start(arguments: argparse.Namespace) -> int:
+    from flanpy.lab import lifecycle
+
+    lab = lifecycle.attach(lab_of(arguments))
+    if arguments.of == ETCD:
+        lab.start_etcd_again()
+    else:
+        lab.start_agents([arguments.of])
+    return 0
+
+
 ACTIONS: dict[str, Callable[[argparse.Namespace], int]] = {
     "up": _up,
     "status": _status,
@@ -249,6 +283,8 @@ ACTIONS: dict[str, Callable[[argparse.Namespace], int]] = {
     "logs": _logs,
     "cut": _cable,
     "join": _cable,
+    "stop": _stop,
+    "start": _start,
     "impair": _cable,
     "down": _down,
     "demo": _demo,

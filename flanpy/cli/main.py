@@ -88,7 +88,7 @@ class Texts(argparse.RawDescriptionHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose subcommands refuse what they do not know themselves: with their own usage, and the nearest flag."""
+    """A parser whose subcommands refuse what they do not know themselves: with their own usage, and the nearest word."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**{"formatter_class": Texts, **settings})
@@ -102,6 +102,20 @@ class Parser(argparse.ArgumentParser):
             flag = next((word.partition("=")[0] for word in unknown if word.startswith("-")), "")
             self.error(f"unrecognized arguments: {' '.join(unknown)}{did_you_mean(flag, list(self._option_string_actions))}")
         return found, unknown
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """A command, or the value of a flag, that is none of those that there are."""
+        if action.choices is None or value in action.choices:
+            return
+        from flanpy.config.flags import did_you_mean
+
+        known = [str(choice) for choice in action.choices]
+        if isinstance(action, argparse._SubParsersAction):
+            listed = f"; `{self.prog} --help` lists them"
+            self.error(
+                f"no such {'action' if action.metavar == 'ACTION' else 'command'}: {value}{did_you_mean(value, known) or listed}"
+            )
+        raise argparse.ArgumentError(action, f"{value!r} is not one of {', '.join(known)}")
 
 
 def module_name(command: str) -> str:

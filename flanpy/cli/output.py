@@ -128,6 +128,11 @@ def number(count: float) -> str:
     return f"{count:,.0f}"
 
 
+def counted(count: int, word: str) -> str:
+    """``1 packet``, ``1,204 packets``."""
+    return f"{number(count)} {word}{'' if count == 1 else 's'}"
+
+
 # ------------------------------------------------------------------------------------------------ tables
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from flanpy.cli.numbers import decimal, whole
 from flanpy.cli.output import Paint, add_agent_arguments, paint, printable, run_dir, show, show_json
 from flanpy.cli.trace import render as render_steps
 from flanpy.errors import UsageError
@@ -39,9 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The target and the flags."""
     parser.description, parser.epilog = DESCRIPTION, EPILOG
     parser.add_argument("target", metavar="TARGET", help="an address, subnet, node or pod")
-    parser.add_argument("--count", type=int, default=5, metavar="N", help="pings (default: %(default)s)")
-    parser.add_argument("--interval", type=float, default=0.2, metavar="SECONDS", help="between them (default: %(default)s)")
-    parser.add_argument("--timeout", type=float, default=1.0, metavar="SECONDS", help="wait for an answer (default: %(default)s)")
+    parser.add_argument("--count", type=whole, default=5, metavar="N", help="pings (default: %(default)s)")
+    parser.add_argument("--interval", type=decimal, default=0.2, metavar="SECONDS", help="between them (default: %(default)s)")
+    parser.add_argument(
+        "--timeout", type=decimal, default=1.0, metavar="SECONDS", help="wait for an answer (default: %(default)s)"
+    )
     parser.add_argument("--no-mtu", action="store_true", help="do not measure the largest packet")
     add_agent_arguments(parser)
 

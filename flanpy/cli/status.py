@@ -7,7 +7,20 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from flanpy.cli.output import Paint, add_agent_arguments, ask_agent, duration, number, paint, printable, show, show_json, size
+from flanpy.cli.numbers import decimal
+from flanpy.cli.output import (
+    Paint,
+    add_agent_arguments,
+    ask_agent,
+    counted,
+    duration,
+    number,
+    paint,
+    printable,
+    show,
+    show_json,
+    size,
+)
 from flanpy.errors import AgentAbsent, UsageError
 
 DESCRIPTION = """\
@@ -35,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags."""
     parser.description, parser.epilog = DESCRIPTION, EPILOG
     add_agent_arguments(parser)
-    parser.add_argument("--wait", type=float, default=0.0, metavar="SECONDS", help="wait until ready, at most this long")
+    parser.add_argument("--wait", type=decimal, default=0.0, metavar="SECONDS", help="wait until ready, at most this long")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -139,7 +152,7 @@ def _packets(verdicts: Mapping[str, Mapping[str, int]]) -> Iterator[tuple[str, s
     if not verdicts:
         return
     for name, verdict in (("sent", SENT), ("received", RECEIVED)):
-        yield name, f"{number(verdicts[verdict]['packets'])} packets, {size(verdicts[verdict]['bytes'])}"
+        yield name, f"{counted(verdicts[verdict]['packets'], 'packet')}, {size(verdicts[verdict]['bytes'])}"
     drops = [f"{name.removeprefix('drop_')} {number(count['packets'])}" for name, count in dropped(verdicts)]
     yield "dropped", ", ".join(drops) or "none"
 

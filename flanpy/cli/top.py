@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from flanpy.cli.numbers import decimal
 from flanpy.cli.output import (
     Paint,
     add_agent_arguments,
@@ -67,7 +68,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.epilog = EPILOG
     parser.add_argument("--once", action="store_true", help="one interval, then end")
-    parser.add_argument("--interval", type=float, default=1.0, metavar="SECONDS", help="between two looks (default: %(default)s)")
+    parser.add_argument(
+        "--interval", type=decimal, default=1.0, metavar="SECONDS", help="between two looks (default: %(default)s)"
+    )
     parser.add_argument("--all", action="store_true", help="counters that stand at 0 too")
     add_agent_arguments(parser)
 

@@ -30,6 +30,7 @@ from flanpy.model import DEFAULT_PREFIX
 READY_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 10.0
 TAIL_LINES = 15
+ETCD_PORT = 2379
 IMPORT_PATH = {
     "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(flanpy.__file__).parent.parent), os.environ.get("PYTHONPATH")]))
 }
@@ -74,7 +75,7 @@ class Lab:
     def build(self, progress: Progress = lambda _: None) -> None:
         """Build everything and wait until every pod has its address."""
         both = has_ipv6(self.spec.network_config)
-        progress(f"{self.spec.hosts} hosts on one underlay")
+        progress(f"{self.spec.hosts} {'host' if self.spec.hosts == 1 else 'hosts'} on one underlay")
         self.sandbox.script(topology.underlay_script(self.plan))
         if both:
             self.sandbox.script(topology6.underlay_script(self.plan))
@@ -91,7 +92,7 @@ class Lab:
     @property
     def etcd_url(self) -> str:
         """Where etcd answers, from every host."""
-        return f"http://{self.plan.services_address}:2379"
+        return f"http://{self.plan.services_address}:{ETCD_PORT}"
 
     def start_etcd(self) -> None:
         """Start etcd, with the data that an earlier one of this lab has left."""
@@ -101,6 +102,22 @@ class Lab:
         argv += [f"--listen-peer-urls={peer}", f"--initial-advertise-peer-urls={peer}", f"--initial-cluster=lab={peer}"]
         pid = self.sandbox.start(None, argv, self.logs / "etcd.log")
         self.sandbox.path("/run/lab/etcd.pid").write_text(str(pid))
+
+    def start_etcd_again(self) -> None:
+        """Start etcd after it has ended, and wait until it takes connections."""
+        if self.etcd_pid() is not None:
+            raise LabError("etcd runs already")
+        self.start_etcd()
+        deadline = time.monotonic() + self._ready_s
+        while not self._etcd_listens():
+            if self.etcd_pid() is None or time.monotonic() > deadline:
+                raise LabError(f"etcd does not listen at {self.etcd_url}; {self.log_tail('etcd')}")
+            time.sleep(0.02)
+
+    def _etcd_listens(self) -> bool:
+        """Whether a socket of the sandbox's own network listens (state 0A of proc_net_tcp.txt) on etcd's port."""
+        sockets = [line.split()[1:4] for line in Path(f"/proc/{self.sandbox.pid}/net/tcp").read_text().splitlines()[1:]]
+        return any(local.endswith(f":{ETCD_PORT:04X}") and state == "0A" for local, _, state in sockets)
 
     def put_network_config(self, text: str) -> None:
         """Write the cluster's network config once etcd answers."""

@@ -31,7 +31,7 @@ def names(here: Machine) -> list[str]:
 
 def test_labs_are_listed(here: Machine) -> None:
     assert names(here) == ["one", "two"]
-    assert f"one: 1 hosts, 1 pods on each, held by process {here.holder('one')}\n" in here.flanpy("list")
+    assert f"one: 1 host, 1 pod on each, held by process {here.holder('one')}\n" in here.flanpy("list")
 
 
 def test_a_name_that_is_taken_is_refused(here: Machine) -> None:
@@ -139,6 +139,19 @@ def test_a_cable_is_cut_and_joined_by_command(here: Machine) -> None:
     assert cable() == "plugged"
     assert "give --loss PERCENT, --rate MBIT or both" in here.flanpy("impair", "--lab", "one", "host1", status=2)
     assert "--loss 101: must be 0 to 100" in here.flanpy("impair", "one", "host1", "--loss", "101", status=2)
+
+
+def test_an_agent_is_killed_and_started_again_by_command(here: Machine) -> None:
+    here.flanpy("stop", "two", "host1", "--kill")
+    assert "the agent of host1 does not run" in here.flanpy("stop", "two", "host1", status=9)
+    here.flanpy("start", "two", "host1")
+    assert "the agent of host1 runs already" in here.flanpy("start", "two", "host1", status=9)
+
+
+def test_etcd_is_stopped_and_started_again_by_command(here: Machine) -> None:
+    here.flanpy("stop", "two", "etcd")
+    here.flanpy("start", "two", "etcd")
+    assert "10.5." in here.flanpy("exec", "two", "host1", "--", "flanpy", "leases")
 
 
 def test_logs_are_the_agents_own_words(here: Machine) -> None:

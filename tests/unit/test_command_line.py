@@ -24,6 +24,13 @@ def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         (("lab", "up", "--hsots=2"), "usage: flanpy lab up ", "--hsots=2; did you mean --hosts?"),
         (("network", "get", "--outptu", "json"), "usage: flanpy network get ", "did you mean --output?"),
         (("status", "here"), "usage: flanpy status ", "unrecognized arguments: here\n"),
+        (("statsu",), "usage: flanpy ", "no such command: statsu; did you mean status?\n"),
+        (("frobnicate",), "usage: flanpy ", "no such command: frobnicate; `flanpy --help` lists them\n"),
+        (("lab", "strat"), "usage: flanpy lab ", "no such action: strat; did you mean start?\n"),
+        (("cni", "instal"), "usage: flanpy cni ", "no such command: instal; did you mean install?\n"),
+        (("ping", "x", "--count", "few"), "usage: flanpy ping ", "argument --count: 'few' is not a whole number such as 5\n"),
+        (("top", "--interval", "often"), "usage: flanpy top ", "argument --interval: 'often' is not a number such as 2 or 0.5\n"),
+        (("peers", "--output", "yaml"), "usage: flanpy peers ", "argument --output: 'yaml' is not one of table, json\n"),
         (("--versoin", "status"), "usage: flanpy ", "did you mean --version?"),
     ],
 )

@@ -264,11 +264,12 @@ def test_what_may_be_wrong_with_the_host_is_told_with_its_cure() -> None:
 
 
 def test_an_agent_that_hangs_is_no_second_agent() -> None:
-    hung = absent_check("no agent answers", 7)
+    hung = absent_check("no agent answers", 7, etcd_known=True)
     assert hung.reason == "process 7 is the agent and does not answer: it hangs or was halted"
     assert hung.cure.startswith("systemctl restart flanpy")
-    gone = absent_check("no agent answers", None)
-    assert (gone.reason, gone.cure.split(",")[0]) == ("no agent answers", "systemctl start flanpy")
+    cures = [absent_check("no agent answers", None, etcd_known=known).cure for known in (True, False)]
+    alone = "systemctl start flanpy, or: flanpy agent"
+    assert cures == [alone, f"{alone} --etcd-endpoints http://ADDRESS-OF-ETCD:2379"]
 
 
 def test_a_datapath_left_at_another_port_is_named_too() -> None:

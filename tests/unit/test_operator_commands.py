@@ -376,7 +376,7 @@ def complete(*words: str) -> list[str]:
         (("sta",), ["status"]),
         (("re",), ["reserve", "release", "reload"]),
         (("status", "--w"), ["--wait"]),
-        (("lab", "st"), ["status"]),
+        (("lab", "sta"), ["status", "start"]),
         (("lab", "up", "--ho"), ["--hosts"]),
         (("log-level", "w"), ["warning"]),
         (("release", "10.244.7.0/24", "--y"), ["--yes"]),
