@@ -22,12 +22,16 @@ from typing import Any
 
 from flanpy.agent.inquiry import Inquiry, inquire
 from flanpy.core.captured import INBOUND, OUTBOUND, Filter, Packet, Tunnel, parse, wanted
+from flanpy.core.time_order import TimeOrder
 from flanpy.errors import PlatformError, UsageError
 from flanpy.model import Address
 
 SNAP_BYTES = 262144
 """More than any packet of the kernel."""
 BUFFER_BYTES = 8 << 20
+"""Of each socket, and of packets that wait for earlier ones."""
+WINDOW_NS = 20_000_000
+"""A packet is in our socket's queue that long after its time stamp at most."""
 KERNEL_VXLAN_PORT = 8472
 TUNNELS = ("udp", "vxlan", "ipip", "wireguard")
 _ETH_P_ALL = 0x0003
@@ -131,29 +135,41 @@ class Capture:
         return self._lost
 
     def packets(self, until_s: float | None) -> Iterator[Captured]:
-        """What comes by and is wanted, until this moment (time.monotonic()); None: for ever."""
-        numbers = {each: number for number, each in enumerate(self._sockets)}
-        while (left_s := None if until_s is None else until_s - time.monotonic()) is None or left_s > 0:
-            for each in select.select(self._sockets, [], [], left_s)[0]:
-                captured = self._take(each, numbers[each])
-                if captured is not None:
-                    yield captured
+        """What comes by and is wanted, by its time, until this moment (time.monotonic()) or Ctrl-C; None: for ever."""
+        order: TimeOrder[Captured] = TimeOrder(len(self._sockets), WINDOW_NS, BUFFER_BYTES)
+        with contextlib.suppress(KeyboardInterrupt):
+            while (left_s := None if until_s is None else until_s - time.monotonic()) is None or left_s > 0:
+                self._look(order, min(WINDOW_NS / 1e9, left_s or 1) if order else left_s)
+                yield from order.due()
+        yield from order.rest()
 
-    def _take(self, each: socket.socket, number: int) -> Captured | None:
+    def _look(self, order: TimeOrder[Captured], within_s: float | None) -> None:
+        """Take one packet of each socket that has some, or wait for one."""
+        begun_ns = time.time_ns()
+        ready = select.select(self._sockets, [], [], within_s)[0]
+        for number, each in enumerate(self._sockets):
+            time_ns, captured = self._take(each, number) if each in ready else (begun_ns, None)
+            order.reached(number, time_ns)
+            if captured is not None:
+                after = self._plan.places[number].outer == (captured.direction == OUTBOUND)
+                order.add(time_ns, int(after), len(captured.data), captured)
+
+    def _take(self, each: socket.socket, number: int) -> tuple[int, Captured | None]:
+        """A packet's time, and the packet if it is wanted."""
         place = self._plan.places[number]
         try:
             data, ancillary, flags, address = each.recvmsg(self._snap_bytes, 64, socket.MSG_DONTWAIT)
         except OSError:  # the device went away, or another reader was quicker
-            return None
-        protocol, kind = address[1], address[2]
+            return 0, None
+        time_ns, protocol, kind = _time_ns(ancillary), address[1], address[2]
         if protocol not in (_IPV4, _IPV6) or kind == _PACKET_OTHERHOST:
-            return None
+            return time_ns, None
         packet = parse(data)
         if packet is None or not wanted(packet, self._plan.tunnel, self._plan.choice, outer=place.outer):
-            return None
+            return time_ns, None
         direction = OUTBOUND if kind == _PACKET_OUTGOING else INBOUND
         original = packet.total_bytes if flags & socket.MSG_TRUNC else len(data)
-        return Captured(number, _time_ns(ancillary), direction, data, max(original, len(data)), packet)
+        return time_ns, Captured(number, time_ns, direction, data, max(original, len(data)), packet)
 
 
 def _time_ns(ancillary: Sequence[tuple[int, int, bytes]]) -> int:
