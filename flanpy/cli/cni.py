@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from flanpy.cli.output import add_output_argument, show, show_json
+
 EPILOG = """\
 examples:
   flanpy cni install --bin-dir /opt/cni/bin --conf-dir /etc/cni/net.d
@@ -42,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="in a container: where the host's root is mounted; all other paths are the host's (default: /)",
     )
+    add_output_argument(install)
     commands.add_parser("conflist", help="print the network config list that --conf-dir would write")
 
 
@@ -53,8 +56,11 @@ def run(arguments: argparse.Namespace) -> int:
 
             names = tuple(arguments.name or ("flanpy",))
             where = {"bundle_dir": arguments.bundle, "root": arguments.root}
-            for path in installer.install(arguments.bin_dir, names, arguments.conf_dir, **where):
-                print(path)
+            written = [str(path) for path in installer.install(arguments.bin_dir, names, arguments.conf_dir, **where)]
+            if arguments.output == "json":
+                show_json({"written": written})
+            else:
+                show(written)
         case "conflist":
             from flanpy.cni import install as installer
 

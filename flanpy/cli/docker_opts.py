@@ -7,6 +7,8 @@ import os
 import sys
 from pathlib import Path
 
+from flanpy.cli.output import add_output_argument, show_json
+
 DESCRIPTION = """\
 Write dockerd's options for this node, from the subnet.env that `flanpy agent` (or flanneld) has written: --bip, --mtu and --ip-masq.
 The flags are those of flannel's mk-docker-opts.sh. Without -i and -c both kinds of variables are written.
@@ -47,12 +49,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-k", metavar="KEY", dest="key", default=DEFAULT_KEY, help="that variable (default: %(default)s)")
     parser.add_argument("-m", dest="no_ip_masq", action="store_true", help="do not write --ip-masq")
     parser.add_argument("--ipv6", action="store_true", help="also --ipv6 and --fixed-cidr-v6, where the node has an IPv6 subnet")
+    add_output_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Read, render, write."""
     from flanpy.agent import files
-    from flanpy.core.docker_opts import docker_options, render
+    from flanpy.core.docker_opts import docker_options, render, variables
     from flanpy.core.subnet_env import parse_subnet_env
     from flanpy.errors import ConfigError, PlatformError
 
@@ -62,18 +65,21 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"{path}: not there, or no text; it is written when the agent is ready (flanpy status --wait 30)")
     options = docker_options(parse_subnet_env(text), ip_masq=not arguments.no_ip_masq, ipv6=arguments.ipv6)
     both = arguments.single == arguments.combined
-    rendered = render(
+    values = variables(
         options,
         single=arguments.single or both,
         combined=arguments.combined or both,
         key=arguments.key,
         environment=os.environ,
     )
-    if arguments.env_file == "-":
-        sys.stdout.write(rendered)
-        return 0
-    try:
-        files.write_atomically(Path(arguments.env_file), rendered)
-    except OSError as error:
-        raise PlatformError(f"-d {arguments.env_file}: cannot be written: {error.strerror}") from error
+    to_file = arguments.env_file != "-"
+    if to_file:
+        try:
+            files.write_atomically(Path(arguments.env_file), render(values))
+        except OSError as error:
+            raise PlatformError(f"-d {arguments.env_file}: cannot be written: {error.strerror}") from error
+    if arguments.output == "json":
+        show_json({"file": arguments.env_file if to_file else None, "variables": values})
+    elif not to_file:
+        sys.stdout.write(render(values))
     return 0

@@ -43,7 +43,6 @@ executed, 127 not found, 128 + N ended by signal N
 """
 
 DEFAULT_NAME = "lab"
-ETCD = "etcd"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -254,6 +253,7 @@ def _cable(arguments: argparse.Namespace) -> int:
 
 def _stop(arguments: argparse.Namespace) -> int:
     from flanpy.lab import lifecycle
+    from flanpy.lab.console import ETCD
 
     lab = lifecycle.attach(lab_of(arguments))
     number = signal.SIGKILL if arguments.kill else signal.SIGTERM
@@ -266,6 +266,7 @@ def _stop(arguments: argparse.Namespace) -> int:
 
 def _start(arguments: argparse.Namespace) -> int:
     from flanpy.lab import lifecycle
+    from flanpy.lab.console import ETCD
 
     lab = lifecycle.attach(lab_of(arguments))
     if arguments.of == ETCD:

@@ -33,20 +33,23 @@ def docker_options(subnet: SubnetEnv, *, ip_masq: bool = True, ipv6: bool = Fals
     return found
 
 
-def render(options: Mapping[str, str], *, single: bool, combined: bool, key: str, environment: Mapping[str, str]) -> str:
-    """The file. As with flannel's script, further DOCKER_OPT_... variables of the environment are options too, and what the
+def variables(
+    options: Mapping[str, str], *, single: bool, combined: bool, key: str, environment: Mapping[str, str]
+) -> dict[str, str]:
+    """What the file sets. As with flannel's script, further DOCKER_OPT_... variables of the environment are options too, and what the
     combined variable has there already comes first. Raises UsageError for a key that no shell takes.
     """
     if not _NAME.fullmatch(key):
         raise UsageError(f"-k {key}: not the name of a variable, such as {DEFAULT_KEY}")
     more = {name: value for name, value in environment.items() if name.startswith(PREFIX) and _NAME.fullmatch(name)}
     every = dict(sorted({**more, **options}.items()))
-    lines = [f"{name}={_quoted(value)}" for name, value in every.items()] if single else []
+    found = every if single else {}
     if combined:
-        lines.append(f"{key}={_quoted(' '.join(filter(None, (environment.get(key, '').strip(), *every.values()))))}")
-    return "".join(f"{line}\n" for line in lines)
+        found[key] = " ".join(filter(None, (environment.get(key, "").strip(), *every.values())))
+    return {name: " ".join(value.splitlines()) for name, value in found.items()}  # systemd would end one at a line break
 
 
-def _quoted(value: str) -> str:
-    """In double quotes, so that a shell and systemd read the same; a line break, which systemd would end the value at, is a blank."""
-    return '"' + re.sub(r'([\\"$`])', r"\\\1", " ".join(value.splitlines())) + '"'
+def render(values: Mapping[str, str]) -> str:
+    """The file: values in double quotes, so that a shell and systemd read the same."""
+    escaped = {name: re.sub(r'([\\"$`])', r"\\\1", value) for name, value in values.items()}
+    return "".join(f'{name}="{value}"\n' for name, value in escaped.items())

@@ -33,6 +33,11 @@ def test_the_executables_and_the_conflist_are_written(tmp_path: Path, capsys: py
     assert sorted(path.name for path in (tmp_path / "bin").iterdir()) == ["flannel", "flanpy"]
 
 
+def test_what_was_written_is_told_as_json_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["cni", "install", "--bin-dir", str(tmp_path), "--output", "json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"written": [str(tmp_path / "flanpy")]}
+
+
 def test_no_other_plugin_is_overwritten(tmp_path: Path) -> None:
     for name in ("bridge", "../flanpy"):
         with pytest.raises(UsageError, match="must be one of flanpy, flannel"):

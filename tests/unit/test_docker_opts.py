@@ -1,6 +1,7 @@
 """`flanpy docker-opts`: what flannel's mk-docker-opts.sh writes, read back as a shell and as dockerd do."""
 
 import argparse
+import json
 import os
 import subprocess
 from ipaddress import IPv4Interface, IPv6Network
@@ -136,3 +137,12 @@ def test_what_is_missing_or_wrong_is_said_and_leaves_the_file(
     assert main(["docker-opts", "-f", "subnet.env", "-d", "docker.env", *flags]) == status
     assert message in capsys.readouterr().err
     assert Path("docker.env").read_text() == "before"
+
+
+def test_as_json_the_variables_are_shown_and_the_file_is_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    expected = {"DOCKER_OPTS": "--bip=10.5.72.1/24 --ip-masq=false --mtu=1472"}
+    text = written("-c", "--output", "json")
+    assert text == f'DOCKER_OPTS="{expected["DOCKER_OPTS"]}"\n'
+    assert json.loads(capsys.readouterr().out) == {"file": "docker.env", "variables": expected}
+    assert main(["docker-opts", "-f", "subnet.env", "-d", "-", "-c", "--output", "json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"file": None, "variables": expected}
