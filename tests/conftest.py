@@ -5,12 +5,14 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import settings
+
+from tests.support.digest import digest, fold
 
 NEED_ROOT = {"netns", "faults"}
 settings.register_profile("suite", deadline=None)
@@ -62,6 +64,18 @@ def _place(item: pytest.Item) -> Path:
 
 def _turn(path: Path) -> int:
     return next((turn for turn, start in enumerate(LONG) if path.as_posix().startswith(start)), len(LONG))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Generator[None]:
+    """Before the tracebacks of several failures stands what each of them is, for logs are cut."""
+    failed, errors = ([*terminalreporter.stats.get(name, [])] for name in ("failed", "error"))
+    if len(failed) + len(errors) > 1:
+        terminalreporter.section("in short", "=")
+        for line in digest([each for each in (*failed, *errors) if isinstance(each, pytest.TestReport)]):
+            terminalreporter.write_line(line)
+        fold([each for each in errors if isinstance(each, pytest.TestReport)])
+    return (yield)
 
 
 @pytest.fixture

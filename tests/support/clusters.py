@@ -43,6 +43,7 @@ def cluster(logs: Path, *, hosts: int = 2, pods: int = 1, network: str = NETWORK
 
 def eventually(check: Callable[[], object], within_s: float, what: str) -> Any:
     """Poll until ``check`` is true and return what it returned; an assertion with the last error when time is over."""
+    __tracebackhide__ = True
     within_s *= SLOWNESS
     deadline = time.monotonic() + within_s
     last: object = None
@@ -201,6 +202,7 @@ class Agent:
 
     def says(self, text: str, within_s: float = 10) -> None:
         """Wait until the log holds this text."""
+        __tracebackhide__ = True
         try:
             eventually(lambda: text in self.log, within_s, f"the agent says {text!r}")
         except AssertionError as error:

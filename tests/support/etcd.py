@@ -31,6 +31,7 @@ DEADLINE_S = 15.0
 
 def until(condition: Callable[[], Any], what: str, limit_s: float = DEADLINE_S) -> Any:
     """Poll until ``condition`` gives something true and return it; fail with ``what`` after the limit."""
+    __tracebackhide__ = True
     deadline = time.monotonic() + limit_s
     while not (result := condition()):
         assert time.monotonic() < deadline, f"not within {limit_s:g} s: {what}"
