@@ -20,7 +20,7 @@ def test_without_a_fault_every_probe_arrives_once_and_in_order(two: Cluster) -> 
     with probes(two) as stream:
         stream.wait(500)
     total = stream.total
-    assert (total.lost, total.duplicates, total.refused, total.reordered) == (0, 0, 0, 0)
+    assert (stream.losses, total.lost, total.duplicates, total.refused, total.reordered) == ((), 0, 0, 0, 0)
     assert len(stream.links) == 2
     assert all(count.sent == count.received >= 500 for count in stream.links)
 
@@ -35,6 +35,10 @@ def test_a_cable_that_is_pulled_is_seen_as_a_gap_of_lost_probes(two: Cluster) ->
     assert stream.total.longest_gap_s > 0.05
     lost = stream.links[0].first_lost
     assert lost == tuple(range(lost[0], lost[0] + len(lost))), "one gap, not many"
+    first, second = stream.losses
+    assert first.startswith(f"host1-pod1 -> host2-pod1: {stream.links[0].words}, from ")
+    assert f"Z on: numbers {lost[0]}, {lost[0] + 1}, " in first
+    assert second.startswith("host2-pod1 -> host1-pod1: ")
 
 
 def test_half_of_the_packets_lost_is_seen_as_that(two: Cluster) -> None:

@@ -62,7 +62,7 @@ def test_packets_of_strangers_are_dropped_each_under_its_reason(two: Cluster, me
         return found if all(count == 100 for count in found.values()) else None
 
     eventually(grown, 5, "100 of each kind are counted under their reason")
-    assert stream.total.lost == 0
+    assert stream.losses == ()
     measured(f"100 of each dropped and counted ({', '.join(hostile)}); {stream.total.words}")
 
 

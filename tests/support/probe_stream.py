@@ -14,6 +14,7 @@ import socket
 import struct
 import sys
 import time
+from array import array
 from pathlib import Path
 
 CLONE_NEWNET = 0x40000000
@@ -33,6 +34,7 @@ class Link:
         self.sender, self.receiver = sender, receiver
         self.sent = self.refused = self.received = self.duplicates = self.reordered = 0
         self.seen = bytearray()
+        self.sent_s = array("d")
         self.highest = -1
         self.last_ns = time.monotonic_ns()
         self.gap_ns = 0
@@ -40,6 +42,7 @@ class Link:
     def send(self) -> None:
         """One datagram. What the sender's own kernel refuses (no route, unreachable) was sent and is lost."""
         self.seen.append(0)
+        self.sent_s.append(time.time())
         try:
             self.sender.sendto(FORMAT.pack(self.sent, self.number), (self.to, PORT + self.number))
         except OSError:
@@ -86,6 +89,7 @@ class Link:
             "longest_gap_s": gap_ns / 1e9,
             "lost": len(lost),
             "first_lost": lost[:LOST_LISTED],
+            "lost_from_s": self.sent_s[lost[0]] if lost else 0.0,
         }
 
 
