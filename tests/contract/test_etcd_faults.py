@@ -14,7 +14,8 @@ import pytest
 from flanpy.errors import Compacted, StoreError, StoreUnavailable
 from flanpy.stores.etcd import EtcdOptions, EtcdStore, open_store
 from flanpy.stores.server import free_port
-from tests.support.etcd import PrivateEtcd, Relay, private_etcd, three_members, until
+from tests.support.etcd import DEADLINE_S, PrivateEtcd, Relay, private_etcd, three_members
+from tests.support.polling import eventually
 
 KEY = "subnets/a"
 
@@ -61,7 +62,7 @@ def test_a_killed_etcd_ends_the_watch_at_once_and_after_its_return_list_and_watc
             store.read(KEY)
 
         mortal.start_again()
-        listed = until(lambda: attempt(store), "the store works again", 5)
+        listed = eventually(lambda: attempt(store), 5, "the store works again")
         assert listed.records == (before,)
         after = store.put(KEY, b"after")
         assert next(batch for batch in store.watch("subnets/", listed.revision + 1) if batch)[0].record == after
@@ -82,7 +83,7 @@ def test_an_etcd_that_hangs_is_noticed_within_ten_seconds_and_costs_no_cpu(morta
         assert cpu_seconds < 0.2
 
         mortal.resume()
-        assert until(lambda: attempt(store), "the store works again", 5)
+        assert eventually(lambda: attempt(store), 5, "the store works again")
 
 
 def test_a_stream_without_a_sign_of_life_is_given_up_at_the_limit(mortal: PrivateEtcd) -> None:
@@ -134,14 +135,14 @@ def test_a_lease_that_a_hanging_etcd_grants_late_is_gone_after_the_next_writes(m
         with pytest.raises(StoreUnavailable):
             store.create(KEY, b"lost", 60)
         mortal.resume()
-        record = until(lambda: create_or_none(store), "a create works again")
+        record = eventually(lambda: create_or_none(store), DEADLINE_S, "a create works again")
 
         def is_tidy_after_a_renewal() -> bool:
             nonlocal record
             record = store.replace(KEY, b"mine", record.mod_revision, 60)
             return mortal.leases() == {record.etcd_lease_id}
 
-        until(is_tidy_after_a_renewal, "only the key's own lease is left")
+        eventually(is_tidy_after_a_renewal, DEADLINE_S, "only the key's own lease is left")
         assert store.read(KEY) == record
 
 
@@ -200,13 +201,13 @@ def test_the_leader_of_three_is_killed_and_writes_go_on_and_no_change_is_missed(
         with open_store(options) as store:
             start = store.put("subnets/0", b"v")
             assert start is not None
-            leader = until(lambda: leader_of(members), "a leader")
+            leader = eventually(lambda: leader_of(members), DEADLINE_S, "a leader")
             leader.kill()
             killed_at = time.monotonic()
-            assert until(lambda: put_or_none(store, "subnets/1"), "a write", 10)
+            assert eventually(lambda: put_or_none(store, "subnets/1"), 10, "a write")
             writes_s = time.monotonic() - killed_at
             for number in range(2, 4):
-                assert until(lambda number=number: put_or_none(store, f"subnets/{number}"), "a write", 5)
+                assert eventually(lambda number=number: put_or_none(store, f"subnets/{number}"), 5, "a write")
             assert writes_s < 7, "5 s is the goal; the rest is room for a busy machine"
             seen = {change.key for change in changes_until(store, start.mod_revision, "subnets/3")}
             assert seen == {f"subnets/{number}" for number in range(4)}

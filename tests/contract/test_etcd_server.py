@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 
 from flanpy.errors import PlatformError, ResourceBusy
+from flanpy.lab.process import has_ended
 from flanpy.stores.etcd import EtcdOptions, open_store
 from flanpy.stores.server import EtcdServer, EtcdServerSettings, free_port
-from tests.support.etcd import until
+from tests.support.etcd import DEADLINE_S
+from tests.support.polling import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -34,14 +36,6 @@ def settings(directory: Path) -> EtcdServerSettings:
     return EtcdServerSettings(directory / "data", directory / "etcd.log", f"http://127.0.0.1:{free_port()}")
 
 
-def is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-
-
 def test_it_is_healthy_inside_the_block_and_gone_after_it(directory: Path) -> None:
     with EtcdServer(settings(directory)) as server:
         pid = server.pid
@@ -49,7 +43,7 @@ def test_it_is_healthy_inside_the_block_and_gone_after_it(directory: Path) -> No
         with open_store(EtcdOptions((server.settings.client_url,))) as store:
             store.put("config", b"{}")
 
-    assert not is_alive(pid)
+    assert has_ended(pid)
     server.stop()
 
 
@@ -58,7 +52,7 @@ def test_it_is_started_again_with_its_data_when_it_dies(directory: Path) -> None
         record = store.put("config", b"{}")
         first = server.pid
         os.kill(first, signal.SIGKILL)
-        until(lambda: server.restarts == 1 and server.is_healthy(), "etcd runs again")
+        eventually(lambda: server.restarts == 1 and server.is_healthy(), DEADLINE_S, "etcd runs again")
 
         assert server.pid != first
         with open_store(EtcdOptions((server.settings.client_url,))) as again:
@@ -70,10 +64,10 @@ def test_it_dies_with_its_parent_even_if_that_is_killed(directory: Path) -> None
     with subprocess.Popen([sys.executable, "-c", CHILD, directory, url], cwd=ROOT, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
-        assert is_alive(pid)
+        assert not has_ended(pid)
         parent.kill()
 
-    until(lambda: not is_alive(pid), "etcd is gone")
+    eventually(lambda: has_ended(pid), DEADLINE_S, "etcd is gone")
 
 
 def test_ctrl_c_stops_it_too(directory: Path) -> None:
@@ -84,7 +78,7 @@ def test_ctrl_c_stops_it_too(directory: Path) -> None:
         pid = int(parent.stdout.readline())
         parent.send_signal(signal.SIGINT)
 
-    assert not is_alive(pid)
+    assert has_ended(pid)
 
 
 def test_a_taken_port_is_named(directory: Path) -> None:

@@ -8,7 +8,8 @@ import pytest
 from scapy.layers.inet import ICMP, IP, UDP
 from scapy.packet import Packet, Raw
 
-from tests.support.netns import PORT, Overlay, capture, counters, eventually, overlay, udp_socket
+from tests.support.netns import PORT, Overlay, capture, counters, overlay, udp_socket
+from tests.support.polling import soon
 
 
 def inner(made: Overlay, **fields: object) -> IP:
@@ -23,7 +24,7 @@ def send_outer(made: Overlay, packet: Packet | bytes, source: IPv4Address | None
 
 
 def only(made: Overlay, verdict: str) -> bool:
-    return eventually(lambda: counters(made.b.datapath.stats()) == {verdict: 1}, within_s=2)
+    return soon(lambda: counters(made.b.datapath.stats()) == {verdict: 1}, within_s=2)
 
 
 def test_a_good_packet_from_any_source_port_is_delivered() -> None:
@@ -102,7 +103,7 @@ def test_icmp_errors_are_limited_in_rate() -> None:
     with overlay() as made, udp_socket(made.a.pod) as sender:
         for _ in range(1000):
             sender.sendto(b"x", ("10.5.99.1", 7))
-        assert eventually(lambda: made.a.packets("drop_no_route") == 1000)
+        assert soon(lambda: made.a.packets("drop_no_route") == 1000)
         assert made.a.packets("icmp_sent") + made.a.packets("icmp_limited") == 1000
         assert 100 <= made.a.packets("icmp_sent") <= 300
 
@@ -112,7 +113,7 @@ def test_frag_needed_does_not_wait_for_other_errors() -> None:
     with overlay() as made, udp_socket(made.a.pod) as sender:
         for _ in range(1000):
             sender.sendto(b"x", ("10.5.99.1", 7))
-        assert eventually(lambda: made.a.packets("icmp_limited") > 0)
+        assert soon(lambda: made.a.packets("icmp_limited") > 0)
         made.a.host.script("ip link set flannel0 mtu 1500; ip link set pod0 mtu 1500")
         made.a.pod.script("ip link set eth0 mtu 1500")
         with capture(made.a.pod, "eth0") as wire:

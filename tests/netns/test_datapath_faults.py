@@ -18,7 +18,8 @@ from flanpy.datapath.sockets import UnderlaySockets, open_underlay
 from flanpy.datapath.userspace import Tuning
 from flanpy.errors import DatapathError
 from flanpy.model import ForwardTable, Hop, TableEntry
-from tests.support.netns import PORT, Overlay, Side, counters, eventually, overlay, start, table, udp_socket
+from tests.support.netns import PORT, Overlay, Side, counters, overlay, start, table, udp_socket
+from tests.support.polling import soon
 
 FLOOD = """
 import socket, sys
@@ -58,7 +59,7 @@ def flood(made: Overlay) -> Iterator[None]:
         for source, target in ((made.a, made.b), (made.b, made.a))
     ]
     try:
-        assert eventually(lambda: made.b.packets("decapsulated") > 20_000 and made.a.packets("decapsulated") > 20_000)
+        assert soon(lambda: made.b.packets("decapsulated") > 20_000 and made.a.packets("decapsulated") > 20_000)
         yield
     finally:
         for sender in senders:
@@ -70,7 +71,7 @@ def test_a_removed_device_is_noticed_and_uses_no_cpu() -> None:
     with overlay() as made:
         made.a.datapath.check()
         made.a.host.script("ip link del flannel0")
-        assert eventually(lambda: has_failed(made.a), within_s=1)
+        assert soon(lambda: has_failed(made.a), within_s=1)
         with pytest.raises(DatapathError, match="flannel0: worker 0 has stopped: .*TUN device"):
             made.a.datapath.check()
         before = worker_ticks()
@@ -84,7 +85,7 @@ def test_a_device_removed_under_flood_is_noticed() -> None:
     with overlay() as made:
         with flood(made):
             made.a.host.script("ip link del flannel0")
-            assert eventually(lambda: has_failed(made.a), within_s=1)
+            assert soon(lambda: has_failed(made.a), within_s=1)
         made.b.datapath.check()
 
 
@@ -92,7 +93,7 @@ def test_a_device_that_is_down_costs_packets_but_not_the_worker() -> None:
     with overlay() as made:
         made.b.host.script("ip link set flannel0 down")
         made.a.pod.run("ping", "-c2", "-i0.05", "-W0.2", str(made.b.pod_address), check=False)
-        assert eventually(lambda: made.b.packets("drop_write") == 2)
+        assert soon(lambda: made.b.packets("drop_write") == 2)
         made.b.host.script("ip link set flannel0 up; ip route replace 10.5.0.0/16 dev flannel0")
         assert " 2 received" in made.a.pod.run("ping", "-c2", "-i0.05", "-W2", str(made.b.pod_address))
 
@@ -193,7 +194,7 @@ def test_an_unreachable_peer_is_counted_and_harms_nobody() -> None:
         made.a.datapath.publish(replace(plain, entries=(*plain.entries, nowhere)))
         for _ in range(5):
             sender.sendto(b"x", ("10.5.7.1", 7))
-        assert eventually(lambda: made.a.packets("drop_send") == 5)
+        assert soon(lambda: made.a.packets("drop_send") == 5)
         assert " 1 received" in made.a.pod.run("ping", "-c1", "-W1", str(made.b.pod_address))
 
 
@@ -203,7 +204,7 @@ def test_a_firewall_on_the_underlay_is_counted_and_recovers() -> None:
             "nft 'table ip t { chain o { type filter hook output priority 0; ip daddr 172.31.0.2 udp dport 8285 drop; }; }'"
         )
         made.a.pod.run("ping", "-c2", "-i0.05", "-W0.2", str(made.b.pod_address), check=False)
-        assert eventually(lambda: made.a.packets("drop_send") == 2)
+        assert soon(lambda: made.a.packets("drop_send") == 2)
         made.a.host.script("nft delete table ip t")
         assert " 1 received" in made.a.pod.run("ping", "-c1", "-W1", str(made.b.pod_address))
 
@@ -231,7 +232,7 @@ def test_a_full_socket_is_retried_then_counted_and_recovers() -> None:
         made.a.host.script("tc qdisc add dev uplink root tbf rate 20mbit burst 64k limit 10m")
         sender = start([sys.executable, "-c", FLOOD, str(made.b.pod_address)], made.a.pod)
         try:
-            assert eventually(lambda: made.a.packets("drop_send") > 100)
+            assert soon(lambda: made.a.packets("drop_send") > 100)
             assert made.a.datapath.stats().counters["send_retries"] > 3
             started = time.monotonic()
             made.a.datapath.publish(table(made.a, made.b, generation=2))
@@ -240,7 +241,7 @@ def test_a_full_socket_is_retried_then_counted_and_recovers() -> None:
             sender.send_signal(signal.SIGKILL)
             sender.communicate()
         made.a.host.script("tc qdisc del dev uplink root")
-        assert eventually(lambda: " 1 received" in made.a.pod.run("ping", "-c1", "-W0.5", str(made.b.pod_address), check=False))
+        assert soon(lambda: " 1 received" in made.a.pod.run("ping", "-c1", "-W0.5", str(made.b.pod_address), check=False))
 
 
 def lite_underlay(address: IPv4Address, port: int, queues: int) -> UnderlaySockets:
@@ -278,5 +279,5 @@ def test_segmentation_is_tried_again_after_a_while() -> None:
                 assert [len(receiver.recv(2000)) for _ in range(10)] == [1200] * 10
                 return made.a.datapath.stats().counters["gso_off"] >= 3
 
-            assert eventually(refused_again)
+            assert soon(refused_again)
         assert set(counters(made.a.datapath.stats())) == {"encapsulated"}

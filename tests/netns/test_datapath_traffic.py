@@ -11,7 +11,8 @@ import pytest
 from flanpy.datapath.userspace import Tuning
 from flanpy.model import Address
 from tests.support.namespaces import inside
-from tests.support.netns import MTU, Overlay, Side, counters, eventually, overlay, udp_socket
+from tests.support.netns import MTU, Overlay, Side, counters, overlay, udp_socket
+from tests.support.polling import soon
 
 CONTENT_BYTES = 64 << 20
 UNDERLAYS = {
@@ -110,7 +111,7 @@ def test_the_largest_packet_passes_and_one_byte_more_is_answered() -> None:
         assert " 1 received" in ping_exit_text(made, MTU - 28)
         assert f"mtu = {MTU}" in ping_exit_text(made, MTU - 27).replace("mtu=", "mtu = ")
         assert made.a.packets("drop_too_big") == 1
-        assert eventually(lambda: made.a.packets("icmp_sent") == 1)  # counted once it is written, and answered by then
+        assert soon(lambda: made.a.packets("icmp_sent") == 1)  # counted once it is written, and answered by then
 
 
 def test_a_path_that_shrinks_is_told_to_the_senders_and_loses_nothing() -> None:

@@ -39,7 +39,8 @@ from flanpy.kernel.tun import open_tun
 from tests.netns.test_datapath_traffic import send_and_digest
 from tests.support.ebpf import EbpfOverlay, EbpfSide, ebpf_overlay, pin_root, table
 from tests.support.namespaces import inside, namespace
-from tests.support.netns import counters, eventually, udp_socket
+from tests.support.netns import counters, udp_socket
+from tests.support.polling import soon
 
 pytestmark = pytest.mark.root
 
@@ -90,7 +91,7 @@ def probes(made: EbpfOverlay) -> Iterator[Probes]:
         for thread in threads:
             thread.start()
         try:
-            assert eventually(lambda: len(counted.received) > 10)
+            assert soon(lambda: len(counted.received) > 10)
             yield counted
         finally:
             ended.set()
@@ -101,7 +102,7 @@ def probes(made: EbpfOverlay) -> Iterator[Probes]:
 def wait_for(counted: Probes, more: int) -> None:
     """Until so many more probes have been sent."""
     goal = counted.sent + more
-    assert eventually(lambda: counted.sent >= goal, within_s=20)
+    assert soon(lambda: counted.sent >= goal, within_s=20)
 
 
 def test_the_probes_notice_a_loss() -> None:
@@ -586,6 +587,6 @@ def test_offloads_that_are_switched_off_stop_whole_superpackets_at_once() -> Non
         for side in (made.a, made.b):
             side.host.script("ethtool -K uplink tso off gso off tx-udp-segmentation off >/dev/null")
         before = made.b.stats.counters["bpf_superpackets_in"]
-        assert eventually(lambda: not made.a.datapath._header.whole, within_s=2)  # type: ignore[union-attr]
+        assert soon(lambda: not made.a.datapath._header.whole, within_s=2)  # type: ignore[union-attr]
         assert send_and_digest(made.a, made.b, content) == expected
         assert made.b.stats.counters["bpf_superpackets_in"] <= before + 50

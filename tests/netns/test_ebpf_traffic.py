@@ -18,7 +18,8 @@ from flanpy.model import Address
 from tests.netns.test_datapath_traffic import send_and_digest
 from tests.support.ebpf import EbpfOverlay, drained, ebpf_overlay, release, tap
 from tests.support.namespaces import inside
-from tests.support.netns import counters, eventually, udp_socket
+from tests.support.netns import counters, udp_socket
+from tests.support.polling import soon
 
 pytestmark = pytest.mark.root
 
@@ -147,7 +148,7 @@ def test_frames_with_a_tag_that_nobody_took_off_are_not_ours() -> None:
             for _ in range(5):
                 out.send(frame[:12] + b"\x81\x00\x00\x07" + frame[12:])
             out.send(frame)
-        assert eventually(lambda: made.b.packets("decapsulated") == before + 1)
+        assert soon(lambda: made.b.packets("decapsulated") == before + 1)
 
 
 def test_udp_superpackets_travel_whole_once_the_peer_has_said_that_they_arrive() -> None:
@@ -224,7 +225,7 @@ def test_tcp_goes_in_trains_to_a_peer_whose_interface_merges_them() -> None:
     with ebpf_overlay(wire=True, gro=True) as made:
         assert made.a.stats.counters["bpf_probes_out"] == 0
         assert send_and_digest(made.a, made.b, content) == expected
-        assert eventually(lambda: made.a.stats.counters["bpf_probes_in"] > 0 < made.b.stats.counters["bpf_probes_in"])
+        assert soon(lambda: made.a.stats.counters["bpf_probes_in"] > 0 < made.b.stats.counters["bpf_probes_in"])
         for sender, receiver in ((made.a, made.b), (made.b, made.a)):
             assert send_and_digest(sender, receiver, content) == expected
             assert sender.stats.counters["bpf_up_tcp_train"] > 0

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.lab import FLANPY, Machine, eventually, machine
+from tests.support.lab import FLANPY, Machine, machine
+from tests.support.polling import soon
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +135,7 @@ def test_a_cable_is_cut_and_joined_by_command(here: Machine) -> None:
 
     here.flanpy("cut", "one", "host1")
     assert cable() == "cut"
-    assert eventually(lambda: agent() == "degraded", 30)
+    assert soon(lambda: agent() == "degraded", 30)
     here.flanpy("join", "--lab", "one", "host1")
     assert cable() == "plugged"
     assert "give --loss PERCENT, --rate MBIT or both" in here.flanpy("impair", "--lab", "one", "host1", status=2)

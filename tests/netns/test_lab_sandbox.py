@@ -17,7 +17,8 @@ import pytest
 from flanpy.errors import LabError
 from flanpy.lab.process import has_ended
 from flanpy.lab.sandbox import Sandbox
-from tests.support.lab import eventually, namespaces_of, outside, processes_in
+from tests.support.lab import namespaces_of, outside, processes_in
+from tests.support.polling import soon
 
 CREATE_AND_WAIT = (
     "import sys; from flanpy.lab.sandbox import Sandbox; s = Sandbox.create(); s.script('ip netns add a'); "
@@ -60,7 +61,7 @@ def test_killing_the_holder_ends_everything_in_it(sandbox: Sandbox) -> None:
         sandbox.wait_gone()
         assert attached.wait(5) == -signal.SIGKILL
         attached.communicate()
-        assert eventually(lambda: processes_in(inside) == [])
+        assert soon(lambda: processes_in(inside) == [])
     assert not sandbox.alive
     with pytest.raises(LabError, match="the holder of the lab has ended"):
         sandbox.run("a", ["true"])
@@ -74,7 +75,7 @@ def test_killing_the_creator_ends_the_sandbox() -> None:
         with namespaces_of(holder) as inside:
             creator.kill()
             creator.wait()
-            assert eventually(lambda: processes_in(inside) == [])
+            assert soon(lambda: processes_in(inside) == [])
 
 
 def test_a_detached_sandbox_outlives_its_creator() -> None:
@@ -142,15 +143,15 @@ def test_signals_reach_the_command_not_its_wrapper(sandbox: Sandbox) -> None:
 
 def test_a_daemon_lives_until_it_is_signalled(sandbox: Sandbox) -> None:
     pid = sandbox.start("a", ["sh", "-c", "echo to the log; exec sleep 1000"], "/run/lab/daemon.log")
-    assert eventually(lambda: sandbox.path("/run/lab/daemon.log").read_text() == "to the log\n")
+    assert soon(lambda: sandbox.path("/run/lab/daemon.log").read_text() == "to the log\n")
     assert sandbox.process_alive(pid)
     sandbox.signal(pid, signal.SIGTERM)
-    assert eventually(lambda: not sandbox.process_alive(pid))
+    assert soon(lambda: not sandbox.process_alive(pid))
 
 
 def test_orphans_are_reaped(sandbox: Sandbox) -> None:
     sandbox.run("a", ["sh", "-c", "for i in 1 2 3 4 5; do (sleep 0.01 &) ; done"])
-    assert eventually(lambda: "sleep" not in sandbox.run(None, ["ps", "-eo", "comm"]).stdout)
+    assert soon(lambda: "sleep" not in sandbox.run(None, ["ps", "-eo", "comm"]).stdout)
     assert "defunct" not in sandbox.run(None, ["ps", "-ef"]).stdout
 
 

@@ -10,21 +10,20 @@ import http.client
 import json
 import signal
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from flanpy.agent.client import ask
-from flanpy.errors import FlanpyError
 from flanpy.lab import topology
 from flanpy.lab.cluster import IMPORT_PATH, Lab
 from flanpy.lab.registry import LabSpec
 from flanpy.lab.sandbox import Sandbox
 from flanpy.model import DEFAULT_PREFIX
 from tests.support.pace import SLOWNESS
+from tests.support.polling import eventually
 
 NETWORK = '{"Network": "10.244.0.0/16", "Backend": {"Type": "udp"}}'
 QUIET = ("--peer-probe-interval=0",)
@@ -39,22 +38,6 @@ def cluster(logs: Path, *, hosts: int = 2, pods: int = 1, network: str = NETWORK
         lab = Lab(LabSpec("test", hosts, pods, network, **{"datapath": "userspace", **spec}), sandbox, logs, SLOWNESS)
         lab.build()
         yield Cluster(lab)
-
-
-def eventually(check: Callable[[], object], within_s: float, what: str) -> Any:
-    """Poll until ``check`` is true and return what it returned; an assertion with the last error when time is over."""
-    __tracebackhide__ = True
-    within_s *= SLOWNESS
-    deadline = time.monotonic() + within_s
-    last: object = None
-    while time.monotonic() < deadline:
-        try:
-            if last := check():
-                return last
-        except (AssertionError, OSError, LookupError, RuntimeError, FlanpyError) as error:
-            last = error
-        time.sleep(0.05)
-    raise AssertionError(f"not within {within_s} s: {what} (last: {last!r})")
 
 
 class Cluster:

@@ -15,7 +15,6 @@ import signal
 import socket
 import ssl
 import threading
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -25,18 +24,9 @@ from typing import Any
 
 from flanpy.stores.etcd_options import EtcdOptions
 from flanpy.stores.server import EtcdServer, EtcdServerSettings, free_port
+from tests.support.polling import eventually
 
 DEADLINE_S = 15.0
-
-
-def until(condition: Callable[[], Any], what: str, limit_s: float = DEADLINE_S) -> Any:
-    """Poll until ``condition`` gives something true and return it; fail with ``what`` after the limit."""
-    __tracebackhide__ = True
-    deadline = time.monotonic() + limit_s
-    while not (result := condition()):
-        assert time.monotonic() < deadline, f"not within {limit_s:g} s: {what}"
-        time.sleep(0.01)
-    return result
 
 
 @dataclass(slots=True)
@@ -59,14 +49,18 @@ class PrivateEtcd:
     def kill(self) -> None:
         """Kill it with -9 and wait for its end."""
         os.kill(self.server.pid, signal.SIGKILL)
-        until(lambda: not self.server.is_healthy(), "etcd is dead")
+        eventually(lambda: not self.server.is_healthy(), DEADLINE_S, "etcd is dead")
         self.server.stop()
 
     def pause(self) -> None:
         """Stop its process: the connections stay open, nothing answers."""
         os.kill(self.server.pid, signal.SIGSTOP)
         tasks = Path(f"/proc/{self.server.pid}/task")
-        until(lambda: all("State:\tT" in (task / "status").read_text() for task in tasks.iterdir()), "all threads have stopped")
+        eventually(
+            lambda: all("State:\tT" in (task / "status").read_text() for task in tasks.iterdir()),
+            DEADLINE_S,
+            "all threads have stopped",
+        )
 
     def resume(self) -> None:
         os.kill(self.server.pid, signal.SIGCONT)
@@ -212,7 +206,7 @@ class Relay:
                     losing.set()
                 server.sendall(chunk)
                 if losing.is_set():
-                    until(self.was_applied, "the request has taken effect")
+                    eventually(self.was_applied, DEADLINE_S, "the request has taken effect")
                     break
         _cut(client)
         _cut(server)

@@ -6,8 +6,7 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from flanpy.lab.cluster import Lab
 from flanpy.lab.process import Entered
 from flanpy.lab.registry import LabSpec
 from flanpy.lab.sandbox import Sandbox
+from tests.support.polling import soon
 
 FLANPY = (sys.executable, "-m", "flanpy")
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,16 +42,6 @@ def running_lab(path: Path, spec: LabSpec) -> Iterator[Lab]:
     """A lab with real agents and a real etcd, gone after the block."""
     with lab_directory(path), lifecycle.temporary(spec) as lab:
         yield lab
-
-
-def eventually(true: Callable[[], bool], timeout_s: float = 10.0) -> bool:
-    """Whether something becomes true before the deadline."""
-    deadline = time.monotonic() + timeout_s
-    while not true():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.01)
-    return True
 
 
 STATE = """
@@ -83,7 +73,7 @@ class Machine:
     def holder(self, lab: str) -> int:
         """The pid of a lab's holder on this machine, once it has one."""
         record = self.labs / lab / "lab.json"
-        assert eventually(record.exists)
+        assert soon(record.exists)
         return int(json.loads(record.read_text())["holder"])
 
     def state(self) -> str:
@@ -94,7 +84,7 @@ class Machine:
 
     def becomes(self, state: str) -> bool:
         """Whether the machine looks like that soon; the kernel frees namespaces a moment after their last process."""
-        return eventually(lambda: self.state() == state)
+        return soon(lambda: self.state() == state)
 
 
 @contextmanager

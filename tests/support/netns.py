@@ -8,10 +8,8 @@ host a  flannel0 10.5.1.0/32  <- datapath ->                 flannel0 10.5.2.0/3
 
 from __future__ import annotations
 
-import select
 import socket
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -172,16 +170,6 @@ def overlay(
             made.a.datapath.publish(table(made.a, made.b))
             made.b.datapath.publish(table(made.b, made.a))
         yield made
-
-
-def eventually(condition: Callable[[], bool], *, within_s: float = 5.0) -> bool:
-    """Whether the condition comes true in time."""
-    deadline = time.monotonic() + within_s
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        select.select([], [], [], 0.005)
-    return True
 
 
 def udp_socket(where: Namespace, address: Address | None = None, port: int = 0, *, ipv6: bool = False) -> socket.socket:
