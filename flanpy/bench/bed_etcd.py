@@ -15,6 +15,7 @@ from flanpy.bench.beds import READY_TIMEOUT_S, Bed
 from flanpy.core.codec import encode_attributes, key_of
 from flanpy.lab import etcd_put
 from flanpy.model import DEFAULT_PREFIX, NodeAttributes, Subnets
+from flanpy.stores.server import ALONE
 
 ETCD_PORT = 2379
 
@@ -27,7 +28,7 @@ def etcd_url(bed: Bed) -> str:
 def start_etcd(bed: Bed, backend: Mapping[str, object]) -> None:
     """Start etcd and write config and leases; ``backend`` is the network config's Backend."""
     argv = ["etcd", f"--data-dir=/run/{bed.setup}-etcd", f"--listen-client-urls={etcd_url(bed)}"]
-    argv += [f"--advertise-client-urls={etcd_url(bed)}", "--listen-peer-urls=http://127.0.0.1:2380"]
+    argv += [f"--advertise-client-urls={etcd_url(bed)}", "--listen-peer-urls=http://127.0.0.1:2380", *ALONE]
     bed.sandbox.start(bed.a.host, argv, f"/run/{bed.setup}-etcd.log")
     values = {"config": json.dumps({"Network": str(topology.OVERLAY), "Backend": dict(backend)})}
     kind = str(backend["Type"])

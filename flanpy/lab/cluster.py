@@ -26,6 +26,7 @@ from flanpy.lab.plan import UPLINK, Plan, Segment, plan_lab, plan_segment
 from flanpy.lab.registry import LabSpec
 from flanpy.lab.sandbox import Sandbox
 from flanpy.model import DEFAULT_PREFIX
+from flanpy.stores.server import ALONE
 
 READY_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 10.0
@@ -97,7 +98,7 @@ class Lab:
     def start_etcd(self) -> None:
         """Start etcd, with the data that an earlier one of this lab has left."""
         peer = "http://127.0.0.1:2380"
-        argv = ["etcd", "--name=lab", "--data-dir=/run/lab/etcd", "--logger=zap", "--log-outputs=stderr"]
+        argv = ["etcd", "--name=lab", "--data-dir=/run/lab/etcd", "--logger=zap", "--log-outputs=stderr", *ALONE]
         argv += [f"--listen-client-urls={self.etcd_url}", f"--advertise-client-urls={self.etcd_url}"]
         argv += [f"--listen-peer-urls={peer}", f"--initial-advertise-peer-urls={peer}", f"--initial-cluster=lab={peer}"]
         pid = self.sandbox.start(None, argv, self.logs / "etcd.log")

@@ -31,6 +31,8 @@ STOP_TIMEOUT_S = 5.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 10.0
 """Pause before the first restart, doubled at each one up to the longest; back to the first after ``STEADY_S`` of life."""
 STEADY_S = 30.0
+ALONE = ("--heartbeat-interval=20", "--election-timeout=100")
+"""Flags of a member without others (ms): it elects itself, and with etcd's second for an election a start takes up to one, for nobody."""
 PORT_PATIENCE_S = 2.0
 """How long a taken client port is waited for: an etcd whose parent was killed needs a moment to be gone."""
 
@@ -185,7 +187,7 @@ class EtcdServer:
             "auto-compaction-retention": "1h",
             "logger": "zap",
         }
-        words = [f"--{name}={value}" for name, value in flags.items()]
+        words = [*(() if settings.initial_cluster else ALONE), *(f"--{name}={value}" for name, value in flags.items())]
         return ["setpriv", "--pdeathsig", "KILL", "--", settings.binary, *words, *settings.extra]
 
     def _last_words(self) -> str:
