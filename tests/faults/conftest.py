@@ -4,14 +4,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.clusters import Cluster, cluster, eventually
+from tests.support.clusters import Cluster, carried_by, eventually
 
 
 @pytest.fixture(scope="module", params=["userspace", "ebpf"])
 def two(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """etcd, host1 and host2 with an agent and a pod each: drawn in flanpy/lab/plan.py."""
-    with cluster(tmp_path_factory.mktemp("logs"), hosts=2, pods=1, datapath=request.param) as running:
-        assert running.status("host1")["datapath"]["kind"] == request.param
+    with carried_by(request.param, tmp_path_factory.mktemp("logs")) as running:
         yield running
 
 

@@ -17,14 +17,13 @@ from pathlib import Path
 import pytest
 
 from flanpy.lab.cluster import IMPORT_PATH
-from tests.support.clusters import Cluster, cluster, eventually
+from tests.support.clusters import Cluster, carried_by, eventually
 from tests.support.transfers import transfer
 
 
 @pytest.fixture(scope="module", params=["userspace", "ebpf"])
 def two(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with cluster(tmp_path_factory.mktemp("logs"), hosts=2, pods=1, datapath=request.param) as running:
-        assert running.status("host1")["datapath"]["kind"] == request.param
+    with carried_by(request.param, tmp_path_factory.mktemp("logs")) as running:
         yield running
 
 

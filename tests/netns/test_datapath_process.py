@@ -17,15 +17,13 @@ from typing import Any
 
 import pytest
 
-from flanpy.lab.cluster import IMPORT_PATH
-from tests.support.clusters import Cluster, cluster, eventually
+from tests.support.clusters import Cluster, carried_by, eventually
 from tests.support.probes import probes
 
 
 @pytest.fixture(scope="module", params=["userspace", "ebpf"])
 def two(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with cluster(tmp_path_factory.mktemp("logs"), hosts=2, pods=1, datapath=request.param) as running:
-        assert running.status("host1")["datapath"]["kind"] == request.param
+    with carried_by(request.param, tmp_path_factory.mktemp("logs")) as running:
         yield running
 
 
@@ -155,21 +153,19 @@ def test_what_each_peer_was_sent_and_has_sent_is_counted_whoever_ends(two: Clust
 
 def test_status_and_cleanup_name_the_process(two: Cluster) -> None:
     pid = process(two)["pid"]
-    settings = {**two.lab.agent_settings("host1"), **IMPORT_PATH}
-    said = two.sandbox.run("host1", [sys.executable, "-m", "flanpy", "status"], env=settings).stdout
+    said = two.flanpy("host1", "status").stdout
     assert f"process   {pid}" in said
-    argv = [sys.executable, "-m", "flanpy", "cleanup", "--output=json"]
-    while_it_runs = json.loads(two.sandbox.run("host1", [*argv, "--dry-run"], env=settings).stdout)
+    while_it_runs = json.loads(two.flanpy("host1", "cleanup", "--output=json", "--dry-run").stdout)
     assert while_it_runs["hindrance"].startswith("another flanpy agent runs here (process ")
     two.lab.stop_agent("host1", signal.SIGKILL)
-    done = two.sandbox.run("host1", [sys.executable, "-m", "flanpy", "status"], env=settings, check=False)
+    done = two.flanpy("host1", "status", check=False)
     in_place = ", the BPF programs are in place" if two.lab.spec.datapath == "ebpf" else ""
     assert done.returncode == 10
     assert f"Packets go on by the last table and routes: the datapath process {pid} lives{in_place}. No node" in done.stderr
-    listed = json.loads(two.sandbox.run("host1", [*argv, "--dry-run"], env=settings).stdout)
+    listed = json.loads(two.flanpy("host1", "cleanup", "--output=json", "--dry-run").stdout)
     assert {"sort": "process", "name": f"flanpy-datapath (pid {pid})"} in listed["items"]
     assert (listed["hindrance"], listed["items"]) == (None, while_it_runs["items"])
-    two.sandbox.run("host1", argv, env=settings)
+    two.flanpy("host1", "cleanup")
     assert not two.sandbox.process_alive(pid)
     assert "flannel0" not in two.sandbox.run("host1", ["ip", "link"]).stdout
     assert list(two.lab.host_path("host1", "run").iterdir()) == []

@@ -19,7 +19,7 @@ from tests.netns.test_ebpf_traffic import PAIRS, UDP_SEGMENT, UNDERLAYS
 from tests.support.clusters import eventually
 from tests.support.ebpf import EbpfOverlay, drained, ebpf_overlay, tap
 from tests.support.netns import counters, udp_socket
-from tests.support.six import six
+from tests.support.six import Six, six
 from tests.support.transfers import transfer
 
 pytestmark = pytest.mark.root
@@ -137,13 +137,18 @@ def test_the_wire_carries_the_packet_as_it_is_but_for_a_hop(traffic_class: int) 
         assert (outer.tos, outer[UDP].chksum, outer.len) == (traffic_class & 3, 0, 28 + len(inner))
 
 
+def assert_carried_by_ebpf(two: Six) -> None:
+    """What pods of host1 send to one of host2, by each address that it has."""
+    for target in two.pods("host2-pod1"):
+        eventually(lambda target=target: two.answers("host1-pod1", target), 10, f"{target} answers")
+        sent, arrived = transfer(two, "host1-pod1", "host2-pod1", target)
+        assert sent == arrived
+    status = two.status("host1")
+    assert status["datapath"]["kind"] == "ebpf", status
+    assert status["datapath"]["counters"]["bpf_superpackets_out"] > 0
+
+
 @pytest.mark.parametrize("inner", ["46", "6"])
 def test_agents_of_a_cluster_with_ipv6_carry_it_by_ebpf(inner: str, tmp_path: Path) -> None:
     with six(tmp_path, "udp", inner, "4", datapath="ebpf") as two:
-        for target in two.pods("host2-pod1"):
-            eventually(lambda target=target: two.answers("host1-pod1", target), 10, f"{target} answers")
-            sent, arrived = transfer(two, "host1-pod1", "host2-pod1", target)
-            assert sent == arrived
-        status = two.status("host1")
-        assert status["datapath"]["kind"] == "ebpf", status
-        assert status["datapath"]["counters"]["bpf_superpackets_out"] > 0
+        assert_carried_by_ebpf(two)

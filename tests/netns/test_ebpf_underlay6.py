@@ -13,7 +13,7 @@ from scapy.packet import Raw
 
 from flanpy.model import Address
 from tests.netns.test_datapath_traffic import send_and_digest
-from tests.netns.test_ebpf_ipv6 import CARRIED, hops_of, know_neighbours
+from tests.netns.test_ebpf_ipv6 import CARRIED, assert_carried_by_ebpf, hops_of, know_neighbours
 from tests.netns.test_ebpf_traffic import PAIRS, UDP_SEGMENT, UNDERLAYS
 from tests.support.clusters import eventually
 from tests.support.ebpf import PORT, EbpfOverlay, EbpfSide, drained, ebpf_overlay, tap
@@ -21,7 +21,6 @@ from tests.support.namespaces import inside
 from tests.support.netns import counters, udp_socket
 from tests.support.packets import Packet
 from tests.support.six import six
-from tests.support.transfers import transfer
 
 pytestmark = pytest.mark.root
 
@@ -230,11 +229,5 @@ def test_outer_extension_headers_are_taken_by_the_socket() -> None:
 @pytest.mark.parametrize("inner", ["46", "6"])
 def test_agents_over_an_ipv6_underlay_take_ebpf_by_themselves(inner: str, tmp_path: Path) -> None:
     with six(tmp_path, "udp", inner, "6", datapath="auto") as two:
-        for target in two.pods("host2-pod1"):
-            eventually(lambda target=target: two.answers("host1-pod1", target), 10, f"{target} answers")
-            sent, arrived = transfer(two, "host1-pod1", "host2-pod1", target)
-            assert sent == arrived
-        status = two.status("host1")
-        assert status["datapath"]["kind"] == "ebpf", status
-        assert status["datapath"]["counters"]["bpf_superpackets_out"] > 0
+        assert_carried_by_ebpf(two)
         eventually(lambda: two.status("host2")["datapath"]["counters"]["bpf_probes_in"] > 0, 5, "a probe of the path has come")

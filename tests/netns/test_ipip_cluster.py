@@ -5,11 +5,9 @@ Topology as in test_vxlan_cluster.
 
 import json
 import signal
-import sys
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
-from flanpy.lab.cluster import IMPORT_PATH
 from flanpy.model import Route
 from tests.support import kernel_state
 from tests.support.clusters import Agent, bare, cluster, eventually
@@ -50,12 +48,7 @@ def _carries(logs: Path) -> None:
         two.sandbox.run("host1", ["ip", "link", "del", "flannel.ipip"])
         eventually(lambda: two.ping("host1-pod1", "host2-pod1") == 3, 20, "the device is made again")
         two.lab.stop_agent("host1", signal.SIGKILL)
-        two.sandbox.run(
-            "host1",
-            [sys.executable, "-m", "flanpy", "cleanup"],
-            env={**IMPORT_PATH, **two.lab.agent_settings("host1")},
-            timeout_s=300,
-        )
+        two.flanpy("host1", "cleanup", timeout_s=300)
         assert "flannel.ipip" not in two.sandbox.run("host1", ["ip", "link"]).stdout
         assert kernel_state.routes(two, "host1") == frozenset()
 

@@ -41,8 +41,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 def flanpy(two: Cluster, *words: str, host: str = "host1") -> CompletedProcess[str]:
-    env = {**IMPORT_PATH, **two.lab.agent_settings(host)}
-    return two.sandbox.run(host, [sys.executable, "-m", "flanpy", *words], env=env, check=False)
+    return two.flanpy(host, *words, check=False)
 
 
 def answer(two: Cluster, *words: str, host: str = "host1") -> Any:

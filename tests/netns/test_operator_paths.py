@@ -7,14 +7,12 @@
 """
 
 import json
-import sys
 from collections.abc import Iterator
 from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
 
-from flanpy.lab.cluster import IMPORT_PATH
 from tests.support.clusters import Cluster, cluster, eventually
 
 
@@ -26,8 +24,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 def flanpy(two: Cluster, *words: str, host: str = "host1") -> CompletedProcess[str]:
-    env = {**IMPORT_PATH, **two.lab.agent_settings(host)}
-    return two.sandbox.run(host, [sys.executable, "-m", "flanpy", *words], env=env, check=False)
+    return two.flanpy(host, *words, check=False)
 
 
 def answer(two: Cluster, *words: str) -> Any:

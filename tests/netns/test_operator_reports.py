@@ -27,8 +27,7 @@ def two(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 
 def flanpy(two: Cluster, *words: str, env: dict[str, str] | None = None) -> CompletedProcess[str]:
-    settings = {**IMPORT_PATH, **two.lab.agent_settings("host1"), **(env or {})}
-    return two.sandbox.run("host1", [sys.executable, "-m", "flanpy", *words], env=settings, check=False)
+    return two.flanpy("host1", *words, check=False, env=env or {})
 
 
 @contextmanager

@@ -22,8 +22,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Six]:
 
 
 def flanpy(two: Six, *words: str) -> CompletedProcess[str]:
-    env = {**IMPORT_PATH, **two.lab.agent_settings("host1")}
-    return two.sandbox.run("host1", [sys.executable, "-m", "flanpy", *words], env=env, check=False)
+    return two.flanpy("host1", *words, check=False)
 
 
 def answer(two: Six, *words: str) -> Any:

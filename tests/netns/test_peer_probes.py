@@ -7,7 +7,6 @@ etcd 172.31.9.254
 
 import json
 import socket
-import sys
 from collections.abc import Iterator
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -17,7 +16,6 @@ import pytest
 
 from flanpy.agent.peer_prober import PeerProber
 from flanpy.core.peer_probes import PROBE_BYTES, PeerProbes, Target
-from flanpy.lab.cluster import IMPORT_PATH
 from tests.support.clusters import Cluster, cluster, eventually
 from tests.support.namespaces import inside, namespace
 
@@ -31,8 +29,7 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 def flanpy(where: Cluster, *words: str) -> str:
-    env = {**IMPORT_PATH, **where.lab.agent_settings("host1")}
-    return where.sandbox.run("host1", [sys.executable, "-m", "flanpy", *words], env=env, check=False).stdout
+    return where.flanpy("host1", *words, check=False).stdout
 
 
 def answer(where: Cluster, command: str) -> Any:

@@ -8,7 +8,6 @@ flanneld's node (tests/support/flannel_node)     our agent
 """
 
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ipaddress import IPv4Network
@@ -17,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from flanpy.lab import topology
-from flanpy.lab.cluster import IMPORT_PATH, Lab
+from flanpy.lab.cluster import Lab
 from flanpy.lab.registry import LabSpec
 from flanpy.lab.sandbox import Sandbox
 from tests.support import kernel_state
@@ -56,8 +55,7 @@ def flannel_s(logs: Path, backend: str, datapath: str) -> Iterator[tuple[Cluster
 
 def cleanup(cluster: Cluster) -> None:
     """What an operator runs once the agent of host1 has ended, to give the node back."""
-    argv = [sys.executable, "-m", "flanpy", "cleanup", "--for-flanneld"]
-    cluster.sandbox.run("host1", argv, env={**IMPORT_PATH, **cluster.lab.agent_settings("host1")})
+    cluster.flanpy("host1", "cleanup", "--for-flanneld")
 
 
 def kept(cluster: Cluster) -> tuple[list[str], str]:

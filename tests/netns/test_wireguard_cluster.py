@@ -8,7 +8,6 @@ import signal
 import sys
 from pathlib import Path
 
-from flanpy.lab.cluster import IMPORT_PATH
 from tests.support import kernel_state
 from tests.support.clusters import Agent, Cluster, bare, cluster, eventually
 from tests.support.link_kinds import has_wireguard
@@ -72,12 +71,7 @@ def _carries(logs: Path) -> None:
         two.sandbox.run("host1", ["ip", "link", "del", "flannel-wg"])
         eventually(lambda: two.ping("host1-pod1", "host2-pod1") == 3, 60, "the device is made again")
         two.lab.stop_agent("host1", signal.SIGKILL)
-        two.sandbox.run(
-            "host1",
-            [sys.executable, "-m", "flanpy", "cleanup"],
-            env={**IMPORT_PATH, **two.lab.agent_settings("host1")},
-            timeout_s=300,
-        )
+        two.flanpy("host1", "cleanup", timeout_s=300)
         assert "flannel-wg" not in two.sandbox.run("host1", ["ip", "link"]).stdout
         assert kernel_state.routes(two, "host1") == frozenset()
 

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -40,6 +41,14 @@ def cluster(logs: Path, *, hosts: int = 2, pods: int = 1, network: str = NETWORK
         yield Cluster(lab)
 
 
+@contextmanager
+def carried_by(datapath: str, logs: Path) -> Iterator[Cluster]:
+    """Two hosts with a pod each whose packets this datapath carries, and no other in its place."""
+    with cluster(logs, datapath=datapath) as running:
+        assert running.status("host1")["datapath"]["kind"] == datapath
+        yield running
+
+
 class Cluster:
     """A lab with what tests ask of it."""
 
@@ -55,6 +64,11 @@ class Cluster:
         """What the agent of a host answers to a command on its control socket."""
         run_dir = self.sandbox.path(self.lab.agent_settings(host)["FLANPY_RUN_DIR"])
         return ask(run_dir, command, arguments=arguments)
+
+    def flanpy(self, host: str, *words: str, **how: Any) -> CompletedProcess[str]:
+        """Run ``flanpy …`` on a host as its operator does: it finds the host's agent. ``how`` is for ``Sandbox.run``."""
+        env = {**IMPORT_PATH, **self.lab.agent_settings(host), **how.pop("env", {})}
+        return self.sandbox.run(host, [sys.executable, "-m", "flanpy", *words], env=env, **how)
 
     def verdicts(self, host: str) -> dict[str, int]:
         """Packets by verdict on a host, those that are not zero."""

@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flanpy.lab.cluster import IMPORT_PATH
 from tests.support.clusters import NETWORK, Cluster
 from tests.support.cni import Answer, Runtime, cni_cluster
 
@@ -29,9 +27,7 @@ class Nodes:
 
     def command(self, host: int, *words: str) -> subprocess.CompletedProcess[str]:
         """Run ``flanpy …`` on a host, as its operator would."""
-        name = f"host{host}"
-        env = {**self.cluster.lab.agent_settings(name), **IMPORT_PATH}
-        return self.cluster.sandbox.run(name, [sys.executable, "-m", "flanpy", *words], env=env, check=False)
+        return self.cluster.flanpy(f"host{host}", *words, check=False)
 
     def pods(self, host: int) -> dict[str, Any]:
         """What ``flanpy pods`` says on a host."""
