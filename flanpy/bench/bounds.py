@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from flanpy.bench.goals import Point, Verdict
 from flanpy.bench.samples import Result
 from flanpy.bench.statistics import paired_ratio, summarize
-from flanpy.bench.work import CALLS, calls_a_packet, packets_of
+from flanpy.bench.work import calls_a_packet, packets_of
 
 LIMIT = "routed"
 """The setup that adds nothing to a packet and merges none."""
@@ -89,16 +89,5 @@ def _calls(result: Result, point: Point) -> Iterator[str]:
 
 def _done(result: Result, point: Point) -> Mapping[str, int]:
     """What the datapaths did during the task that this point's figure belongs to."""
-    title = next((figure.title for figure in result.figures if figure.key == point.figure), "")
-    for where, done in result.work.items():
-        setup, _, rest = where.partition(", ")
-        mode, _, task = rest.partition(", ")
-        if (setup, mode) == (point.setup, point.mode) and task in _tasks(title):
-            return done
-    return dict.fromkeys(CALLS, 0)
-
-
-def _tasks(title: str) -> tuple[str, ...]:
-    """Names that the task of a figure of this title may have: ``Request and response, idle: p99`` is measured by ``idle``."""
-    task = title.partition(": ")[0]
-    return task, task.removeprefix("Request and response, ")
+    task = next((figure.task for figure in result.figures if figure.key == point.figure), "")
+    return result.work.get(f"{point.setup}, {point.mode}, {task}", {})

@@ -51,6 +51,8 @@ class Figure:
     higher_is_better: bool = True
     compared: bool = True
     """Whether ratios between setups mean something (those of retransmits do not)."""
+    task: str = ""
+    """Title of the task that measures it, as ``Result.work`` names it; "" for what no task on a bed measures."""
 
 
 @dataclass(frozen=True, slots=True)

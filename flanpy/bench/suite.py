@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 from flanpy.bench import agents, core
 from flanpy.bench.backend_agents import BACKENDS, lack
@@ -46,7 +47,7 @@ def _lack(setup: str) -> str | None:
 def run(settings: Settings, *, quick: bool) -> Result:
     """Measure everything that the settings ask for. Ctrl-C ends the run and keeps the samples that are complete."""
     tasks = bed_tasks(settings, quick)
-    figures: list[Figure] = [figure for task in tasks for figure in task.figures]
+    figures: list[Figure] = [replace(figure, task=task.title) for task in tasks for figure in task.figures]
     parts: list[tuple[int, Callable[[Recorder, Progress], None]]] = []
     if tasks:
         _require_bed_tools()

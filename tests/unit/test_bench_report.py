@@ -18,7 +18,7 @@ from flanpy.cli import bench
 from flanpy.errors import UsageError
 
 SETTINGS = Settings(("vxlan", "userspace"), ("superpacket", "wire"), 3, 2.0, (1,), ("tcp",))
-TCP = Figure("tcp_1", "TCP, 1 stream", "Gbit/s")
+TCP = Figure("tcp_1", "TCP, 1 stream", "Gbit/s", task="TCP, 1 stream")
 
 
 def samples(setup: str, mode: str, values: list[float], figure: str = "tcp_1") -> list[Sample]:
