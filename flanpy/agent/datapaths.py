@@ -33,11 +33,10 @@ def require_core() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The datapath that runs, why this one, and what it has to do without here."""
+    """The datapath that runs, and why this one."""
 
     kind: str
     reason: str
-    degraded: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -112,10 +111,11 @@ def _open_userspace(settings: DatapathSettings, kernel: Kernel, home: Home, reas
     from flanpy.datapath.ebpf_pins import Pins
     from flanpy.kernel.bpf_host import BpfHost
 
-    if Pins.of(settings.device).directory.is_dir():
+    if (pins := Pins.of(settings.device)).directory.is_dir():
+        pins.require_removable()
         home.finder.end(0)  # it serves programs that go now, with their device
     datapath = _process(settings, home, keep=False, prepare=lambda: cleanup(settings.device, BpfHost(kernel)))
-    return Choice("userspace", reason, datapath.degraded), datapath
+    return Choice("userspace", reason), datapath
 
 
 def _open_ebpf(settings: DatapathSettings, kernel: Kernel, home: Home, reason: str) -> tuple[Choice, Datapath]:
@@ -129,7 +129,7 @@ def _open_ebpf(settings: DatapathSettings, kernel: Kernel, home: Home, reason: s
         raise InterfaceError(f"{settings.underlay_address}: no interface of this machine has this address any more")
     userspace = _process(settings, home, keep=True, prepare=Pins.of(settings.device).make)
     datapath = EbpfDatapath(settings, EbpfOptions(underlay, bypass=settings.ebpf_bypass), userspace, host)
-    return Choice("ebpf", f"{reason}; attached by {datapath.hooks}", datapath.degraded), datapath
+    return Choice("ebpf", f"{reason}; attached by {datapath.hooks}"), datapath
 
 
 def features_left() -> frozenset[str]:

@@ -265,6 +265,11 @@ class Machine:
         return self._running.choice if self._running else None
 
     @property
+    def degraded(self) -> tuple[str, ...]:
+        """What the running datapath does without now."""
+        return self._running.datapath.degraded if self._running else ()
+
+    @property
     def process(self) -> ProcessStatus | None:
         """The process that carries the packets for userspace, or None when none does."""
         return self._running.datapath.process if self._running else None

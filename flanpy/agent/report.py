@@ -164,8 +164,7 @@ def _paths(state: State, machine: Machine, paths: PeerPaths) -> dict[str, Any]:
     """What the probes of the paths say, and warnings: what the datapath does without, peers without a lease, paths that are down."""
     found = paths.report()
     peers = state.plan.view.peers if state.plan else ()
-    degraded = machine.choice.degraded if machine.choice else ()
-    warnings = [*degraded, *grace_warnings(state, time.monotonic()), *(found.warnings(peers) if found else ())]
+    warnings = [*machine.degraded, *grace_warnings(state, time.monotonic()), *(found.warnings(peers) if found else ())]
     return {"warnings": warnings, "paths": None if found is None else found.summary()}
 
 
@@ -212,7 +211,7 @@ def _datapath(machine: Machine) -> dict[str, Any] | None:
     return {
         "kind": choice.kind,
         "reason": choice.reason,
-        "degraded": list(choice.degraded),
+        "degraded": list(machine.degraded),
         "process": None if process is None else {"pid": process.pid, "adopted": process.adopted, "restarts": process.restarts},
         "table_generation": stats.generation,
         "verdicts": {name: {"packets": count.packets, "bytes": count.bytes} for name, count in stats.verdicts.items()},

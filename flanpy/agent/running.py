@@ -17,17 +17,19 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Running:
-    """Owned by the loop's thread; ``restarts`` are those of its process that have been said."""
+    """Owned by the loop's thread; ``restarts`` of its process, and what it does without (``told``), are those that have been said."""
 
     choice: Choice
     settings: DatapathSettings
     datapath: Datapath
     table: ForwardTable | None = None
     restarts: int = 0
+    told: tuple[str, ...] = ()
 
     def check(self) -> None:
-        """Raise DatapathError when the datapath cannot go on; a process that it had to start anew is said."""
+        """Raise DatapathError when the datapath cannot go on; a process that it had to start anew, and what it lacks now, is said."""
         self.datapath.check()
+        self._say_degraded()
         process = self.datapath.process
         if process is not None and process.restarts != self.restarts:
             self.restarts = process.restarts
@@ -63,8 +65,15 @@ class Running:
             told,
             extra=event("datapath_started", kind=choice.kind, device=device, reason=choice.reason, process=told[2:]),
         )
-        for line in choice.degraded:
-            log.warning("datapath %s: %s", choice.kind, line, extra=event("datapath_degraded", kind=choice.kind, reason=line))
+        self._say_degraded()
+
+    def _say_degraded(self) -> None:
+        """What is new of it; what is over can be said again."""
+        before, self.told = self.told, self.datapath.degraded
+        for line in self.told:
+            if line not in before:
+                kind = self.choice.kind
+                log.warning("datapath %s: %s", kind, line, extra=event("datapath_degraded", kind=kind, reason=line))
 
 
 def datapath_settings(

@@ -84,6 +84,10 @@ class Datapath(Protocol):
     """What this node's receiver can take, for the lease (FlanpyInfo.features)."""
 
     @property
+    def degraded(self) -> tuple[str, ...]:
+        """What it does without now, with the cures; may change while it runs."""
+
+    @property
     def process(self) -> ProcessStatus | None:
         """The process that carries packets in userspace, None when they are carried in this one."""
 

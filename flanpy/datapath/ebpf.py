@@ -10,6 +10,7 @@ earlier one has pinned, and replaces programs in their place when its own differ
 
 from __future__ import annotations
 
+import errno
 import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -29,11 +30,11 @@ from flanpy.datapath.ebpf_layout import COUNTERS_BYTES, Header, build_snapshot, 
 from flanpy.datapath.ebpf_mtu import PathMtus
 from flanpy.datapath.ebpf_needs import degraded, may_send_raw, require_ethernet
 from flanpy.datapath.ebpf_peers import PeerCounters, both
-from flanpy.datapath.ebpf_pins import ROOT, Pins, sweep_dead
+from flanpy.datapath.ebpf_pins import READ_ONLY, ROOT, Pins, sweep_dead
 from flanpy.datapath.ebpf_places import put_in_place
 from flanpy.datapath.ebpf_prober import SuperpacketProber, forget, targets_of
 from flanpy.datapath.ebpf_programs import Loaded, load, publish
-from flanpy.errors import DatapathError, PlatformError, reason_of
+from flanpy.errors import DatapathError, DatapathWaits, PlatformError, reason_of
 from flanpy.model import Address, ForwardTable
 
 FEATURES = frozenset({"ecn", "superpacket"})
@@ -80,8 +81,7 @@ class EbpfDatapath:
         self._peers: PeerCounters | None = None
         self._prober: SuperpacketProber | None = None
         self._can_probe = may_send_raw()
-        here = degraded(options.underlay, settings.underlay_address, can_probe=self._can_probe)
-        self.degraded = (*getattr(userspace, "degraded", ()), *here)
+        self._lacks = tuple(degraded(options.underlay, settings.underlay_address, can_probe=self._can_probe))
         try:
             self._pins.hold()
             sweep_dead(options.pin_root)
@@ -106,6 +106,12 @@ class EbpfDatapath:
     def process(self) -> ProcessStatus | None:
         """The process of the userspace half."""
         return self._userspace.process
+
+    @property
+    def degraded(self) -> tuple[str, ...]:
+        """What both halves do without, and a bpffs that keeps what hangs there from being put back if somebody removes it."""
+        kept = (f"{READ_ONLY}; until then nothing can be put back or replaced",) if self._pins.is_read_only else ()
+        return (*self._userspace.degraded, *self._lacks, *kept)
 
     @property
     def adopted(self) -> bool:
@@ -145,7 +151,9 @@ class EbpfDatapath:
             return both(below, self._peers.read(peers)) if self._peers is not None else below
 
     def check(self) -> None:
-        """Put back what somebody has removed; raise DatapathError when that, or the userspace half, cannot go on."""
+        """Put back what somebody has removed; raise DatapathError when that, or the userspace half, cannot go on.
+
+        DatapathWaits: something is missing that cannot be put back while bpffs is read-only; all else goes on."""
         self._userspace.check()
         with self._lock:
             if self._table is None or self._header is None:
@@ -171,7 +179,8 @@ class EbpfDatapath:
             self._pins.release()
 
     def teardown(self) -> None:
-        """Close, end the userspace half, and remove programs, maps, pins and devices."""
+        """Close, end the userspace half, and remove programs, maps, pins and devices. Raises DatapathWaits: none of it can be now."""
+        self._pins.require_removable()
         with self._lock:
             self._hooks.sweep(())
         self._userspace.teardown()
@@ -269,7 +278,10 @@ class EbpfDatapath:
         try:
             return do()
         except OSError as error:
-            raise DatapathError(f"{self._settings.device}: ebpf: {what}: {reason_of(error)}") from error
+            problem = f"{self._settings.device}: ebpf: {what}: {reason_of(error)}"
+            if error.errno == errno.EROFS:
+                raise DatapathWaits(f"{problem}; {READ_ONLY}") from error
+            raise DatapathError(problem) from error
 
 
 def _index(device: str) -> int:
@@ -289,13 +301,14 @@ def possible_cpus() -> int:
 
 
 def cleanup(device: str, host: Host, root: Path = ROOT) -> bool:
-    """Remove what any earlier process has left for this device; whether there was anything.
+    """Remove what any earlier process has left for this device; whether there was anything. Raises DatapathWaits: it cannot be now.
 
     Filters first, by their names: they live without pins, and would send packets to a device that is gone."""
-    swept = False
+    pins, swept = Pins.of(device, root), False
+    pins.require_removable()
     with suppress(PlatformError):  # a kernel without traffic control has no filters
         swept = host.clsact_hooks().sweep(())
-    removed = Pins.of(device, root).clear() or swept
+    removed = pins.clear() or swept
     if removed:
         host.remove_merging_device(device)
         host.remove_tunnel(device)

@@ -56,12 +56,26 @@ class TcxHooks:
 
     def attached(self, spot: Spot) -> int | None:
         """By the pinned link: somebody who detaches it, or removes the device, leaves it without an interface."""
-        link = self._pins.open(f"link_{spot.program}")
+        try:
+            link = self._pins.open(f"link_{spot.program}")
+        except OSError as error:
+            if error.errno != errno.EROFS:
+                raise
+            return self._by_the_kernel(spot)
         if link is None:
             return None
         with link:
             program, ifindex = bpf.link_target(link)
             return program if ifindex == spot.ifindex else None
+
+    def _by_the_kernel(self, spot: Spot) -> int | None:
+        """The same where bpffs is read-only, so that no link can be opened: the pinned program hangs there, or it does not."""
+        program = self._pins.look(f"prog_{spot.program}")
+        if program is None:
+            return None
+        with program:
+            pinned = bpf.object_id(program)
+        return pinned if pinned in bpf.attached_programs(spot.ifindex, _side(spot)) else None
 
     def attach(self, spot: Spot, program: bpf.Fd) -> None:
         """Swap in the link that is there, or make one."""
@@ -73,7 +87,7 @@ class TcxHooks:
                     bpf.update_link(link, program)
                 return
         self._pins.remove(name)
-        with _create(program, spot.ifindex, bpf.TCX_EGRESS if spot.egress else bpf.TCX_INGRESS) as link:
+        with _create(program, spot.ifindex, _side(spot)) as link:
             self._pins.put(name, link)
 
     def detach(self, spot: Spot) -> None:
@@ -87,6 +101,10 @@ class TcxHooks:
         for name in gone:
             self._pins.remove(name)
         return bool(gone)
+
+
+def _side(spot: Spot) -> int:
+    return bpf.TCX_EGRESS if spot.egress else bpf.TCX_INGRESS
 
 
 def _create(program: bpf.Fd, ifindex: int, attach_type: int) -> bpf.Fd:

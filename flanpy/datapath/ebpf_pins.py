@@ -24,11 +24,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flanpy.datapath import ebpf_syscall as bpf
-from flanpy.errors import PlatformError
+from flanpy.errors import DatapathWaits, PlatformError
 
 BPFFS = Path("/sys/fs/bpf")
 ROOT = BPFFS / "flanpy"
 DEVICES, DEVICES_MAX = "devices", 4
+READ_ONLY = f"bpffs is read-only: mount -o remount,rw {BPFFS}"
+"""What is wrong, and the cure."""
 _MAGIC = 0xCAFE4A11
 _SO_NETNS_COOKIE = 71
 
@@ -46,12 +48,31 @@ class Pins:
         return cls(root / f"{device.replace('.', ':')}@{namespace_cookie()}")
 
     def make(self) -> None:
-        """The directory is there. Raises PlatformError when bpffs is not, or is not ours to write."""
+        """The directory is there. Raises PlatformError when bpffs is not, or is not ours to write; see ``require_writable``."""
         mount_bpffs(BPFFS)
+        self.require_writable()
         try:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise PlatformError(f"{self.directory}: {error.strerror}; the agent must be able to write to bpffs") from error
+
+    @property
+    def is_read_only(self) -> bool:
+        """Whether names can neither be made nor removed: bpffs, or its mount here, is read-only."""
+        return is_read_only(self.directory if self.directory.is_dir() else BPFFS)
+
+    def require_writable(self) -> None:
+        """Names can be made and removed. Raises as ``require_removable``, and PlatformError where no programs are either."""
+        self.require_removable()
+        if self.is_read_only:
+            raise PlatformError(f"{self.directory}: {READ_ONLY}")
+
+    def require_removable(self) -> None:
+        """What programs of an earlier run are pinned can be adopted or removed. Raises DatapathWaits: they carry on until they can."""
+        if self.is_read_only and any(name.startswith("prog_") for name in self.names()):
+            raise DatapathWaits(
+                f"{self.directory}: the programs there carry on, but can neither be adopted nor removed; {READ_ONLY}"
+            )
 
     def hold(self) -> None:
         """The directory is there and not swept until ``release``, or until this process has ended. Raises as ``make``."""
@@ -78,6 +99,13 @@ class Pins:
         except FileNotFoundError:
             return None
 
+    def look(self, name: str) -> bpf.Fd | None:
+        """The program or map of that name, or None, to be looked at alone: also where bpffs is read-only."""
+        try:
+            return bpf.open_pin(self.directory / name, only_look=True)
+        except FileNotFoundError:
+            return None
+
     def put(self, name: str, fd: bpf.Fd) -> None:
         """Pin an object under a name, in the place of what may be there; the name is never missing in between."""
         fresh = self.directory / f"new_{name}"
@@ -87,7 +115,9 @@ class Pins:
 
     def remove(self, name: str) -> None:
         """Take a name away; the object goes when nothing else holds it."""
-        (self.directory / name).unlink(missing_ok=True)
+        path = self.directory / name
+        if os.path.lexists(path):  # a read-only bpffs refuses to remove also what is not there
+            path.unlink(missing_ok=True)
 
     def names(self) -> list[str]:
         """All names in the directory; empty when there is none."""
@@ -118,6 +148,8 @@ def namespace_cookie() -> int:
 
 def remember_devices(pins: Pins, ifindexes: Sequence[int]) -> None:
     """These are the devices, of the calling thread's namespace, that the programs of this directory hang at. Raises OSError."""
+    if _devices(pins) == tuple(ifindexes):
+        return
     devices = pins.open(DEVICES)
     if devices is None:
         devices = bpf.create_map("fp_devices", bpf.MapShape(bpf.DEVMAP, 4, 4, DEVICES_MAX))
@@ -130,6 +162,15 @@ def remember_devices(pins: Pins, ifindexes: Sequence[int]) -> None:
                 bpf.update(devices, key, struct.pack("=I", wanted))
             elif wanted is None and there is not None:
                 bpf.delete(devices, key)
+
+
+def _devices(pins: Pins) -> tuple[int, ...] | None:
+    """The devices that are remembered, or None: there is no map of them. A gap shows as a device less."""
+    devices = pins.look(DEVICES)
+    if devices is None:
+        return None
+    with devices:
+        return tuple(found for key in range(DEVICES_MAX) if (found := _device(devices, key)) is not None)
 
 
 def _device(devices: bpf.Fd, key: int) -> int | None:
@@ -181,11 +222,8 @@ def _is_dead(directory: Path) -> bool:
         with bpf.open_pin(path) as link:
             if bpf.link_target(link)[1]:
                 return False
-    devices = Pins(directory).open(DEVICES)
-    if devices is None:
-        return bool(links)
-    with devices:
-        return all(_device(devices, key) is None for key in range(DEVICES_MAX))
+    devices = _devices(Pins(directory))
+    return bool(links) if devices is None else not devices
 
 
 def is_bpffs(path: Path) -> bool:
@@ -198,6 +236,11 @@ def is_bpffs(path: Path) -> bool:
     library = ctypes.CDLL(None, use_errno=True)
     failed = bool(library.statfs(os.fsencode(path), ctypes.byref(result)))
     return not failed and int(result.type) & 0xFFFFFFFF == _MAGIC
+
+
+def is_read_only(path: Path) -> bool:
+    """Whether the file system there, or its mount, is read-only."""
+    return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
 
 
 def mount_bpffs(path: Path) -> None:

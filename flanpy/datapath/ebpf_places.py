@@ -53,7 +53,7 @@ def _pin_maps(loaded: Loaded, pins: Pins) -> None:
 
 def _attach(loaded: Loaded, spot: Spot, pins: Pins, hooks: TcHooks) -> bool:
     program = loaded.programs[spot.program]
-    pinned = pins.open(f"prog_{spot.program}")
+    pinned = pins.look(f"prog_{spot.program}")
     if pinned is not None:
         with pinned:
             same = loaded.adopted and bpf.program_tag(pinned) == bpf.program_tag(program)

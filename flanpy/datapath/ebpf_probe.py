@@ -20,7 +20,7 @@ from flanpy.datapath import ebpf_syscall as bpf
 from flanpy.datapath.ebpf_attach import has_tcx
 from flanpy.datapath.ebpf_layout import Header, build_snapshot
 from flanpy.datapath.ebpf_needs import require_ethernet
-from flanpy.datapath.ebpf_pins import BPFFS, Pins, is_bpffs
+from flanpy.datapath.ebpf_pins import BPFFS, Pins, is_bpffs, is_read_only
 from flanpy.datapath.ebpf_programs import Loaded, load, publish, read_object
 from flanpy.errors import DatapathError, PlatformError
 from flanpy.model import ForwardTable, Hop, TableEntry
@@ -128,6 +128,8 @@ def _bpffs() -> Probe:
                 "bpffs", True, f"not mounted at {BPFFS} yet: the agent does that as it starts (mount -t bpf bpf {BPFFS})"
             )
         return Probe("bpffs", False, f"not mounted at {BPFFS}, and this process may not", f"mount -t bpf bpf {BPFFS} as root")
+    if is_read_only(BPFFS):
+        return Probe("bpffs", False, f"{BPFFS} is read-only", f"mount -o remount,rw {BPFFS}")
     if not os.access(BPFFS, os.W_OK):
         return Probe("bpffs", False, f"{BPFFS} cannot be written", "give the agent's user the directory, or run as root")
     return Probe("bpffs", True, f"mounted at {BPFFS}: programs and maps outlive the agent")

@@ -15,15 +15,17 @@ from pathlib import Path
 from types import TracebackType
 
 MAP_CREATE, MAP_LOOKUP, MAP_UPDATE, MAP_DELETE, MAP_NEXT_KEY, PROG_LOAD, OBJ_PIN, OBJ_GET = 0, 1, 2, 3, 4, 5, 6, 7
-PROG_TEST_RUN, OBJ_INFO, LINK_CREATE, LINK_UPDATE = 10, 15, 28, 29
+PROG_TEST_RUN, OBJ_INFO, PROG_QUERY, LINK_CREATE, LINK_UPDATE = 10, 15, 16, 28, 29
 
 ARRAY, PERCPU_HASH, PERCPU_ARRAY, ARRAY_OF_MAPS, DEVMAP = 2, 5, 6, 12, 14
 SCHED_CLS = 3
 TCX_INGRESS, TCX_EGRESS = 46, 47
-F_NO_PREALLOC, F_MMAPABLE, F_INNER_MAP = 1 << 0, 1 << 10, 1 << 12
+F_NO_PREALLOC, F_RDONLY, F_MMAPABLE, F_INNER_MAP = 1 << 0, 1 << 3, 1 << 10, 1 << 12
 LINK_REPLACE = 4
 
 LOG_BYTES = 4 << 20
+PROGRAMS_MAX = 64
+"""The kernel's limit for one hook (BPF_MPROG_MAX)."""
 _NUMBERS = {"x86_64": 321, "aarch64": 280}
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -201,10 +203,12 @@ def pin(fd: Fd, path: Path) -> None:
     call(OBJ_PIN, struct.pack("=QII", _address(text), fd.number, 0))
 
 
-def open_pin(path: Path) -> Fd:
-    """The object behind a name in bpffs. Raises FileNotFoundError."""
+def open_pin(path: Path, *, only_look: bool = False) -> Fd:
+    """The object behind a name in bpffs. Raises FileNotFoundError; OSError(EROFS) where bpffs is read-only.
+
+    ``only_look``: also there, but not a link, and a map can only be read."""
     text = ctypes.create_string_buffer(os.fsencode(path))
-    return Fd(call(OBJ_GET, struct.pack("=QII", _address(text), 0, 0)))
+    return Fd(call(OBJ_GET, struct.pack("=QII", _address(text), 0, F_RDONLY if only_look else 0)))
 
 
 def create_link(program: Fd, ifindex: int, attach_type: int) -> Fd:
@@ -221,6 +225,17 @@ def link_target(link: Fd) -> tuple[int, int]:
     """(program id, ifindex) of a tcx link; ifindex 0: detached by somebody, or the device is gone."""
     _, _, program, _, ifindex, _ = struct.unpack_from("=IIIIII", info(link, 32))
     return program, ifindex
+
+
+def attached_programs(ifindex: int, attach_type: int) -> tuple[int, ...]:
+    """The ids of all programs that hang at a device by tcx, in the order in which they see packets."""
+    ids = (ctypes.c_uint32 * PROGRAMS_MAX)()
+    attributes = bytearray(
+        struct.pack("=IIIIQIIQQQQ", ifindex, attach_type, 0, 0, ctypes.addressof(ids), PROGRAMS_MAX, *5 * (0,))
+    )
+    call(PROG_QUERY, attributes)
+    (count,) = struct.unpack_from("=I", attributes, 24)
+    return tuple(ids[:count])
 
 
 def test_run(program: Fd, packet: bytes, context: bytes = b"") -> tuple[int, bytes]:
