@@ -13,6 +13,7 @@ struct fp_tunnel {
     __u32 total; /* bytes of the outer packet, by its own account */
     __u16 word;  /* what the sender says of our superpackets; 0: nothing */
     __u8 tos;
+    _Bool fragment; /* the outer packet is one; the first has the UDP header that says whose it is */
 };
 
 /* The end of the link header and the changed start of the inner one, stored by one call where that leaves sums as they are. */
@@ -32,14 +33,32 @@ FP_INLINE _Bool fp_read_outer4(struct __sk_buff *skb, struct fp_tunnel *tunnel)
     tunnel->total = FP_BE16(ip->total_be);
     tunnel->word = FP_BE16(ip->id);
     tunnel->tos = ip->tos;
+    tunnel->fragment = ip->fragment_be & FP_BE16(FP_MF_OR_OFFSET);
     return 1;
 }
 
-/* The same over IPv6. Extension headers, fragments among them: the socket can have them. */
+/* Whether this is the first fragment of a UDP packet over IPv6, whose UDP header stands behind another (RFC 8200, section 4.5). */
+FP_INLINE _Bool fp_read_fragment6(struct __sk_buff *skb, struct fp_tunnel *tunnel)
+{
+    struct {
+        struct fp_fragment6 fragment;
+        struct fp_udp udp;
+    } start;
+    if (tunnel->outer.v6.next != FP_FRAGMENT6 || bpf_skb_load_bytes(skb, FP_ETHERNET_BYTES + FP_IP6_BYTES, &start, sizeof start) ||
+        start.fragment.next != FP_UDP || start.fragment.offset_be & FP_BE16(FP_OFFSET6))
+        return 0;
+    tunnel->outer.udp = start.udp;
+    tunnel->fragment = 1;
+    return 1;
+}
+
+/* The same over IPv6. Extension headers: the socket can have them; of these, fragments are told apart to be counted. */
 FP_INLINE _Bool fp_read_outer6(struct __sk_buff *skb, struct fp_tunnel *tunnel)
 {
     const struct fp_ip6 *ip = &tunnel->outer.v6;
-    if (bpf_skb_load_bytes(skb, FP_ETHERNET_BYTES, &tunnel->outer, FP_OUTER6_BYTES + FP_IP4_BYTES) || ip->next != FP_UDP)
+    tunnel->fragment = 0;
+    if (bpf_skb_load_bytes(skb, FP_ETHERNET_BYTES, &tunnel->outer, FP_OUTER6_BYTES + FP_IP4_BYTES) ||
+        (ip->next != FP_UDP && !fp_read_fragment6(skb, tunnel)))
         return 0;
     __u32 first = FP_BE32(ip->version_class_label);
     if (first >> 28 != 6)
@@ -63,7 +82,7 @@ FP_INLINE _Bool fp_is_ours(const struct fp_run *run, const struct fp_tunnel *tun
     *reason = -1;
     if (!fp_is_to_us(run, &tunnel->outer))
         return 0;
-    if (!run->six && tunnel->outer.v4.fragment_be & FP_BE16(FP_MF_OR_OFFSET)) {
+    if (tunnel->fragment) {
         *reason = FP_BPF_UP_FRAGMENT;
         return 0;
     }
@@ -192,6 +211,14 @@ FP_INLINE long fp_strip(struct fp_run *run, struct fp_tunnel *tunnel)
                   : bpf_skb_store_bytes(run->skb, FP_ETHERNET_BYTES, tail.inner, sizeof tail.inner, BPF_F_RECOMPUTE_CSUM);
 }
 
+/* Drop a packet of a peer's, or of somebody else's (NULL). */
+FP_INLINE int fp_refuse(struct fp_run *run, struct fp_bpf_peer *peer, enum fp_verdict verdict, const struct fp_size *size)
+{
+    if (peer)
+        peer->dropped_in += size->packets;
+    return fp_drop(run, verdict, size->packets, size->bytes);
+}
+
 FP_INLINE int fp_decapsulate(struct __sk_buff *skb)
 {
     struct fp_run run;
@@ -221,11 +248,8 @@ FP_INLINE int fp_decapsulate(struct __sk_buff *skb)
     if (fp_measure(skb, inner_at, &tunnel.inner, tunnel.inner.total, &size))
         return fp_leave(&run, FP_BPF_UP_SOCKET);
     struct fp_bpf_peer *peer = fp_peer(&tunnel.sender);
-    if (verdict != FP_DECAPSULATED) {
-        if (peer)
-            peer->dropped_in += size.packets;
-        return fp_drop(&run, verdict, size.packets, size.bytes);
-    }
+    if (verdict != FP_DECAPSULATED)
+        return fp_refuse(&run, peer, verdict, &size);
 
     _Bool merge = fp_learn(&run, &tunnel);
     if (fp_is_probe(skb, inner_at, &tunnel.inner)) {
@@ -233,7 +257,7 @@ FP_INLINE int fp_decapsulate(struct __sk_buff *skb)
         return FP_TC_DROP;
     }
     if (fp_strip(&run, &tunnel))
-        return fp_drop(&run, FP_DROP_WRITE, size.packets, size.bytes);
+        return fp_refuse(&run, peer, FP_DROP_WRITE, &size);
     /* The device may have verified the outer checksum (there is none) and the inner one: one level less now. */
     bpf_csum_level(skb, BPF_CSUM_LEVEL_DEC);
     fp_count(run.counters, FP_DECAPSULATED, size.packets, size.bytes);

@@ -63,6 +63,14 @@ struct fp_outer {
     struct fp_udp udp;
 };
 
+/* The header of a fragment, RFC 8200, section 4.5. */
+struct fp_fragment6 {
+    __u8 next;
+    __u8 reserved;
+    __be16 offset_be; /* FP_OFFSET6, and the flag that more follow */
+    __be32 id;
+};
+
 struct fp_ethernet {
     __u8 destination[6];
     __u8 source[6];
@@ -77,6 +85,7 @@ enum { FP_ICMP = 1, FP_TCP = 6, FP_UDP = 17, FP_FRAGMENT6 = 44 };
 #define FP_IP6_BYTES 40u
 #define FP_DF 0x4000
 #define FP_MF_OR_OFFSET 0x3fff
+#define FP_OFFSET6 0xfff8
 
 enum { FP_NOT_ECT, FP_ECT_1, FP_ECT_0, FP_CE };
 

@@ -10,7 +10,7 @@ from scapy.all import IP, UDP, IPv6, Raw
 
 from tests.support.core import PEER_A, PEER_B, PEER_ECN, Core
 from tests.support.packets import Packet, pattern
-from tests.support.programs import DROP, NEXT, OURS, REDIRECT, Programs, Ran
+from tests.support.programs import ADJUST_ROOM, DROP, NEXT, OURS, REDIRECT, Programs, Ran
 
 pytestmark = pytest.mark.root
 
@@ -144,6 +144,18 @@ def _fields(packet: Packet) -> dict[str, object]:
 def test_what_is_not_for_the_programs_is_left_untouched(programs: Programs, name: str, packet: bytes) -> None:
     ran = programs.run("fp_decap", packet)
     assert (ran.result, ran.packet, ran.verdict) == (NEXT, packet, None), name
+
+
+def test_a_packet_that_cannot_be_unwrapped_counts_as_dropped_and_as_its_senders() -> None:
+    node = Programs()
+    try:
+        counted = node.count_peers(PEER_A.address, PEER_B.address)
+        node.cripple("fp_decap", ADJUST_ROOM)
+        ran = node.run("fp_decap", outer(FROM_PEER.raw()))
+        assert (ran.result, ran.verdict) == (DROP, "drop_write")
+        assert [count.dropped_in for count in counted.read((PEER_A.address, PEER_B.address)).values()] == [1, 0]
+    finally:
+        node.close()
 
 
 def test_lengths_that_contradict_each_other_are_left_to_the_stack(programs: Programs) -> None:

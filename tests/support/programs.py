@@ -5,6 +5,7 @@ Nothing is attached or pinned. One ``Programs`` is one node with the table of te
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
@@ -14,13 +15,17 @@ from flanpy.datapath import ebpf_syscall as bpf
 from flanpy.datapath.core import VERDICTS
 from flanpy.datapath.ebpf import possible_cpus
 from flanpy.datapath.ebpf_layout import COUNTERS_BYTES, OUTER_BYTES, Header, build_snapshot, sum_counters
+from flanpy.datapath.ebpf_peers import PeerCounters
 from flanpy.datapath.ebpf_pins import Pins
-from flanpy.datapath.ebpf_programs import Loaded, load, publish
+from flanpy.datapath.ebpf_programs import Loaded, load, publish, read_object
 from flanpy.model import Address, Hop
 from tests.support.core import PEER_A, PEERS, table
 
 OURS = IPv4Address("172.16.0.1")
 NEXT, DROP, REDIRECT = 0xFFFFFFFF, 2, 7
+CALL, MOVE = 0x85, 0xB7
+ADJUST_ROOM = 50
+"""The kernel's number of bpf_skb_adjust_room."""
 ETHERNET = bytes(12) + b"\x08\x00"
 
 
@@ -52,6 +57,24 @@ class Programs:
     def close(self) -> None:
         """Unload."""
         self._loaded.close()
+
+    def cripple(self, program: str, helper: int) -> None:
+        """From now on this helper of the kernel fails (EINVAL) whenever the program calls it, as if there were no memory."""
+        spec = read_object().programs[program]
+        code = bytearray(spec.linked({name: fd.number for name, fd in self._loaded.maps.items()}))
+        calls = [at for at in range(0, len(code), 8) if code[at : at + 8] == struct.pack("=BBhi", CALL, 0, 0, helper)]
+        assert calls, f"{program} calls no helper {helper}"
+        for at in calls:
+            code[at : at + 8] = struct.pack("=BBhi", MOVE, 0, 0, -22)
+        programs = {**self._loaded.programs, program: bpf.load_program(program, bytes(code), b"GPL")}
+        self._loaded.programs[program].close()
+        self._loaded = replace(self._loaded, programs=programs)
+
+    def count_peers(self, *peers: Address) -> PeerCounters:
+        """The counters of these peers, which are counted from now on."""
+        counted = PeerCounters(self._loaded.maps["fp_peers"], possible_cpus())
+        counted.have(peers)
+        return counted
 
     def counts(self) -> dict[str, int]:
         """Packets of every verdict that is not zero."""
