@@ -92,6 +92,7 @@ struct fp_parcel {
     _Bool flat;
     _Bool probe;
     __u16 word; /* what we say of the peer's superpackets; 0: nothing */
+    __u32 label; /* of the outer header, if it is IPv6 */
 };
 
 FP_INLINE void fp_fill_ip4(struct fp_ip4 *ip, const struct fp_run *run, const struct fp_parcel *parcel, __u8 tos)
@@ -110,8 +111,7 @@ FP_INLINE void fp_fill_ip4(struct fp_ip4 *ip, const struct fp_run *run, const st
 
 FP_INLINE void fp_fill_ip6(struct fp_ip6 *ip, const struct fp_run *run, const struct fp_parcel *parcel, __u8 tos)
 {
-    __u32 label = parcel->word ? FP_BPF_LABEL_MARK | parcel->word : 0;
-    ip->version_class_label = FP_BE32(6U << 28 | (__u32)tos << 20 | label);
+    ip->version_class_label = FP_BE32(6U << 28 | (__u32)tos << 20 | parcel->label);
     ip->payload_be = FP_BE16(parcel->bytes + (__u32)sizeof(struct fp_udp));
     ip->next = FP_UDP;
     ip->hops = 64;
@@ -195,6 +195,27 @@ FP_INLINE int fp_send(struct fp_run *run, struct fp_parcel *parcel, struct bpf_r
 }
 
 /*
+ * What we say of the peer's superpackets goes where nobody else reads anything (layout.h). Over IPv6 that is a probe's flow label: of
+ * other packets it is the same for a whole inner flow, whatever becomes of its packets, for routers choose the way by it (RFC 6437).
+ */
+FP_INLINE void fp_say(const struct fp_run *run, struct fp_parcel *parcel, __u32 peer)
+{
+    parcel->word = 0;
+    if (run->six) {
+        parcel->label = (bpf_get_hash_recalc(run->skb) & FP_BPF_LABEL_BITS) | FP_BPF_LABEL_FLOW;
+        if (!parcel->probe)
+            return;
+    }
+    __u32 units = fp_note_units(fp_note(&fp_wholes, peer), peer);
+    if (!units && run->header->flags & FP_BPF_TRAINS)
+        units = FP_BPF_UNITS_TRAINS;
+    if (!units)
+        return;
+    parcel->word = (__u16)(FP_BPF_ID_WHOLE | units << 8);
+    parcel->label = FP_BPF_LABEL_MARK | parcel->word;
+}
+
+/*
  * Which form the peer takes best. False: it has to go through userspace, because the underlay hands on whatever it gets and the peer
  * takes only finished packets, or because the peer receives TCP better in trains. Flat needs the peer's word, not older than
  * 0.6 s, that superpackets of this size reach it whole.
@@ -227,10 +248,7 @@ FP_INLINE _Bool fp_choose_form(struct fp_run *run, struct fp_parcel *parcel)
         run->counters->others[FP_BPF_UP_UDP_TRAIN]++;
         return 0;
     }
-    __u32 units = fp_note_units(fp_note(&fp_wholes, peer), peer);
-    if (!units && flags & FP_BPF_TRAINS)
-        units = FP_BPF_UNITS_TRAINS;
-    parcel->word = units ? (__u16)(FP_BPF_ID_WHOLE | units << 8) : 0;
+    fp_say(run, parcel, peer);
     return 1;
 }
 

@@ -136,12 +136,15 @@ struct fp_bpf_peer {
  * FP_BPF_ID_WHOLE | units << 8: "superpackets from you reached me whole lately, up to units * 520 bytes". The low byte is
  * left to the kernel, which counts segments in it. Without the mark: 0. 7 bits of such units reach past 65,535.
  *
- * IPv6 has no such field: the same word stands in the outer flow label there, below FP_BPF_LABEL_MARK, for a router may put a label of its own
- * where there is none (RFC 6437, section 3), which the mark and the low byte of zero tell from ours. Without the word: 0.
+ * IPv6 has no such field: the same word stands in the outer flow label of probes there, below FP_BPF_LABEL_MARK, for a router may put a
+ * label of its own where there is none (RFC 6437, section 3), which the mark and the low byte of zero tell from ours. All other packets
+ * have a label by their inner flow, which is odd and so never a word.
  */
 #define FP_BPF_ID_WHOLE 0x8000u
 #define FP_BPF_UNIT_BYTES 520u
 #define FP_BPF_LABEL_MARK 0xf0000u
+#define FP_BPF_LABEL_BITS 0xfffffu
+#define FP_BPF_LABEL_FLOW 1u
 #define FP_BPF_UNITS_TRAINS 127u /* instead of a size: "they do not, but I receive trains with a UDP checksum well: send me TCP so" */
 
 _Static_assert(sizeof(struct fp_bpf_header) == 104, "the loader packs it so");

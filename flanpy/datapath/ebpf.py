@@ -32,7 +32,7 @@ from flanpy.datapath.ebpf_needs import degraded, may_send_raw, require_ethernet
 from flanpy.datapath.ebpf_peers import PeerCounters, both
 from flanpy.datapath.ebpf_pins import READ_ONLY, ROOT, Pins, sweep_dead
 from flanpy.datapath.ebpf_places import put_in_place
-from flanpy.datapath.ebpf_prober import SuperpacketProber, forget, targets_of
+from flanpy.datapath.ebpf_prober import Notes, SuperpacketProber, forget, targets_of
 from flanpy.datapath.ebpf_programs import Loaded, load, publish
 from flanpy.errors import DatapathError, DatapathWaits, PlatformError, reason_of
 from flanpy.model import Address, ForwardTable
@@ -218,7 +218,8 @@ class EbpfDatapath:
         targets = targets_of(table, tuple(source.version for source in sources))
         if self._prober is None and targets and self._can_probe:
             maps = self._running().maps
-            start = partial(SuperpacketProber, settings.device, sources, maps["fp_thanks"], self._every_turn)
+            notes, six = Notes(maps["fp_wholes"], maps["fp_thanks"]), settings.underlay_address.version == 6
+            start = partial(SuperpacketProber, settings.device, sources, notes, self._every_turn, only_probes_tell=six)
             self._prober = self._explain("probes of the paths", start)
         if self._prober is not None:
             self._prober.aim(targets, table.mtu_bytes, whole=header.carries)

@@ -1,7 +1,8 @@
 """While bulk traffic flows: tells each peer what our receiver takes best, and finds out whether superpackets arrive whole.
 
 A probe is TCP from port 0 to port 0, which the peer's BPF programs note and swallow; what it tells stands in its outer header, which
-our programs write, and every packet back tells us. Full-size ones, a superpacket of 64 KB, go only over an underlay that may carry
+our programs write, and every packet back tells us; over an IPv6 underlay every probe back, so there small ones go to each peer whose
+superpackets have arrived. Full-size ones, a superpacket of 64 KB, go only over an underlay that may carry
 them; the kernel may cut one like any other packet, so it does no harm where it does not arrive whole, and a peer that keeps silent is
 asked less and less often. Small ones say that our interface merges trains. Where no bulk traffic flows nothing is sent at all.
 """
@@ -54,6 +55,14 @@ def targets_of(table: ForwardTable, versions: tuple[int, ...]) -> tuple[Target, 
     return tuple(Target(peer, address) for peer, address in inner.items())
 
 
+@dataclass(frozen=True, slots=True)
+class Notes:
+    """The maps of what superpackets have come whole from peers, and of what peers say of ours."""
+
+    wholes: bpf.Fd
+    thanks: bpf.Fd
+
+
 @dataclass(slots=True)
 class _Wait:
     due_s: float = 0.0
@@ -63,13 +72,16 @@ class _Wait:
 class SuperpacketProber:
     """The thread that probes. Belongs to the network namespace of the thread that makes it."""
 
-    def __init__(self, device: str, sources: tuple[Address, ...], thanks: bpf.Fd, every_turn: Callable[[], int]) -> None:
+    def __init__(
+        self, device: str, sources: tuple[Address, ...], notes: Notes, every_turn: Callable[[], int], *, only_probes_tell: bool
+    ) -> None:
         self._every_turn = every_turn
         self._bulk = 0
         self._active_until_s = 0.0
         self._sources = {source.version: source for source in sources}
         self._mtu_bytes = 0
-        self._thanks = thanks
+        self._notes = notes
+        self._only_probes_tell = only_probes_tell
         self._targets: tuple[Target, ...] = ()
         self._whole = False
         self.trains = False
@@ -111,14 +123,16 @@ class SuperpacketProber:
         due = sorted(
             (target for target in targets if self._waits[target].due_s <= now_s), key=lambda each: self._waits[each].due_s
         )
-        for target in due[:PROBES_A_TURN] if self._whole else ():
+        full = due[:PROBES_A_TURN] if self._whole else ()
+        for target in full:
             wait = self._waits[target]
-            wait.period_s = PERIOD_S if self._is_confirmed(target) else min(2 * wait.period_s, SILENT_PERIOD_S)
+            wait.period_s = PERIOD_S if _is_noted(self._notes.thanks, target) else min(2 * wait.period_s, SILENT_PERIOD_S)
             wait.due_s = now_s + wait.period_s - PERIOD_S / 2
             if not self._send(target, _TOTAL_BYTES):
                 self._waits[target] = _Wait()
-        for target in targets if self.trains else ():
-            self._send(target, 0)
+        for target in targets:
+            if self.trains or (self._only_probes_tell and target not in full and _is_noted(self._notes.wholes, target)):
+                self._send(target, 0)
 
     def _send(self, target: Target, total_bytes: int) -> bool:
         """At least the headers. False: the device is down, or its queue full; the next turn tries again."""
@@ -128,11 +142,12 @@ class SuperpacketProber:
             return False
         return True
 
-    def _is_confirmed(self, target: Target) -> bool:
-        """As fp_note_units reads it."""
-        (note,) = struct.unpack("=Q", bpf.lookup(self._thanks, _slot(target.peer), 8))
-        age = ((time.monotonic_ns() >> _TICK_SHIFT) - (note >> 7)) & 0x1FFFFFF
-        return note >> 32 == target.peer and bool(note & 0x7F) and age <= _TICKS
+
+def _is_noted(notes: bpf.Fd, target: Target) -> bool:
+    """As fp_note_units reads it."""
+    (note,) = struct.unpack("=Q", bpf.lookup(notes, _slot(target.peer), 8))
+    age = ((time.monotonic_ns() >> _TICK_SHIFT) - (note >> 7)) & 0x1FFFFFF
+    return note >> 32 == target.peer and bool(note & 0x7F) and age <= _TICKS
 
 
 def forget(notes: Iterable[bpf.Fd], table: ForwardTable) -> None:

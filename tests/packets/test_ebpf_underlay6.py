@@ -8,7 +8,7 @@ from ipaddress import IPv6Address
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scapy.all import UDP, IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrFragment, Raw
+from scapy.all import IP, UDP, IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrFragment, Raw
 
 from flanpy.model import Hop
 from tests.packets.test_ebpf_programs import ETHERNET6, SOURCES6, six
@@ -138,7 +138,6 @@ def test_what_is_not_for_the_programs_is_left_untouched(programs: Programs) -> N
         "another port": outer(inner, dport=8286),
         "a UDP checksum, so a socket has sent it": outer(inner, chksum=0x1234),
         "destination options": bytes(ends / IPv6ExtHdrDestOpt() / datagram),
-        "a fragment": bytes(ends / IPv6ExtHdrFragment(m=1) / datagram),
         "not UDP": bytes(ends / Raw(bytes(60))),
         "another address": bytes(to_other),
         "time to live used up": outer(inner_packet(4, ttl=1)),
@@ -147,6 +146,25 @@ def test_what_is_not_for_the_programs_is_left_untouched(programs: Programs) -> N
     }.items():
         ran = programs.run("fp_decap", packet, ETHERNET6)
         assert (ran.result, ran.packet, ran.verdict) == (NEXT, packet, None), name
+
+
+def test_fragments_are_left_untouched_and_the_first_of_a_packet_of_ours_is_counted() -> None:
+    ends = IPv6(src=str(PEER_A.address), dst=str(OURS))
+    datagram = UDP(sport=8285, dport=8285, chksum=0x1234) / Raw(inner_packet(4))
+    first = bytes(ends / IPv6ExtHdrFragment(m=1, nh=17) / datagram)
+    node = Programs(entries=ENTRIES, own=OURS)
+    try:
+        for name, packet, counted in (
+            ("a later one", bytes(ends / IPv6ExtHdrFragment(m=1, offset=9, nh=17) / datagram), set()),
+            ("another port's", bytes(ends / IPv6ExtHdrFragment(m=1, nh=17) / UDP(dport=8286) / Raw(bytes(60))), set()),
+            ("not UDP's", bytes(ends / IPv6ExtHdrFragment(m=1, nh=6) / Raw(bytes(datagram))), set()),
+            ("cut short", first[:59], set()),
+            ("the first", first, {"bpf_up_fragment"}),
+        ):
+            ran = node.run("fp_decap", packet, ETHERNET6)
+            assert (ran.result, ran.packet, ran.verdict, node.noticed()) == (NEXT, packet, None, counted), name
+    finally:
+        node.close()
 
 
 def test_every_prefix_of_an_outer_packet_is_left_to_the_stack(programs: Programs) -> None:
@@ -193,8 +211,31 @@ def test_what_goes_out_is_what_the_core_sends(programs: Programs, family: int, t
         return
     (send,) = core.sends()
     assert (ran.result, ran.verdict, verdict) == (REDIRECT, "encapsulated", "encapsulated")
-    headers = IPv6(src=str(OURS), dst=str(send.hop.address), tc=send.tos, hlim=64, fl=0) / UDP(sport=8285, dport=8285, chksum=0)
+    label = IPv6(ran.packet).fl
+    headers = IPv6(src=str(OURS), dst=str(send.hop.address), tc=send.tos, hlim=64, fl=label) / UDP(
+        sport=8285, dport=8285, chksum=0
+    )
     assert ran.packet == bytes(headers / Raw(send.packets[0]))
+    assert label & 1, "never a word about superpackets"
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_the_outer_flow_label_is_one_for_each_inner_flow(programs: Programs, family: int) -> None:
+    """RFC 6437: routers spread flows over paths by it; 20 flows have 20 labels, but for a chance of 1 in 3,000."""
+
+    def labels(port: int) -> set[int]:
+        datagram = UDP(sport=port, dport=7)
+        ends = ("fd05:0:0:1::7", "fd05:0:0:2::9") if family == 6 else ("10.5.1.7", "10.5.2.9")
+        found = set()
+        for size in (0, 1, 500, 1300):
+            inner = (IPv6(src=ends[0], dst=ends[1]) if family == 6 else IP(src=ends[0], dst=ends[1], id=size)) / datagram
+            ran = programs.run("fp_bypass", bytes(inner / Raw(pattern(size))), ETHERNET6 if family == 6 else ETHERNET)
+            found.add(IPv6(ran.packet).fl)
+        return found
+
+    of_flows = [labels(port) for port in range(5000, 5020)]
+    assert [len(each) for each in of_flows] == [1] * 20
+    assert len(set().union(*of_flows)) >= 19
 
 
 @pytest.mark.parametrize("family", [4, 6])
