@@ -6,14 +6,26 @@
 
 #include "run.h"
 
-#define FP_TRAIN_NS (50 * 1000 * 1000ULL) /* a UDP flow stays with userspace that long after its last superpacket */
+#define FP_TRAIN_NS (50 * 1000 * 1000ULL) /* UDP between two pods stays with userspace that long after its last superpacket */
+
+/* A number for the two ends of an inner packet; odd, for slot 0 is for all of them. */
+FP_INLINE __u32 fp_pair(const struct fp_inner *inner)
+{
+    __u64 mixed;
+    if (inner->version == 6)
+        mixed = (fp_half(inner->v6.source_be) ^ fp_half(inner->v6.destination_be) << 1) * 0x9e3779b97f4a7c15ULL ^
+                fp_half(inner->v6.source_be + 2) ^ fp_half(inner->v6.destination_be + 2) << 1;
+    else
+        mixed = (__u64)inner->v4.source_be << 32 | inner->v4.destination_be;
+    return (__u32)(mixed * 0xd6e8feb86659fd93ULL >> 40) | 1;
+}
 
 /*
- * Whether this UDP packet must go the way of its flow's superpackets, which go to userspace unless they can be sent `whole`. The
- * first slot tells whether any flow had one lately, so that flows are hashed only then. Of a fragment nobody knows the flow: it goes
- * that way while any flow does.
+ * Whether this UDP packet must go the way of superpackets that its pod sent to the same pod lately, which go to userspace unless they
+ * can be sent `whole`. Not by flow: of a fragment nobody knows the flow, and it may be of any. The first slot tells whether anybody
+ * sent one lately, so that most packets look no further.
  */
-FP_INLINE _Bool fp_is_train(struct __sk_buff *skb, _Bool whole, _Bool fragment)
+FP_INLINE _Bool fp_is_train(struct __sk_buff *skb, const struct fp_inner *inner, _Bool whole)
 {
     _Bool starts = skb->gso_size && !whole;
     __u64 *any = fp_slot(&fp_trains, 0);
@@ -22,13 +34,11 @@ FP_INLINE _Bool fp_is_train(struct __sk_buff *skb, _Bool whole, _Bool fragment)
     __u64 now = bpf_ktime_get_ns();
     if (!starts && now - *any > FP_TRAIN_NS)
         return 0;
-    if (fragment)
-        return 1;
-    __u64 *flow = fp_slot(&fp_trains, bpf_get_hash_recalc(skb) | 1);
-    if (!flow || (!starts && now - *flow > FP_TRAIN_NS))
+    __u64 *pair = fp_slot(&fp_trains, fp_pair(inner));
+    if (!pair || (!starts && now - *pair > FP_TRAIN_NS))
         return 0;
     if (starts) {
-        *flow = now;
+        *pair = now;
         *any = now;
     }
     return 1;
@@ -243,8 +253,8 @@ FP_INLINE _Bool fp_choose_form(struct fp_run *run, struct fp_parcel *parcel)
     parcel->flat = carries && flags & FP_BPF_WHOLE && !parcel->probe && parcel->inner.version == (run->six ? 6 : 4) &&
                    thanks >= fp_units(parcel->bytes) &&
                    parcel->bytes + run->headers + FP_ETHERNET_BYTES < 0x10000;
-    _Bool fragment = fp_is_fragment(&parcel->inner);
-    if (carries && (fragment || parcel->inner.protocol == FP_UDP) && fp_is_train(run->skb, parcel->flat, fragment)) {
+    if (carries && (parcel->inner.protocol == FP_UDP || fp_is_fragment(&parcel->inner)) &&
+        fp_is_train(run->skb, &parcel->inner, parcel->flat)) {
         run->counters->others[FP_BPF_UP_UDP_TRAIN]++;
         return 0;
     }

@@ -13,7 +13,7 @@
  * before the last check; after that a failure can only drop it (FP_DROP_SEND, FP_DROP_WRITE).
  *
  * Which half takes it must never change the order inside a flow. Outgoing, it depends on the peer and, for UDP, on whether the
- * flow lately had superpackets. Incoming, the sender has decided: a UDP checksum of zero marks packets of these programs, while
+ * same two pods lately had superpackets. Incoming, the sender has decided: a UDP checksum of zero marks packets of these programs, while
  * a socket always fills it, and its packets (also trains of them, UDP GSO and GRO) go to our socket, each after the other.
  *
  * Superpackets: the inner packet stays one, gso_size untouched, and the kernel or the device cuts inner packet and outer headers

@@ -1,13 +1,9 @@
-"""IPv6 packets of pods over an IPv4 underlay, for each pair of datapaths; the topology is drawn in tests/support/ebpf.py.
-
-The host's own router solicitations and multicast listener reports reach the devices too; userspace drops them as martians.
-"""
+"""IPv6 packets of pods over an IPv4 underlay; the topology is drawn in tests/support/ebpf.py. Every pair: test_ebpf_pairs.py."""
 
 import hashlib
 import os
 import re
 import socket
-import struct
 from pathlib import Path
 
 import pytest
@@ -15,29 +11,15 @@ from scapy.layers.inet import IP, UDP
 from scapy.layers.inet6 import IPv6
 
 from tests.netns.test_datapath_traffic import send_and_digest
-from tests.netns.test_ebpf_traffic import PAIRS, UDP_SEGMENT, UNDERLAYS
 from tests.support.clusters import eventually
-from tests.support.ebpf import EbpfOverlay, drained, ebpf_overlay, tap
-from tests.support.netns import counters, udp_socket
+from tests.support.ebpf import EbpfOverlay, drained, ebpf_overlay, know_neighbours, tap
+from tests.support.netns import udp_socket
 from tests.support.six import Six, six
 from tests.support.transfers import transfer
 
 pytestmark = pytest.mark.root
 
 CONTENT_BYTES = 12 << 20
-CARRIED = {"encapsulated", "decapsulated", "drop_martian"}
-
-
-@pytest.mark.parametrize("underlay", UNDERLAYS)
-@pytest.mark.parametrize("kinds", PAIRS, ids="-".join)
-def test_tcp_content_arrives_unharmed_both_ways(kinds: tuple[str, str], underlay: str) -> None:
-    content = os.urandom(CONTENT_BYTES)
-    expected = hashlib.sha256(content).hexdigest()
-    with ebpf_overlay(kinds, ipv6=True, **UNDERLAYS[underlay]) as made:
-        assert send_and_digest(made.a, made.b, content, made.b.pod_address6) == expected
-        assert send_and_digest(made.b, made.a, content, made.a.pod_address6) == expected
-        assert set(counters(made.a.stats)) | set(counters(made.b.stats)) <= CARRIED
-        assert made.b.stats.verdicts["decapsulated"].bytes > CONTENT_BYTES
 
 
 def test_superpackets_stay_in_the_programs() -> None:
@@ -50,28 +32,6 @@ def test_superpackets_stay_in_the_programs() -> None:
             assert stats[0]["bpf_superpackets_out"] == stats[1]["bpf_superpackets_in"] > 100, how
             assert stats[0]["udp_sends"] == 0, how
             assert (stats[1]["bpf_bypassed"] > 0) == ("bypass" in how)
-
-
-@pytest.mark.parametrize("underlay", ["superpacket", "wire"])
-@pytest.mark.parametrize("kinds", PAIRS, ids="-".join)
-def test_udp_trains_arrive_cut_in_order(kinds: tuple[str, str], underlay: str) -> None:
-    with ebpf_overlay(kinds, ipv6=True, **UNDERLAYS[underlay]) as made, udp_socket(made.b.pod, made.b.pod_address6) as receiver:
-        with udp_socket(made.a.pod, ipv6=True) as sender:
-            know_neighbours(made)
-            expected = []
-            for turn in range(10):
-                train = [struct.pack("!II", turn, number) + os.urandom(1192) for number in range(30)] + [b"%d end" % turn]
-                segment = [(socket.IPPROTO_UDP, UDP_SEGMENT, struct.pack("H", 1200))]
-                sender.sendmsg([b"".join(train)], segment, 0, receiver.getsockname())
-                sender.sendto(b"alone", receiver.getsockname())
-                expected += [*train, b"alone"]
-            assert [receiver.recv(65536) for _ in expected] == expected
-
-
-def know_neighbours(made: EbpfOverlay) -> None:
-    """A burst that waits for a neighbour would overflow the kernel's queue for that."""
-    target = str(made.b.pod_address6)
-    eventually(lambda: " 1 received" in made.a.pod.run("ping", "-6", "-c1", "-W1", target, check=False), 10, f"{target} answers")
 
 
 def hops_of(made: EbpfOverlay) -> list[str]:

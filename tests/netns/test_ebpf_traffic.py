@@ -1,4 +1,4 @@
-"""What every pair of datapaths carries between two pods, over underlays that carry superpackets and that do not.
+"""How ebpf carries packets between two pods: whole, cut, by which half. That all arrives, for every pair: test_ebpf_pairs.py.
 
 The topology is drawn in tests/support/ebpf.py.
 """
@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import socket
-import struct
 from socket import AF_INET, AF_INET6
 
 import pytest
@@ -16,7 +15,8 @@ from scapy.layers.inet import IP, TCP, UDP
 from flanpy.kernel.bpf_host import merging_names
 from flanpy.model import Address
 from tests.netns.test_datapath_traffic import send_and_digest
-from tests.support.ebpf import EbpfOverlay, drained, ebpf_overlay, release, tap
+from tests.netns.test_ebpf_pairs import UDP_SEGMENT
+from tests.support.ebpf import EbpfOverlay, drained, ebpf_overlay, tap
 from tests.support.namespaces import inside
 from tests.support.netns import counters, udp_socket
 from tests.support.polling import soon
@@ -24,27 +24,6 @@ from tests.support.polling import soon
 pytestmark = pytest.mark.root
 
 CONTENT_BYTES = 24 << 20
-PAIRS = [("ebpf", "ebpf"), ("ebpf", "userspace"), ("userspace", "ebpf")]
-UNDERLAYS = {"superpacket": {}, "wire": {"wire": True}, "wire-gro": {"wire": True, "gro": True}, "jumbo": {"mtu": 9000}}
-UDP_SEGMENT = 103
-
-
-def checks_off(made: EbpfOverlay) -> None:
-    """Pods whose interface leaves no checksum to anybody."""
-    for side in (made.a, made.b):
-        side.pod.script("ethtool -K eth0 tx off >/dev/null")
-
-
-@pytest.mark.parametrize("underlay", UNDERLAYS)
-@pytest.mark.parametrize("kinds", PAIRS, ids="-".join)
-def test_tcp_content_arrives_unharmed_both_ways(kinds: tuple[str, str], underlay: str) -> None:
-    content = os.urandom(CONTENT_BYTES)
-    expected = hashlib.sha256(content).hexdigest()
-    with ebpf_overlay(kinds, **UNDERLAYS[underlay]) as made:
-        assert send_and_digest(made.a, made.b, content) == expected
-        assert send_and_digest(made.b, made.a, content) == expected
-        assert set(counters(made.a.stats)) == set(counters(made.b.stats)) == {"encapsulated", "decapsulated"}
-        assert made.b.stats.verdicts["decapsulated"].bytes > CONTENT_BYTES
 
 
 def assert_echoes(made: EbpfOverlay, content: bytes, address: Address, times: int) -> None:
@@ -75,14 +54,6 @@ def test_single_packets_of_a_jumbo_underlay_pass_the_merging_device(family: int)
         assert made.b.stats.counters["bpf_inner_gro"] > 0
 
 
-@pytest.mark.parametrize("kinds", PAIRS, ids="-".join)
-def test_tcp_from_pods_without_checksum_offload_arrives_unharmed(kinds: tuple[str, str]) -> None:
-    content = os.urandom(CONTENT_BYTES)
-    with ebpf_overlay(kinds) as made:
-        checks_off(made)
-        assert send_and_digest(made.a, made.b, content) == hashlib.sha256(content).hexdigest()
-
-
 def test_tcp_behind_a_bridge_travels_whole_from_pod_to_pod() -> None:
     """A bridge has no tunnel offloads: a superpacket that still passed for a tunnel's would be cut on it."""
     content = os.urandom(CONTENT_BYTES)
@@ -101,40 +72,6 @@ def test_superpackets_are_sent_whole_where_the_peer_and_the_underlay_take_them()
         assert send_and_digest(made.a, made.b, content) == hashlib.sha256(content).hexdigest()
         assert made.a.stats.counters["bpf_superpackets_out"] == made.b.stats.counters["bpf_superpackets_in"] > 100
         assert made.a.stats.verdicts["encapsulated"].packets > 10 * made.a.stats.counters["bpf_superpackets_out"]
-
-
-@pytest.mark.parametrize("underlay", ["superpacket", "wire"])
-@pytest.mark.parametrize("kinds", PAIRS, ids="-".join)
-def test_udp_of_every_size_arrives_unharmed(kinds: tuple[str, str], underlay: str) -> None:
-    sizes = [1, 2, 3, 63, 64, 500, *range(1400, 1446), 2000, 8000, 65000]
-    with ebpf_overlay(kinds, **UNDERLAYS[underlay]) as made, udp_socket(made.b.pod, made.b.pod_address) as receiver:
-        with udp_socket(made.a.pod) as sender:
-            for size in sizes:
-                sent = os.urandom(size)
-                sender.sendto(sent, receiver.getsockname())
-                assert receiver.recv(65536) == sent, f"{size} bytes"
-
-
-@pytest.mark.parametrize("off", [False, True], ids=["offload", "no-offload"])
-@pytest.mark.parametrize("underlay", ["superpacket", "wire"])
-@pytest.mark.parametrize("kinds", PAIRS, ids="-".join)
-def test_udp_superpackets_arrive_cut_in_order(kinds: tuple[str, str], underlay: str, off: bool) -> None:
-    """Trains and single datagrams of one flow in turn: whichever half takes them, none overtakes another."""
-    if off and release() < (6, 12):
-        pytest.skip(f"Linux {os.uname().release} gives EIO to UDP_SEGMENT on a pod without checksum offload")
-    with ebpf_overlay(kinds, **UNDERLAYS[underlay]) as made, udp_socket(made.b.pod, made.b.pod_address) as receiver:
-        if off:
-            checks_off(made)
-        with udp_socket(made.a.pod) as sender:
-            expected = []
-            for turn in range(20):
-                train = [struct.pack("!II", turn, number) + os.urandom(1192) for number in range(30)] + [b"%d end" % turn]
-                sender.sendmsg(
-                    [b"".join(train)], [(socket.IPPROTO_UDP, UDP_SEGMENT, struct.pack("H", 1200))], 0, receiver.getsockname()
-                )
-                sender.sendto(b"alone", receiver.getsockname())
-                expected += [*train, b"alone"]
-            assert [receiver.recv(65536) for _ in expected] == expected
 
 
 def test_frames_with_a_tag_that_nobody_took_off_are_not_ours() -> None:

@@ -1,4 +1,4 @@
-"""Pods' packets of both families over an IPv6 underlay, for each pair of datapaths; the topology is drawn in tests/support/ebpf.py."""
+"""Pods' packets of both families over an IPv6 underlay; the topology is drawn in tests/support/ebpf.py. Every pair: test_ebpf_pairs.py."""
 
 import hashlib
 import os
@@ -11,14 +11,13 @@ from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6, IPv6ExtHdrDestOpt
 from scapy.packet import Raw
 
-from flanpy.model import Address
 from tests.netns.test_datapath_traffic import send_and_digest
-from tests.netns.test_ebpf_ipv6 import CARRIED, assert_carried_by_ebpf, hops_of, know_neighbours
-from tests.netns.test_ebpf_traffic import PAIRS, UDP_SEGMENT, UNDERLAYS
+from tests.netns.test_ebpf_ipv6 import assert_carried_by_ebpf, hops_of
+from tests.netns.test_ebpf_pairs import UDP_SEGMENT, address_of
 from tests.support.clusters import eventually
-from tests.support.ebpf import PORT, EbpfOverlay, EbpfSide, drained, ebpf_overlay, tap
+from tests.support.ebpf import PORT, EbpfOverlay, drained, ebpf_overlay, know_neighbours, tap
 from tests.support.namespaces import inside
-from tests.support.netns import counters, udp_socket
+from tests.support.netns import udp_socket
 from tests.support.packets import Packet
 from tests.support.six import six
 
@@ -26,10 +25,6 @@ pytestmark = pytest.mark.root
 
 CONTENT_BYTES = 6 << 20
 ETHERTYPE6 = b"\x86\xdd"
-
-
-def address_of(side: EbpfSide, family: int) -> Address:
-    return side.pod_address6 if family == 6 else side.pod_address
 
 
 def assert_content_arrives(made: EbpfOverlay, family: int, content: bytes) -> None:
@@ -41,20 +36,6 @@ def assert_content_arrives(made: EbpfOverlay, family: int, content: bytes) -> No
 def wait_for_words(made: EbpfOverlay) -> None:
     """Until both hosts know what the other says of their superpackets: only probes carry that here."""
     eventually(lambda: all(side.stats.counters["bpf_probes_in"] > 0 for side in (made.a, made.b)), 5, "a probe has come")
-
-
-EVERY = [(kinds, name) for kinds in PAIRS for name in UNDERLAYS if name != "wire-gro" or "userspace" not in kinds]
-
-
-@pytest.mark.parametrize(("kinds", "underlay"), EVERY, ids=[f"{a}-{b}-{name}" for (a, b), name in EVERY])
-def test_tcp_content_arrives_unharmed_both_ways(kinds: tuple[str, str], underlay: str) -> None:
-    content = os.urandom(CONTENT_BYTES)
-    with ebpf_overlay(kinds, ipv6=True, outer=6, **UNDERLAYS[underlay]) as made:
-        know_neighbours(made)
-        for family in (4, 6):
-            assert_content_arrives(made, family, content)
-        assert set(counters(made.a.stats)) | set(counters(made.b.stats)) <= CARRIED
-        assert made.b.stats.verdicts["decapsulated"].bytes > 2 * CONTENT_BYTES
 
 
 @pytest.mark.parametrize("how", [{}, {"bridge": True}, {"bridge": True, "bypass": True}], ids=["port", "bridge", "bypass"])
@@ -159,25 +140,6 @@ def assert_correct(packet: bytes) -> None:
     if packet[48] >> 4 == 4:
         del again.chksum
     assert bytes(again) == packet[48:]
-
-
-@pytest.mark.parametrize("underlay", ["superpacket", "wire"])
-@pytest.mark.parametrize("kinds", PAIRS, ids="-".join)
-def test_udp_arrives_cut_in_order(kinds: tuple[str, str], underlay: str) -> None:
-    """Trains and single datagrams of every size of one flow in turn: whichever half takes them, none overtakes another."""
-    with ebpf_overlay(kinds, ipv6=True, outer=6, **UNDERLAYS[underlay]) as made:
-        know_neighbours(made)
-        for family in (4, 6):
-            target = address_of(made.b, family)
-            with udp_socket(made.b.pod, target) as receiver, udp_socket(made.a.pod, address_of(made.a, family)) as sender:
-                for number, size in enumerate([1, 64, *range(1396, 1426), 2000, 8000, 65000]):
-                    train = [struct.pack("!II", number, each) + os.urandom(1092) for each in range(30)] + [b"%d end" % number]
-                    segment = [(socket.IPPROTO_UDP, UDP_SEGMENT, struct.pack("H", 1100))]
-                    sender.sendmsg([b"".join(train)], segment, 0, receiver.getsockname())
-                    alone = os.urandom(size)
-                    sender.sendto(alone, receiver.getsockname())
-                    expected = [*train, alone]
-                    assert [receiver.recv(65536) for _ in expected] == expected, f"{size} bytes"
 
 
 def test_a_traceroute_shows_both_ends_of_the_tunnel() -> None:

@@ -34,6 +34,7 @@ from flanpy.kernel.netlink import Kernel
 from flanpy.kernel.tun import open_tun
 from flanpy.model import Address, ForwardTable, Hop, TableEntry
 from tests.support.namespaces import Namespace, inside, namespace
+from tests.support.polling import eventually
 
 PORT = 8285
 
@@ -287,3 +288,10 @@ def ebpf_overlay(
         if published:
             made.publish()
         yield made
+
+
+def know_neighbours(made: EbpfOverlay) -> None:
+    """A burst that waits for a neighbour would overflow the kernel's queue for that."""
+    for target in (made.b.pod_address, made.b.pod_address6):
+        ping = ("ping", "-c1", "-W1", str(target))
+        eventually(lambda ping=ping: " 1 received" in made.a.pod.run(*ping, check=False), 10, f"{target} answers")
