@@ -11,6 +11,7 @@ import re
 import socket
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from flanpy.agent.host_checks import Check
 from flanpy.agent.path_mtu import PathMtu, measure_all
 from flanpy.errors import AgentAbsent
 from flanpy.kernel import host_facts, platform
+from flanpy.kernel.address_probe import other_holder
 from flanpy.model import Address
 
 PEERS_PINGED = 32
@@ -81,9 +83,17 @@ def _host(status: dict[str, Any], options: dict[str, Any]) -> Iterator[Check]:
     """What may be wrong with this host though nothing of ours is."""
     uplink, counts = str(status["uplink"]["name"]), "/proc/sys/net/netfilter/nf_conntrack_{}"
     yield from judge.forward6_check(_networks(status), _read("/proc/sys/net/ipv6/conf/all/forwarding"))
+    yield from _address(uplink, ip_address(status["uplink"]["address"]))
     yield judge.offload_check(uplink, host_facts.large_receive_offload(uplink))
     yield from judge.conntrack_check(_read(counts.format("count")), _read(counts.format("max")))
     yield judge.clock_check(host_facts.clock_synchronised(), options["etcd-endpoints"])
+
+
+def _address(uplink: str, address: Address) -> Iterator[Check]:
+    """Nothing where it cannot be asked: IPv6 asks by itself, and without CAP_NET_RAW nobody can."""
+    if address.version == 4:
+        with suppress(OSError):
+            yield judge.address_check(str(address), other_holder(uplink, address))
 
 
 def _networks(status: dict[str, Any]) -> list[str]:

@@ -170,6 +170,15 @@ def clock_check(synchronised: bool, endpoints: Iterable[str]) -> Check:
     return Check("clock", "ok", "not synchronised; only the times in logs depend on it here")
 
 
+def address_check(address: str, other: str | None) -> Check:
+    """Whether another machine on the link answers for our underlay address; ``other`` is its MAC."""
+    name = f"address {address}"
+    if other is None:
+        return Check(name, "ok", "nobody else on the link answers for it")
+    reason = f"{other} on the link answers for it too: other nodes reach one of the two machines"
+    return Check(name, "error", reason, "give one of them another address")
+
+
 def offload_check(device: str, lro: bool | None) -> Check:
     """Large receive offload merges packets so that they cannot be taken apart again: not for what is forwarded."""
     name = f"offloads {device}"

@@ -86,6 +86,7 @@ def run_agent(options: AgentOptions, load: Callable[[], AgentOptions]) -> int:
         underlay = Underlay(kernel, _selection(options))
         uplink = underlay.uplink
         log.info("%s %s", uplink.name, uplink.underlay, extra=event("uplink", name=uplink.name, address=str(uplink.underlay)))
+        underlay.probe_address()
         if options.embedded_etcd:
             options = _start_etcd(options, stack)
             reload.begin_with(options)

@@ -7,9 +7,12 @@ the reason is kept for the operator.
 from __future__ import annotations
 
 import logging
+import threading
+from ipaddress import IPv4Address
 
 from flanpy.agent.logs import event
 from flanpy.errors import FlanpyError, InterfaceError
+from flanpy.kernel.address_probe import other_holder
 from flanpy.kernel.netlink import Kernel
 from flanpy.kernel.uplink import UplinkSelection, find_uplink
 from flanpy.model import Uplink
@@ -25,6 +28,10 @@ class Underlay:
         self._selection = selection
         self.uplink: Uplink = find_uplink(kernel, selection)
         self.problem: str | None = None
+
+    def probe_address(self) -> None:
+        """Have a thread ask whether another machine answers for our address, and warn if one does; nothing waits for it."""
+        threading.Thread(target=_warn_of_another_holder, args=(self.uplink,), name="address-probe", daemon=True).start()
 
     def look(self) -> bool:
         """Look again; whether anything that matters to us has changed.
@@ -53,7 +60,10 @@ class Underlay:
             self.uplink.mtu_bytes,
             extra=event("uplink_changed", name=found.name, address=str(found.underlay), mtu_bytes=found.mtu_bytes),
         )
+        moved = found.underlay != self.uplink.underlay
         self.uplink = found
+        if moved:
+            self.probe_address()
         return True
 
     def _lost(self, problem: str) -> None:
@@ -65,3 +75,22 @@ class Underlay:
                 extra=event("uplink_lost", problem=problem),
             )
         self.problem = problem
+
+
+def _warn_of_another_holder(uplink: Uplink) -> None:
+    """IPv6 does this by itself (RFC 4862)."""
+    if not isinstance(uplink.underlay, IPv4Address):
+        return
+    try:
+        mac = other_holder(uplink.name, uplink.underlay)
+    except OSError as error:
+        log.debug("underlay: %s is not probed for: %s", uplink.underlay, error.strerror, extra=event("address_not_probed"))
+        return
+    if mac is not None:
+        log.warning(
+            "underlay: %s on the link of %s has the address %s too: other nodes reach one of the two; give one another address",
+            mac,
+            uplink.name,
+            uplink.underlay,
+            extra=event("address_taken", address=str(uplink.underlay), mac=mac, name=uplink.name),
+        )

@@ -8,6 +8,7 @@ from flanpy.agent.firewall_check import Chain, FilterRule, Obstacle, forward_pro
 from flanpy.agent.host_checks import (
     Check,
     absent_check,
+    address_check,
     agent_checks,
     clock_check,
     conntrack_check,
@@ -270,6 +271,13 @@ def test_an_agent_that_hangs_is_no_second_agent() -> None:
     cures = [absent_check("no agent answers", None, etcd_known=known).cure for known in (True, False)]
     alone = "systemctl start flanpy, or: flanpy agent"
     assert cures == [alone, f"{alone} --etcd-endpoints http://ADDRESS-OF-ETCD:2379"]
+
+
+def test_a_machine_that_has_our_address_is_an_error() -> None:
+    assert address_check("10.0.0.1", None).level == "ok"
+    taken = address_check("10.0.0.1", "02:00:00:00:00:09")
+    assert (taken.name, taken.level, taken.cure) == ("address 10.0.0.1", "error", "give one of them another address")
+    assert taken.reason == "02:00:00:00:00:09 on the link answers for it too: other nodes reach one of the two machines"
 
 
 def test_a_datapath_left_at_another_port_is_named_too() -> None:
