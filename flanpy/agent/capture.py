@@ -74,7 +74,7 @@ def plan(run_dir: Path, peer: str | None, pod: str | None, side: str) -> Plan:
     """Ask the agent where to look. Raises AgentAbsent, UsageError for a peer or pod that is not known."""
     found = inquire(run_dir)
     tunnel, uplink = _tunnel(found.status), found.carrier.uplink
-    address = None if pod is None else found.cluster.find(pod).address
+    address = None if pod is None else found.find(pod).address
     if tunnel.backend not in TUNNELS:  # packets of pods travel as they are
         if peer is not None or side == "outer":
             raise UsageError(f"backend {tunnel.backend} wraps packets in nothing: there are no outer ones; use --pod")
@@ -93,7 +93,7 @@ def _peer(found: Inquiry, text: str | None) -> Address | None:
     """The underlay address of a peer, by any of its names."""
     if text is None:
         return None
-    target = found.cluster.find(text)
+    target = found.find(text)
     if target.node is None:
         raise UsageError(f"--peer {text}: no node has this address")
     return target.node.public_ip

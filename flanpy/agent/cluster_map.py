@@ -122,7 +122,9 @@ class ClusterMap:
         if found:
             raise UsageError(f"{text}: several nodes begin so: {', '.join(node.name for node in found[:5])}; give more of the id")
         there = ", ".join(f"{node.name} {node.public_ip}" for node in self.peers[:5]) or "none"
-        raise UsageError(f"{text}: neither an address nor a subnet, a node's id or a pod that is known here; nodes: {there}")
+        raise UsageError(
+            f"{text}: neither an address nor a subnet, a node's id, a pod or a host name that is known here; nodes: {there}"
+        )
 
 
 def node_name(peer: Mapping[str, Any]) -> str:

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from flanpy.agent.client import ask
-from flanpy.agent.cluster_map import ClusterMap
+from flanpy.agent.cluster_map import ClusterMap, Target
+from flanpy.agent.host_names import addresses_of
 from flanpy.agent.trace import Carrier
-from flanpy.errors import AgentAbsent, FlanpyError, PlatformError
+from flanpy.errors import AgentAbsent, FlanpyError, PlatformError, UsageError
 from flanpy.kernel.lookup import Behind, Way, find_behind, find_way, is_bridge
 from flanpy.kernel.netlink import Kernel
 from flanpy.model import Address
@@ -27,6 +28,17 @@ class Inquiry:
     status: dict[str, Any]
     cluster: ClusterMap
     carrier: Carrier
+
+    def find(self, text: str) -> Target:
+        """What the operator means: as ``ClusterMap.find``, or the node or pod that a host name leads to. Raises UsageError."""
+        try:
+            return self.cluster.find(text)
+        except UsageError:
+            for address in addresses_of(text):
+                target = self.cluster.find(str(address))
+                if target.node is not None:
+                    return replace(target, name=f"{text} ({address})")
+            raise
 
 
 class Machine:

@@ -46,7 +46,7 @@ class Result:
 def plan(run_dir: Path, text: str) -> Plan:
     """Find the target and the way there. Raises AgentAbsent, UsageError for a target that is not known, PlatformError."""
     found = inquire(run_dir)
-    target = found.cluster.find(text)
+    target = found.find(text)
     address = reachable(found, target)
     with machine() as look:
         source = look.way(address).source

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 DESCRIPTION = """\
 Ping a node or a pod from this node through the overlay: the way, round trips, and how large a packet gets there whole.
 
-TARGET is an address, a subnet, the beginning of a node's id, a node's public address, or a pod by its name.
+TARGET is an address, a subnet, the beginning of a node's id, a node's public address, a pod by its name, or the
+name of a host (hosts file, DNS).
 """
 EPILOG = """\
 examples:
@@ -39,7 +40,7 @@ NOTHING_BACK = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The target and the flags."""
     parser.description, parser.epilog = DESCRIPTION, EPILOG
-    parser.add_argument("target", metavar="TARGET", help="an address, subnet, node or pod")
+    parser.add_argument("target", metavar="TARGET", help="an address, subnet, node, pod or host name")
     parser.add_argument("--count", type=whole, default=5, metavar="N", help="pings (default: %(default)s)")
     parser.add_argument("--interval", type=decimal, default=0.2, metavar="SECONDS", help="between them (default: %(default)s)")
     parser.add_argument(

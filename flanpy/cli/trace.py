@@ -30,8 +30,8 @@ exit status: 0 the packet gets there as far as can be seen, 1 it stops on the wa
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Both ends and the flags."""
     parser.description, parser.epilog = DESCRIPTION, EPILOG
-    parser.add_argument("source", metavar="SOURCE", help="an address, node or pod")
-    parser.add_argument("target", metavar="TARGET", help="an address, node or pod")
+    parser.add_argument("source", metavar="SOURCE", help="an address, node, pod or host name")
+    parser.add_argument("target", metavar="TARGET", help="an address, node, pod or host name")
     add_agent_arguments(parser)
 
 
@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     from flanpy.agent.trace import trace
 
     found = inquire(run_dir(arguments))
-    source, target = found.cluster.find(arguments.source), found.cluster.find(arguments.target)
+    source, target = found.find(arguments.source), found.find(arguments.target)
     with machine() as look:
         steps = trace(source.address, target.address, found.cluster, found.carrier, look)
     arrives = not any(step.stops for step in steps)

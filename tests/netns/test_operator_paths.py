@@ -42,6 +42,14 @@ def test_a_ping_goes_through_the_tunnel_and_finds_the_mtu(two: Cluster, target: 
     assert [step["what"] for step in found["way"]] == ["node", "route", "table", "underlay", "node"]
 
 
+def test_a_node_and_a_pod_are_found_by_their_host_names(two: Cluster) -> None:
+    found = answer(two, "trace", "host1-pod1", "host2")
+    assert (found["source"], found["arrives"]) == (two.pod("host1-pod1"), True)
+    assert found["target"] == two.subnet("host2").split("/")[0]
+    outside = flanpy(two, "ping", "etcd")
+    assert (outside.returncode, "etcd: neither an address nor" in outside.stderr) == (2, True)
+
+
 def test_a_ping_finds_where_the_path_is_narrower(two: Cluster) -> None:
     """The other pod takes at most 1300 bytes: the bridge drops what is larger, as a path does that tells nobody."""
     two.sandbox.run("host2-pod1", ["ip", "link", "set", "eth0", "mtu", "1300"])
