@@ -86,7 +86,7 @@ def is_on_link(uplink: Uplink, address: Address) -> bool:
 def screened(view: View, judge: Callable[[Peer], str | None]) -> View:
     """The view without the peers that ``judge`` finds a reason against; asked about the oldest first, so the older one stands."""
     reasons: dict[str, str] = {}
-    for peer in sorted(view.peers, key=_age):
+    for peer in _by_age(view.peers):
         reason = judge(peer)
         if reason is not None:
             reasons[key_of(peer.subnets)] = reason
@@ -94,6 +94,16 @@ def screened(view: View, judge: Callable[[Peer], str | None]) -> View:
         return view
     refusals = (*view.refusals, *(Refusal(key, reason) for key, reason in reasons.items()))
     return replace(view, peers=_without(view.peers, reasons), refusals=tuple(sorted(refusals, key=lambda item: item.key)))
+
+
+def _by_age(peers: tuple[Peer, ...]) -> list[Peer]:
+    """The oldest first; keys are made only where two leases were written by one transaction, for there may be 65,536."""
+    revisions = {peer.lease.create_revision for peer in peers}
+    return sorted(peers, key=_revision if len(revisions) == len(peers) else _age)
+
+
+def _revision(peer: Peer) -> int:
+    return peer.lease.create_revision
 
 
 def _age(peer: Peer) -> tuple[int, str]:

@@ -37,6 +37,7 @@ from flanpy.model import (
 UDP = "udp"
 Block = tuple[int, int, int]
 _FIRST_UNICAST, _FIRST_MULTICAST = 0x01000000, 0xE0000000
+_NO_FEATURES: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,13 +148,9 @@ def hop_of(lease: Lease, config: NetworkConfig) -> Hop:
     """Where the holder of a lease takes encapsulated packets: by IPv4 if it has such an address; port 0 for backends that have none."""
     options = config.backend.options
     port = options.get("Port") or options.get("ListenPort") or 0
-    features = lease.attributes.flanpy.features if lease.attributes.flanpy is not None else frozenset()
-    return Hop(
-        lease.attributes.address,
-        port if isinstance(port, int) else 0,
-        ecn="ecn" in features,
-        superpacket="superpacket" in features,
-    )
+    attributes = lease.attributes
+    features = attributes.flanpy.features if attributes.flanpy is not None else _NO_FEATURES
+    return Hop(attributes.address, port if isinstance(port, int) else 0, "ecn" in features, "superpacket" in features)
 
 
 def _is_unicast(address: Address) -> bool:
@@ -196,10 +193,13 @@ class _Judge:
         }
         self._holders: dict[Block, str] = {}
         self._above: dict[Block, str] = {}
-        blocks = [block for lease in (*membership.leases.values(), *more) for block in _blocks(lease.subnets)]
         own_blocks = () if own is None else _blocks(own)
-        used = {block[:2] for block in (*blocks, *own_blocks)}
-        self._lengths = {version: sorted(length for kind, length in used if kind == version) for version in (4, 6)}
+        self._shifts = _shifts(membership.leases.values(), more, own_blocks)
+        self._wider = {
+            (version, length): tuple(each for each in shifts if each[0] < length)
+            for version, shifts in self._shifts.items()
+            for length, _ in shifts
+        }
         for block in own_blocks:
             self._hold(block, "our own")
 
@@ -207,7 +207,7 @@ class _Judge:
         """Why this lease cannot be a peer; None when it can, and then its ranges are its own from now on."""
         blocks = _blocks(lease.subnets)
         for block in blocks:
-            reason = self._outside(block) or self._taken(block)
+            reason = self._outside(block) or (self._taken(block) if self._may_be_taken(block) else None)
             if reason is not None:
                 return reason
         address = lease.attributes.address
@@ -221,9 +221,8 @@ class _Judge:
 
     def holds(self, address: Address) -> bool:
         """Whether an address is in a range that some lease holds."""
-        version, number = address.version, int(address)
-        bits = [(length, address.max_prefixlen - length) for length in self._lengths[version]]
-        return any((version, length, number >> rest << rest) in self._holders for length, rest in bits)
+        version, number, holders = address.version, int(address), self._holders
+        return any((version, length, number >> rest << rest) in holders for length, rest in self._shifts[version])
 
     def _outside(self, block: Block) -> str | None:
         version, length, first = block
@@ -237,6 +236,10 @@ class _Judge:
             return f"{_shown(block)} is all of {name}, of which every node has a part: no other could be reached"
         return f"{_shown(block)} is not a part of {name} {network}"
 
+    def _may_be_taken(self, block: Block) -> bool:
+        """False: where all subnets are of one length, as they mostly are, only a lease of the very same one could hold it."""
+        return block in self._holders or block in self._above or bool(self._wider[block[:2]])
+
     def _taken(self, block: Block) -> str | None:
         holder = self._holders.get(block) or self._above.get(block)
         if holder is None:
@@ -248,14 +251,27 @@ class _Judge:
         for each in self._containing(block):
             self._above.setdefault(each, holder)
 
-    def _containing(self, block: Block) -> list[Block]:
+    def _containing(self, block: Block) -> Iterable[Block]:
+        """The blocks of the lengths in use that contain this one: none where all subnets are of one length, as they mostly are."""
         version, length, first = block
-        bits = 32 if version == 4 else 128
-        return [
-            (version, shorter, first >> (bits - shorter) << (bits - shorter))
-            for shorter in self._lengths[version]
-            if shorter < length
-        ]
+        wider = self._wider[version, length]
+        return [(version, shorter, first >> rest << rest) for shorter, rest in wider] if wider else ()
+
+
+def _shifts(leases: Iterable[Lease], more: Iterable[Lease], own: Iterable[Block]) -> dict[int, tuple[tuple[int, int], ...]]:
+    """By IP version the prefix lengths in use, the shortest first, each with the number of bits behind it."""
+    used = {block[:2] for block in own}
+    for lease in (*leases, *more):
+        ipv4, ipv6 = lease.subnets.ipv4, lease.subnets.ipv6
+        if ipv4 is not None:
+            used.add((4, ipv4.prefixlen))
+        if ipv6 is not None:
+            used.add((6, ipv6.prefixlen))
+    bits = {4: 32, 6: 128}
+    return {
+        version: tuple((length, all_ - length) for length in sorted(length for kind, length in used if kind == version))
+        for version, all_ in bits.items()
+    }
 
 
 def _blocks(subnets: Subnets) -> tuple[Block, ...]:

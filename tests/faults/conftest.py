@@ -20,4 +20,10 @@ def healed(two: Cluster) -> Iterator[None]:
     yield
     eventually(lambda: two.ping("host1-pod1", "host2-pod1") == 3, 15, "the pods reach each other again after the test")
     for host in ("host1", "host2"):
-        eventually(lambda host=host: two.status(host)["problems"] == [], 15, f"{host} has no problem left")
+        eventually(lambda host=host: _has_no_problem(two, host), 15, f"{host} has no problem left")
+
+
+def _has_no_problem(two: Cluster, host: str) -> bool:
+    status = two.status(host)
+    assert status["problems"] == [], (status["problems"], status.get("store"))
+    return True
