@@ -164,7 +164,7 @@ def _elsewhere(node: Node, source: Address) -> Step:
 
 def _there(end: Entry, target: Address) -> Step:
     node = end.node
-    what = "the node's own address on the tunnel" if is_base(end, target) else "its bridge, then the pod"
+    what = "the node's own address on the tunnel" if is_base(end, target) else "behind its bridge"
     return Step(node.name, "node", f"{node.public_ip} has {end.prefix}: {target} is {what}")
 
 

@@ -17,7 +17,7 @@ from itertools import groupby
 from typing import Any
 
 from flanpy import __version__
-from flanpy.errors import AgentAbsent, FlanpyError, PlatformError
+from flanpy.errors import AgentAbsent, FlanpyError, PlatformError, UsageError
 
 COMMANDS = {
     "agent": "run the agent of this node",
@@ -74,6 +74,12 @@ class Texts(argparse.RawDescriptionHelpFormatter):
 
     def __init__(self, prog: str, indent_increment: int = 2, max_help_position: int = 24, width: int | None = None) -> None:
         super().__init__(prog, indent_increment, max_help_position, _terminal_width() - 2 if width is None else width)
+
+    def add_argument(self, action: argparse.Action) -> None:
+        """Commands are indented once more, which argparse forgets when it makes room for the longest."""
+        super().add_argument(action)
+        if isinstance(action, argparse._SubParsersAction):
+            self._action_max_length += 2
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         blocks: list[str] = []
@@ -137,6 +143,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
             module = importlib.import_module(module_name(name))
             module.add_arguments(child)
             child.set_defaults(run=module.run)
+    if not argv:
+        parser.print_help(sys.stderr)
+        raise SystemExit(UsageError.exit_code)
     return parser.parse_args(argv)
 
 

@@ -95,7 +95,8 @@ class Screen:
         columns = ("host", "underlay", "cable", "subnet", "agent", "datapath", "peers")
         self.table(columns, [_host_row(host) for host in status.hosts], right=("peers",))
         for host in status.hosts:
-            self._console.print(Columns([f"{pod.name} {pod.address}" for pod in host.pods], padding=(0, 2)))
+            shown = [" ".join(filter(None, (pod.name, pod.address, pod.address6))) for pod in host.pods]
+            self._console.print(Columns(shown, padding=(0, 2)))
         for host in status.hosts:
             for problem in host.problems:
                 self.say(f"{host.name}: {problem}")
@@ -108,7 +109,7 @@ def _host_row(host: HostStatus) -> tuple[str, ...]:
         host.name,
         host.underlay,
         ", ".join([host.cable, *impaired]),
-        host.subnet or "-",
+        " ".join(filter(None, (host.subnet, host.subnet6))) or "-",
         host.agent,
         host.datapath or "-",
         "-" if host.peers is None else str(host.peers),

@@ -10,18 +10,20 @@ from typing import Any
 
 from flanpy.agent.control import ask
 from flanpy.errors import FlanpyError
-from flanpy.lab.cluster import Lab
-from flanpy.lab.plan import BRIDGE
+from flanpy.lab.cluster import HostLease, Lab
+from flanpy.lab.plan import BRIDGE, PodPlan
+from flanpy.lab.topology6 import pod_address
 
 ASK_TIMEOUT_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class PodStatus:
-    """A pod and its address."""
+    """A pod and its addresses; ``address6`` None in a network without IPv6."""
 
     name: str
     address: str
+    address6: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,7 @@ class HostStatus:
     peers: int | None
     problems: tuple[str, ...]
     pods: tuple[PodStatus, ...]
+    subnet6: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +81,18 @@ def read_status(lab: Lab) -> LabStatus:
                 datapath=(answer.get("datapath") or {}).get("kind"),
                 peers=len(answer["peers"]) if "peers" in answer else None,
                 problems=tuple(answer.get("problems", ())),
-                pods=tuple(PodStatus(pod.name, str(pod.address.ip)) for pod in segment.pods_of(host.name)),
+                pods=tuple(_pod(pod, lease) for pod in segment.pods_of(host.name)),
+                subnet6=str(lease.subnet6) if lease and lease.subnet6 else None,
             )
         )
     pid = lab.etcd_pid()
     etcd = "stopped" if pid is None else lab.etcd_url
     return LabStatus(lab.spec.name, lab.sandbox.pid, etcd, pid, lab.spec.mode, str(lab.logs), tuple(hosts))
+
+
+def _pod(pod: PodPlan, lease: HostLease | None) -> PodStatus:
+    address6 = str(pod_address(pod, lease.subnet6)) if lease and lease.subnet6 else None
+    return PodStatus(pod.name, str(pod.address.ip), address6)
 
 
 def agent_status(lab: Lab, host: str) -> dict[str, Any]:

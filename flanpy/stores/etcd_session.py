@@ -200,7 +200,7 @@ class Session:
             hint = "check etcd-cafile, and that the certificate is valid and names this endpoint"
             return StoreDenied(self.explain(f"{doing}: TLS failed: {details}; {hint}"))
         if code in _TRY_LATER or "too many requests" in details:
-            hint = "check that the members run and can be reached, and that etcd-endpoints names them"
+            hint = "check that the members run and can be reached, and that --etcd-endpoints (FLANPY_ETCD_ENDPOINTS) names them"
             return StoreUnavailable(self.explain(f"{doing}: {details}; {hint}"))
         return StoreDenied(self.explain(f"{doing}: refused: {details}{self._denial_hint(details)}"))
 

@@ -42,6 +42,12 @@ def test_what_a_command_does_not_know_is_refused_with_its_own_usage(
     assert message in said
 
 
+def test_without_a_command_there_is_the_help_and_an_error_status(capsys: pytest.CaptureFixture[str]) -> None:
+    said = refusal(capsys)
+    assert said.startswith("usage: flanpy ")
+    assert "\n    docker-opts  write dockerd's options for this node's subnet\n" in said
+
+
 def test_prose_is_wrapped_and_what_is_indented_stays() -> None:
     text = "one two three\nfour --five-six\n\nexamples:\n  a  long example as it is written\n  b\nseven eight nine ten\n"
     assert Texts("flanpy", width=20)._fill_text(text, 15, "").splitlines() == [

@@ -1,5 +1,7 @@
 """What the lab shows, as text: widths, interruptions, and figures that are too noisy."""
 
+from dataclasses import replace
+
 import pytest
 
 from flanpy.lab.compare import Comparison
@@ -42,6 +44,18 @@ def test_a_status_of_80_columns_has_a_line_for_each_host_and_its_pods(
         "host2-pod1 10.5.102.2  host2-pod2 10.5.102.3",
     ]
     assert max(map(len, lines)) <= 80
+
+
+def test_with_ipv6_subnets_and_pods_have_both_addresses(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "140")
+    pod = PodStatus("host1-pod1", "10.5.101.254", "fd00:5:0:7::fe")
+    lines = shown(capsys, replace(host(1), subnet6="fd00:5:0:7::/64", pods=(pod,)))
+    assert lines[-2:] == [
+        "host1  172.31.9.1  plugged  10.5.101.0/24 fd00:5:0:7::/64  ready  userspace      2",
+        "host1-pod1 10.5.101.254 fd00:5:0:7::fe",
+    ]
 
 
 def test_output_that_is_piped_is_as_wide_as_columns_says(

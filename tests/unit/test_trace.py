@@ -83,7 +83,7 @@ def test_a_packet_to_another_node_passes_bridge_route_table_and_underlay() -> No
         ROUTE,
         Step("here", "table", "10.244.8.0/24 -> 172.31.9.2:8285 (table 12, datapath userspace), TTL - 1"),
         Step("here", "underlay", "eth0 172.31.9.1 -> 172.31.9.2:8285 on the link, MTU 1500"),
-        Step("aaaa1111…", "node", "172.31.9.2 has 10.244.8.0/24: 10.244.8.5 is its bridge, then the pod"),
+        Step("aaaa1111…", "node", "172.31.9.2 has 10.244.8.0/24: 10.244.8.5 is behind its bridge"),
     ]
 
 
