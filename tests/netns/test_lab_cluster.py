@@ -23,12 +23,8 @@ from flanpy.lab.screen import Screen
 from flanpy.lab.status import agent_status, read_status
 from flanpy.lab.traffic import PingResult, TunnelCount, ping_all, wait_for_ping
 from tests.support.cni import Runtime
-from tests.support.lab import (
-    ROOT,
-    eventually,
-    lab_spec,
-    running_lab,
-)
+from tests.support.lab import ROOT, lab_spec, running_lab
+from tests.support.polling import eventually
 
 
 @pytest.fixture(scope="module")
@@ -143,8 +139,8 @@ def test_etcd_keeps_its_data_when_it_is_killed_and_started_again(lab: Lab) -> No
     subnets += "'range_end': k('/coreos.com/network/subnets0'), 'count_only': True}; "
     subnets += "c.request('POST', '/v3/kv/range', json.dumps(r)); print(json.load(c.getresponse())['count'])"
     count = [sys.executable, "-c", subnets, lab.etcd_url.removeprefix("http://")]
-    assert eventually(lambda: lab.sandbox.run(None, count, check=False).stdout == "2\n")
-    assert eventually(lambda: [host.agent for host in read_status(lab).hosts] == ["ready", "ready"]), "and the agents know it"
+    eventually(lambda: lab.sandbox.run(None, count, check=False).stdout == "2\n", 10, "both leases are there")
+    eventually(lambda: [host.agent for host in read_status(lab).hosts] == ["ready", "ready"], 10, "the agents know it")
 
 
 def test_an_agent_that_runs_is_not_started_again(lab: Lab) -> None:
