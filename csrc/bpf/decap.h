@@ -26,7 +26,7 @@ struct fp_tail {
 FP_INLINE _Bool fp_read_outer4(struct __sk_buff *skb, struct fp_tunnel *tunnel)
 {
     const struct fp_ip4 *ip = &tunnel->outer.v4;
-    if (bpf_skb_load_bytes(skb, FP_ETHERNET_BYTES, &tunnel->outer.v4, FP_OUTER_BYTES + FP_IP4_BYTES) || ip->version_ihl != 0x45 ||
+    if (fp_load(skb, FP_ETHERNET_BYTES, &tunnel->outer.v4, FP_OUTER_BYTES + FP_IP4_BYTES) || ip->version_ihl != 0x45 ||
         ip->protocol != FP_UDP || fp_ip4_sum(ip) != 0xffff)
         return 0;
     tunnel->sender = fp_mapped(ip->source_be);
@@ -57,7 +57,7 @@ FP_INLINE _Bool fp_read_outer6(struct __sk_buff *skb, struct fp_tunnel *tunnel)
 {
     const struct fp_ip6 *ip = &tunnel->outer.v6;
     tunnel->fragment = 0;
-    if (bpf_skb_load_bytes(skb, FP_ETHERNET_BYTES, &tunnel->outer, FP_OUTER6_BYTES + FP_IP4_BYTES) ||
+    if (fp_load(skb, FP_ETHERNET_BYTES, &tunnel->outer, FP_OUTER6_BYTES + FP_IP4_BYTES) ||
         (ip->next != FP_UDP && !fp_read_fragment6(skb, tunnel)))
         return 0;
     __u32 first = FP_BE32(ip->version_class_label);
@@ -106,7 +106,7 @@ FP_INLINE enum fp_verdict fp_judge_header(const struct fp_run *run, const struct
 }
 
 /* The verdict over an inner packet; FP_DECAPSULATED: it may pass. The same rules, in the same order, as the userspace core. */
-FP_INLINE enum fp_verdict fp_judge(const struct fp_run *run, const struct fp_tunnel *tunnel, __u32 bytes)
+FP_INLINE enum fp_verdict fp_judge(struct fp_run *run, const struct fp_tunnel *tunnel, __u32 bytes)
 {
     const struct fp_inner *inner = &tunnel->inner;
     enum fp_verdict verdict = fp_judge_header(run, inner, bytes);

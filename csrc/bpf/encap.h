@@ -272,7 +272,7 @@ FP_INLINE int fp_encapsulate(struct __sk_buff *skb, __u32 link)
     /* At the bridge nothing is taken once the operator has switched that off, whatever still hangs there. */
     if (link && !(run.header->flags & (FP_BPF_BYPASS | FP_BPF_SELF_TEST)))
         return FP_TC_NEXT;
-    if (bpf_skb_load_bytes(skb, link, &parcel.inner, FP_IP4_BYTES) || !fp_read_inner(skb, link, &parcel.inner))
+    if (fp_load(skb, link, &parcel.inner, FP_IP4_BYTES) || !fp_read_inner(skb, link, &parcel.inner))
         return FP_TC_NEXT;
     parcel.hop = fp_hop(run.snapshot, fp_destination_word(&run, &parcel.inner));
     if (!parcel.hop || fp_is_odd(&parcel.inner, parcel.bytes) || fp_measure(skb, link, &parcel.inner, parcel.bytes, &parcel.size) ||

@@ -94,6 +94,21 @@ _Static_assert(sizeof(struct fp_outer) == FP_OUTER6_BYTES, "headers of the tunne
 _Static_assert(__builtin_offsetof(struct fp_outer, v4) == FP_OUTER6_BYTES - FP_OUTER_BYTES, "both end where the inner packet begins");
 _Static_assert(sizeof(struct fp_ethernet) == FP_ETHERNET_BYTES, "no padding");
 
+/*
+ * Bytes of a packet, read where they lie if they are in the linear part, else by the helper. 0, or -errno. Offset and number must be
+ * constants, or verifiers lose track of them; the number a multiple of 4, for a header is aligned so where the machine wants it
+ * (NET_IP_ALIGN).
+ */
+FP_INLINE long fp_load(struct __sk_buff *skb, __u32 offset, void *to, __u32 bytes)
+{
+    const __u8 *data = (const void *)(unsigned long)skb->data + offset, *end = (const void *)(unsigned long)skb->data_end;
+    if (FP_LIKELY(data + bytes <= end)) {
+        __builtin_memcpy(to, __builtin_assume_aligned(data, 4), bytes);
+        return 0;
+    }
+    return bpf_skb_load_bytes(skb, offset, to, bytes);
+}
+
 FP_INLINE struct fp_address fp_mapped(__be32 address_be)
 {
     return (struct fp_address){.low = 0xffffULL << 32 | FP_BE32(address_be)};

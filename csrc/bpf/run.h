@@ -13,6 +13,7 @@ struct fp_run {
     struct fp_bpf_counters *counters;
     void *snapshot;
     const struct fp_bpf_header *header;
+    struct fp_trail trail;
     _Bool six;     /* the outer header is IPv6 */
     __u32 headers; /* bytes of the outer IP and UDP headers */
 };
@@ -20,6 +21,7 @@ struct fp_run {
 FP_INLINE _Bool fp_start(struct fp_run *run, struct __sk_buff *skb)
 {
     run->skb = skb;
+    run->trail = (struct fp_trail){0};
     run->counters = fp_counts();
     run->snapshot = fp_snapshot();
     if (!run->counters || !run->snapshot)
@@ -59,16 +61,16 @@ FP_INLINE __u32 fp_word_of(const struct fp_run *run, const __be32 *address6)
     return fp_lookup6(run->snapshot, run->header, fp_half(address6), fp_half(address6 + 2));
 }
 
-FP_INLINE __u32 fp_source_word(const struct fp_run *run, const struct fp_inner *inner)
+FP_INLINE __u32 fp_source_word(struct fp_run *run, const struct fp_inner *inner)
 {
     return inner->version == 6 ? fp_word_of(run, inner->v6.source_be)
-                               : fp_lookup(run->snapshot, FP_BE32(inner->v4.source_be));
+                               : fp_lookup(run->snapshot, &run->trail, FP_BE32(inner->v4.source_be));
 }
 
-FP_INLINE __u32 fp_destination_word(const struct fp_run *run, const struct fp_inner *inner)
+FP_INLINE __u32 fp_destination_word(struct fp_run *run, const struct fp_inner *inner)
 {
     return inner->version == 6 ? fp_word_of(run, inner->v6.destination_be)
-                               : fp_lookup(run->snapshot, FP_BE32(inner->v4.destination_be));
+                               : fp_lookup(run->snapshot, &run->trail, FP_BE32(inner->v4.destination_be));
 }
 
 FP_INLINE int fp_leave(struct fp_run *run, enum fp_bpf_counter reason)

@@ -50,26 +50,43 @@ FP_INLINE struct fp_bpf_peer *fp_peer(const struct fp_address *address)
     return bpf_map_lookup_elem(&fp_peers, address);
 }
 
+/*
+ * What a search has read on its way: the next one finds it there. Source and destination of a packet mostly lie in one /16, and a
+ * look-up of a chunk is a call, for the kernel does not inline it in a map of maps.
+ */
+struct fp_trail {
+    __u32 first_at;
+    __u32 second_at;
+    const __u32 *first;
+    const __u32 *second;
+};
+
 /* The word of the longest prefix that holds `address` (host order). */
-FP_INLINE __u32 fp_lookup(void *snapshot, __u32 address)
+FP_INLINE __u32 fp_lookup(void *snapshot, struct fp_trail *trail, __u32 address)
 {
     __u32 index = address >> 24;
-    const __u32 *chunk = bpf_map_lookup_elem(snapshot, &index);
-    if (!chunk)
-        return FP_BPF_NONE;
-    __u32 word = chunk[(address >> 16) & 0xff];
+    if (!trail->first || trail->first_at != index) {
+        trail->first = bpf_map_lookup_elem(snapshot, &index);
+        trail->first_at = index;
+        if (!trail->first)
+            return FP_BPF_NONE;
+    }
+    __u32 word = trail->first[(address >> 16) & 0xff];
     if (!(word & FP_BPF_POINTER))
         return word;
     index = word & ~FP_BPF_POINTER;
-    chunk = bpf_map_lookup_elem(snapshot, &index);
-    if (!chunk)
-        return FP_BPF_NONE;
-    word = chunk[(address >> 8) & 0xff];
+    if (!trail->second || trail->second_at != index) {
+        trail->second = bpf_map_lookup_elem(snapshot, &index);
+        trail->second_at = index;
+        if (!trail->second)
+            return FP_BPF_NONE;
+    }
+    word = trail->second[(address >> 8) & 0xff];
     if (!(word & FP_BPF_POINTER))
         return word;
     index = word & ~FP_BPF_POINTER;
-    chunk = bpf_map_lookup_elem(snapshot, &index);
-    return chunk ? chunk[address & 0xff] : FP_BPF_NONE;
+    const __u32 *third = bpf_map_lookup_elem(snapshot, &index);
+    return third ? third[address & 0xff] : FP_BPF_NONE;
 }
 
 /* The same for an IPv6 address, as a number of 128 bits. */
