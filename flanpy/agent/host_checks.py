@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from flanpy.agent.firewall_check import Chain, forward_problem, port_problem
 from flanpy.agent.path_mtu import PathMtu
+from flanpy.agent.said import counted
 from flanpy.kernel.platform import Finding
 
 Level = Literal["ok", "warning", "error"]
@@ -127,7 +128,7 @@ def firewall_checks(chains: Iterable[Chain], port: int | None, networks: Iterabl
     for network in networks:
         if ":" not in network and (obstacle := forward_problem(chains, network, devices)):
             found.append(Check("firewall", "warning", obstacle.reason, obstacle.cure))
-    return found or [Check("firewall", "ok", f"nothing drops us in {len(chains)} chains")]
+    return found or [Check("firewall", "ok", f"nothing drops us in {counted(len(chains), 'chain')}")]
 
 
 def overlay_check(peer: str, through: PathMtu, underlay: PathMtu | None, mtu_bytes: int, port: int | None) -> Check:
