@@ -160,6 +160,8 @@ def test_a_bad_network_loses_what_it_loses_and_nothing_more(two: Cluster, measur
     print("seed", seed)
     before = two.status("host2")["lease"]
     with bad_network(two.sandbox, seed) as counts:
+        # an ARP request that is lost is sent again after a second, and the kernel holds no more than some hundred packets for its answer
+        eventually(lambda: two.ping("host1-pod1", "host2-pod1"), 20, "the hosts know each other's link addresses")
         with probes(two, rate_per_s=500) as stream:
             stream.wait(1500, within_s=30)
         seen = counts()
