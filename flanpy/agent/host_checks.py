@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -47,6 +48,10 @@ def agent_checks(status: Mapping[str, Any]) -> list[Check]:
 def _cure(line: str) -> str:
     if line.startswith("datapath process:"):
         return "packets go on; SECURITY.md says what this is for"
+    if named := re.search(r"(mount -o|sysctl -w) [^;]+", line):
+        return named[0]
+    if line.startswith("CAP_"):
+        return "config/flanpy.service gives it"
     return "a newer kernel has it; it works without, slower"
 
 

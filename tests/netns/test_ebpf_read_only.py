@@ -25,9 +25,11 @@ READ_ONLY = "bpffs is read-only: mount -o remount,rw /sys/fs/bpf"
 CHILD = """
 import json, pickle, subprocess, sys
 from dataclasses import replace
-from flanpy.datapath import ebpf_syscall as bpf
+from pathlib import Path
+from flanpy.agent.datapaths import Home, open_datapath
+from flanpy.agent.notify import DescriptorStore
 from flanpy.datapath.ebpf import EbpfDatapath, cleanup
-from flanpy.datapath.ebpf_pins import BPFFS, ROOT, Pins, mount_bpffs
+from flanpy.datapath.ebpf_pins import BPFFS, ROOT, Pins
 from flanpy.datapath.ebpf_probe import probe_all
 from flanpy.datapath.sockets import open_underlay
 from flanpy.datapath.userspace import UserspaceDatapath
@@ -58,7 +60,9 @@ verbs = {
     "ro": lambda: remount("ro"), "rw": lambda: remount("rw"), "check": datapath.check, "publish": publish, "unhook": unhook,
     "degraded": lambda: datapath.degraded, "repairs": lambda: datapath.stats().counters["bpf_repairs"],
     "reads": lambda: datapath.stats().counters["tun_reads"], "generation": lambda: datapath.stats().generation,
-    "another": lambda: Pins.of(settings.device).hold(), "teardown": datapath.teardown,
+    "another": lambda: Pins.of(settings.device).hold(),
+    "auto": lambda: open_datapath("auto", settings, kernel, Home(Path("/nonexistent"), lambda: None, DescriptorStore({}, 0))),
+    "teardown": datapath.teardown,
     "cleanup": lambda: cleanup(settings.device, BpfHost(kernel)),
     "probe": lambda: next((each.reason, each.cure) for each in probe_all() if each.name == "bpffs"),
 }
@@ -131,7 +135,7 @@ def test_a_healthy_datapath_goes_on_where_bpffs_becomes_read_only_and_says_so(ho
         assert ask("degraded") == ["done", [f"{READ_ONLY}; until then nothing can be put back or replaced"]]
         assert ask("probe") == ["done", ["/sys/fs/bpf is read-only", "mount -o remount,rw /sys/fs/bpf"]]
         assert_carried_by_the_programs(made, ask)
-        for word in ("another", "teardown", "cleanup"):
+        for word in ("another", "auto", "teardown", "cleanup"):
             name, text = ask(word)
             assert name == "DatapathWaits" and "can neither be adopted nor removed" in text and READ_ONLY in text
         assert_carried_by_the_programs(made, ask)

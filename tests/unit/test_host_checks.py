@@ -290,3 +290,25 @@ def test_two_agents_on_a_host_and_lost_routes_are_errors() -> None:
     assert others_check({}).level == "ok"
     assert routes_check({"kernel": [{"destination": "10.244.0.0/16", "state": "missing"}]}).reason == "10.244.0.0/16 is missing"
     assert routes_check({"kernel": []}).level == "ok"
+
+
+@pytest.mark.parametrize(
+    ("lacks", "cure"),
+    [
+        ("bpffs is read-only: mount -o remount,rw /sys/fs/bpf; until then nothing", "mount -o remount,rw /sys/fs/bpf"),
+        (
+            "forwarding is off at e0: userspace sends; sysctl -w net.ipv4.conf.e0.forwarding=1",
+            "sysctl -w net.ipv4.conf.e0.forwarding=1",
+        ),
+        ("CAP_NET_RAW is not held: paths are not probed", "config/flanpy.service gives it"),
+        ("no UDP GRO: the kernel has none", "a newer kernel has it; it works without, slower"),
+    ],
+)
+def test_what_a_datapath_does_without_has_the_cure_that_it_names(lacks: str, cure: str) -> None:
+    status = {
+        "state": "ready",
+        "pid": 7,
+        "problems": [],
+        "datapath": {"kind": "ebpf", "reason": "asked for", "degraded": [lacks]},
+    }
+    assert Check("datapath", "warning", lacks, cure) in agent_checks(status)
