@@ -685,8 +685,9 @@ def late(directory: Path, first: str) -> Path:
     return script
 
 
-@pytest.mark.parametrize("first", ["sleep 2.2", "kill -STOP $$"], ids=["slow", "stopped"])
-@pytest.mark.parametrize("beside", [True, False], ids=["beside-another", "alone"])
+@pytest.mark.parametrize(
+    ("first", "beside"), [("sleep 2.2", False), ("kill -STOP $$", True)], ids=["slow, alone", "stopped, beside another"]
+)
 def test_a_process_that_is_slow_to_start_is_never_waited_for(
     left: Path, port: int, tmp_path_factory: pytest.TempPathFactory, first: str, beside: bool
 ) -> None:
