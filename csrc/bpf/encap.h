@@ -8,16 +8,20 @@
 
 #define FP_TRAIN_NS (50 * 1000 * 1000ULL) /* UDP between two pods stays with userspace that long after its last superpacket */
 
-/* A number for the two ends of an inner packet; odd, for slot 0 is for all of them. */
+/*
+ * A number for the two ends of an inner packet; odd, for slot 0 is for all of them. Of a product only the upper bits depend on all of
+ * the factor, and the last byte of an IPv4 source stands uppermost in it: so those bits are the number.
+ */
 FP_INLINE __u32 fp_pair(const struct fp_inner *inner)
 {
+    const __u64 odd = 0xd6e8feb86659fd93ULL;
     __u64 mixed;
     if (inner->version == 6)
-        mixed = (fp_half(inner->v6.source_be) ^ fp_half(inner->v6.destination_be) << 1) * 0x9e3779b97f4a7c15ULL ^
-                fp_half(inner->v6.source_be + 2) ^ fp_half(inner->v6.destination_be + 2) << 1;
+        mixed = ((fp_half(inner->v6.source_be) * odd + fp_half(inner->v6.source_be + 2)) * odd +
+                 fp_half(inner->v6.destination_be)) * odd + fp_half(inner->v6.destination_be + 2);
     else
         mixed = (__u64)inner->v4.source_be << 32 | inner->v4.destination_be;
-    return (__u32)(mixed * 0xd6e8feb86659fd93ULL >> 40) | 1;
+    return (__u32)(mixed * odd >> 52) | 1;
 }
 
 /*

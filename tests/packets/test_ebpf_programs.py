@@ -10,7 +10,7 @@ from scapy.all import IP, UDP, IPv6, Raw
 
 from tests.support.core import PEER_A, PEER_B, PEER_ECN, Core
 from tests.support.packets import Packet, pattern
-from tests.support.programs import ADJUST_ROOM, DROP, NEXT, OURS, REDIRECT, Programs, Ran
+from tests.support.programs import ADJUST_ROOM, DROP, ETHERNET, NEXT, OURS, REDIRECT, Programs, Ran, hop_that_takes_all
 
 pytestmark = pytest.mark.root
 
@@ -227,6 +227,32 @@ def test_the_bypass_does_not_even_look_at_packets_while_it_is_off() -> None:
         assert switched_off.noticed() == set()
     finally:
         switched_off.close()
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_datagrams_follow_a_train_between_the_same_two_pods_and_hardly_any_others_do(family: int) -> None:
+    """Of 120 other pairs two may share the slot of this one, of 2,048."""
+
+    def datagram(source: int, destination: int, port: int, size: int) -> bytes:
+        if family == 6:
+            headers = IPv6(src=f"fd05:0:0:1::{source:x}", dst=f"fd05:0:0:2::{destination:x}")
+        else:
+            headers = IP(src=f"10.5.1.{source}", dst=f"10.5.2.{destination}")
+        return bytes(headers / UDP(sport=port, dport=7) / Raw(pattern(size)))
+
+    def follows(source: int, destination: int) -> bool:
+        assert node.run("fp_bypass", datagram(7, 9, 5000, 2500), link, gso_bytes=1000).result == NEXT
+        return node.run("fp_bypass", datagram(source, destination, 5001, 20), link).result == NEXT
+
+    link = ETHERNET6 if family == 6 else ETHERNET
+    node = Programs(entries=[("10.5.2.0/24", hop_that_takes_all()), ("fd05:0:0:2::/64", hop_that_takes_all())], carries=True)
+    try:
+        assert any(follows(7, 9) for _ in range(20)), "of another flow, too; all could come too late on a busy machine alone"
+        others = [(number, 9) for number in range(100, 160)] + [(7, number) for number in range(100, 160)]
+        assert sum(follows(*other) for other in others) <= 2
+        assert "bpf_up_udp_train" in node.noticed()
+    finally:
+        node.close()
 
 
 def test_a_peer_that_claims_our_own_subnet_gets_none_of_it() -> None:

@@ -47,11 +47,12 @@ class Programs:
         source_check: bool = True,
         entries: Sequence[tuple[str, Hop]] = tuple(PEERS.items()),
         self_test: bool = True,
+        carries: bool = False,
         own: Address = OURS,
     ) -> None:
         self._loaded: Loaded = load(Pins(Path("/nonexistent")))
         mtu_bytes = 1500 - OUTER_BYTES[own.version]
-        header = Header(1, 1, own, 8285, mtu_bytes, source_check=source_check, carries=False, self_test=self_test)
+        header = Header(1, 1, own, 8285, mtu_bytes, source_check=source_check, carries=carries, self_test=self_test)
         publish(self._loaded.maps, build_snapshot(table(entries), header))
 
     def close(self) -> None:
@@ -86,10 +87,11 @@ class Programs:
         pages = bpf.lookup(self._loaded.maps["fp_counters"], 0, COUNTERS_BYTES * possible_cpus())
         return {name for name, count in sum_counters(pages, VERDICTS)[1].items() if count}
 
-    def run(self, program: str, packet: bytes, link: bytes = ETHERNET) -> Ran:
-        """Run a program on a packet behind a link header."""
+    def run(self, program: str, packet: bytes, link: bytes = ETHERNET, gso_bytes: int = 0) -> Ran:
+        """Run a program on a packet behind a link header; with ``gso_bytes`` it is a superpacket of segments of that payload."""
         before = self.counts()
-        result, after = bpf.test_run(self._loaded.programs[program], link + packet)
+        context = struct.pack("=176xI12x", gso_bytes) if gso_bytes else b""  # struct __sk_buff
+        result, after = bpf.test_run(self._loaded.programs[program], link + packet, context)
         gained = [name for name, count in self.counts().items() if count != before.get(name, 0)]
         assert len(gained) <= 1, gained
         return Ran(result, after[14:], gained[0] if gained else None)
