@@ -99,6 +99,7 @@ class ProcessDatapath:
         self._launched_s = float("-inf")
         self._version = ""
         self._is_started = self._is_settled = False  # it has answered START; it is the one that reads the queues
+        self._holds = False  # it has a table that it takes by itself when the old one has ended
         self._confined = 0
         self._ended: str | None = None
         self._status = ProcessStatus(0, adopted=False, restarts=0)
@@ -184,8 +185,8 @@ class ProcessDatapath:
             process, self._process = self._process, None
             old, self._old = self._old, None
             if process is not None:
-                if self._ended is None and (old is not None or not self._is_started):
-                    _discard(process)  # it has not taken over
+                if self._ended is None and not self._holds and (old is not None or not self._is_started):
+                    _discard(process)  # it has not taken over; the old one goes on, for it has not been told to end
                 process.close()
             if old is not None:
                 old.close()
@@ -248,7 +249,7 @@ class ProcessDatapath:
         """Start another process on our descriptors. ``at_once`` False: it need not have started when this returns."""
         process = launch(self._options.run_dir, self._user, self._options.executable)
         self._version, self._launched_s = version, time.monotonic()
-        self._is_started = self._is_settled = False
+        self._is_started = self._is_settled = self._holds = False
         self._use(process, adopted=False)
         with nullcontext() if at_once else suppress(Slow):
             self._start(time.monotonic() + STEP_S)
@@ -289,6 +290,7 @@ class ProcessDatapath:
         """Ours is sure of a table before the old one leaves off; if we die after that it takes it by itself, when the old one has ended."""
         process = self._running()
         process.connection.hold(*self._given_table(), old.life.pidfd, ends_s - time.monotonic())
+        self._holds = True
         old.stop(ends_s - time.monotonic())
         self._old = None
         self._underlay.spread()

@@ -648,6 +648,25 @@ def test_two_processes_never_read_the_same_queues_and_the_second_goes_on_when_th
     datapath.close()
 
 
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGCONT], ids=["killed", "goes-on"])
+def test_an_agent_that_stops_while_the_old_process_has_not_ended_leaves_one_with_a_table(left: Path, port: int, signal_number: int) -> None:
+    """STOP waits in the socket of one that is stopped: it reads it as soon as it goes on, whoever has hung up meanwhile."""
+    found = found_in(left)
+    datapath = taken_over(left, found, port)
+    fresh = datapath.process.pid
+    os.kill(found.pid, signal.SIGSTOP)
+    with pytest.raises(DatapathWaits, match="no answer"):
+        datapath.publish(table(2))
+    datapath.close()
+    os.kill(found.pid, signal_number)
+    eventually(lambda: not lives(found.pid), 5, "the old one has ended")
+    again = await_found(Finder(left))
+    assert again is not None, "nobody carries packets"
+    assert again.pid == fresh
+    assert again.state.table_fd is not None, "it has taken what it held"
+    again.close()
+
+
 def test_a_hung_process_is_seen_within_seconds_and_never_waited_for(left: Path, port: int) -> None:
     """SIGSTOP: no call takes longer than a second, what is wrong is said meanwhile, and another takes its place."""
     found = found_in(left)
