@@ -100,7 +100,7 @@ class ProcessDatapath:
         self._version = ""
         self._is_started = self._is_settled = False  # it has answered START; it is the one that reads the queues
         self._holds = False  # it has a table that it takes by itself when the old one has ended
-        self._confined = 0
+        self._lacks: tuple[str, ...] = ()
         self._ended: str | None = None
         self._status = ProcessStatus(0, adopted=False, restarts=0)
         try:
@@ -112,13 +112,17 @@ class ProcessDatapath:
         finally:
             if found is not None:
                 found.close()
-        self.degraded = tun.degraded + underlay.degraded + self._missing_confinement()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+    @property
+    def degraded(self) -> tuple[str, ...]:
+        """What device, sockets and process do without; a process says it when it has started."""
+        return self._tun.degraded + self._underlay.degraded + self._lacks
 
     @property
     def process(self) -> ProcessStatus:
@@ -239,7 +243,8 @@ class ProcessDatapath:
         there.settle(self._path)  # the place beside is for one that takes over from it
         same = same_queues and fits and not any(self._pages.failures())
         if same and (state.version, state.settings, there.life.user) == (version, self._native, self._user):
-            self._confined, self._is_started, self._is_settled = state.confined, True, True
+            self._is_started = self._is_settled = True
+            self._lacks = self._missing(state.confined)
             self._use(found.take(), adopted=True)
         else:
             self._old = found.take()
@@ -262,7 +267,7 @@ class ProcessDatapath:
         process = self._running()
         try:
             if not self._is_started:
-                self._confined = self._ask_to_start(process, ends_s - time.monotonic())
+                self._lacks = self._missing(self._ask_to_start(process, ends_s - time.monotonic()))
                 self._is_started = True
             if self._old is None and not self._is_settled:
                 self._underlay.spread()
@@ -372,11 +377,9 @@ class ProcessDatapath:
         if watch is not None:
             watch.close()
 
-    def _missing_confinement(self) -> tuple[str, ...]:
-        if not self._is_started:  # it has not said
-            return ()
-        missing = [text for name, text in CONFINEMENT.items() if not self._confined & int(getattr(lib, name))]
-        if self._confined & int(lib.FP_CONFINED_USER) and (shared := sharers(self._user[0])) is not None:
+    def _missing(self, confined: int) -> tuple[str, ...]:
+        missing = [text for name, text in CONFINEMENT.items() if not confined & int(getattr(lib, name))]
+        if confined & int(lib.FP_CONFINED_USER) and (shared := sharers(self._user[0])) is not None:
             missing.append(f"it runs as {shared}: leave --datapath-user away, or give it a user of its own")
         return tuple(f"datapath process: {text}" for text in missing)
 

@@ -649,7 +649,9 @@ def test_two_processes_never_read_the_same_queues_and_the_second_goes_on_when_th
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGCONT], ids=["killed", "goes-on"])
-def test_an_agent_that_stops_while_the_old_process_has_not_ended_leaves_one_with_a_table(left: Path, port: int, signal_number: int) -> None:
+def test_an_agent_that_stops_while_the_old_process_has_not_ended_leaves_one_with_a_table(
+    left: Path, port: int, signal_number: int
+) -> None:
     """STOP waits in the socket of one that is stopped: it reads it as soon as it goes on, whoever has hung up meanwhile."""
     found = found_in(left)
     datapath = taken_over(left, found, port)
@@ -745,6 +747,16 @@ def test_a_process_that_is_slow_to_start_is_never_waited_for(
         assert (datapath.process.pid == asked, datapath.process.restarts) == ((True, 0) if "sleep" in first else (False, 1))
         assert not lives(found.pid)
         assert (datapath.stats().generation, pid_at(left / SOCKET_NAME)) == (2, datapath.process.pid)
+        datapath.teardown()
+
+
+def test_what_a_process_does_without_is_known_when_it_has_started(port: int, tmp_path: Path) -> None:
+    nobody = 65534
+    options = ProcessOptions(tmp_path, user=(nobody, nobody), executable=late(tmp_path, "sleep 1.2"))
+    with ProcessDatapath(settings(port), FakeTun(), open_underlay(LOOPBACK, port), options) as datapath:
+        assert datapath.degraded == (), "it has not said yet"
+        eventually(lambda: checks_well(datapath) and datapath.degraded != (), 10, "it has")
+        assert "it runs as nobody" in datapath.degraded[0]
         datapath.teardown()
 
 
