@@ -92,8 +92,9 @@ class Connection:
     """An open connection. Not thread-safe.
 
     A request waits for its reply for as long as it is told to; after that the reply is still on its way (``Slow``), and the same request
-    asked again goes on waiting for it. What is silent for REPLY_TIMEOUT_S in all is ``Unresponsive``: of the time between two looks no more
-    than LOOK_S count, for we, or the whole machine, may have been stopped meanwhile.
+    asked again goes on waiting for it. What is silent for REPLY_TIMEOUT_S in all is ``Unresponsive``, and is not waited for any longer: of
+    the time between two looks no more than LOOK_S count, and of a wait what it was to take, for we, or the whole machine, may have been
+    stopped meanwhile.
     """
 
     def __init__(self, opened: socket.socket, pid: int) -> None:
@@ -214,7 +215,9 @@ class Connection:
 
     def _take(self, within_s: float) -> tuple[bytes, list[int], int]:
         """A reply unchecked, with its descriptors and flags."""
-        self._socket.settimeout(max(within_s, 0))
+        self._pass(LOOK_S)
+        within_s = max(0, min(within_s, REPLY_TIMEOUT_S - self.silent_s))
+        self._socket.settimeout(within_s)
         try:
             reply, given, flags, _ = socket.recv_fds(self._socket, _REPLY_BYTES, lib.FP_PROTOCOL_FDS_MAX, socket.MSG_CMSG_CLOEXEC)
         except (TimeoutError, BlockingIOError) as exc:
@@ -231,10 +234,14 @@ class Connection:
         text = f"datapath process {self.pid}: {error.strerror}"
         return Refused(f"{text}; it goes on by the last table") if error.errno in _SHORT else Gone(text)
 
-    def _slow(self, within_s: float) -> DatapathError:
+    def _pass(self, most_s: float) -> None:
+        """The time since the last look counts, though not all of it."""
         now_s = time.monotonic()
-        self.silent_s += min(now_s - self._looked_s, max(within_s, LOOK_S))
+        self.silent_s += min(now_s - self._looked_s, most_s)
         self._looked_s = now_s
+
+    def _slow(self, within_s: float) -> DatapathError:
+        self._pass(max(within_s, 0))
         if self.silent_s >= REPLY_TIMEOUT_S * 0.99:
             return Unresponsive(f"datapath process {self.pid}: no answer within {REPLY_TIMEOUT_S:g} s")
         return Slow(

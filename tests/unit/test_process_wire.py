@@ -10,8 +10,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from flanpy.datapath import process_wire
 from flanpy.datapath.core import VERDICTS, WORK_COUNTERS, ffi, lib
-from flanpy.datapath.process_wire import Connection, State, _sorted
+from flanpy.datapath.process_wire import REPLY_TIMEOUT_S, Connection, Slow, State, Unresponsive, _sorted
 from flanpy.datapath.sockets import UnderlaySockets
 from flanpy.errors import FlanpyError
 
@@ -125,3 +126,48 @@ def test_a_process_of_another_version_is_told_from_other_refusals(error: int, sa
     state.head.error = -error
     outcome, _ = answered(bytes(ffi.buffer(state)), 0)
     assert str(outcome) == said
+
+
+class Silence:
+    """A clock, and a socket on which nothing comes: each wait takes as long as it may."""
+
+    def __init__(self) -> None:
+        self.now_s = self.timeout_s = 0.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+    def fileno(self) -> int:
+        return 0
+
+    def settimeout(self, timeout_s: float) -> None:
+        self.timeout_s = timeout_s
+
+    def sendmsg(self, *_: object) -> None:
+        pass
+
+    def recvmsg(self, *_: object) -> None:
+        self.now_s += self.timeout_s
+        raise TimeoutError
+
+
+def test_a_silent_process_is_waited_for_no_longer_than_it_may_be_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pauses between the looks count, up to LOOK_S each, and the last wait ends with the time that is left."""
+    silence: Any = Silence()
+    monkeypatch.setattr(process_wire, "time", silence)
+    connection = Connection(silence, 1)
+    for pause_s, counted_s in ((0.0, 0.9), (0.2, 2.0), (60.0, 3.0)):
+        silence.now_s += pause_s
+        before_s = silence.now_s
+        with pytest.raises(Unresponsive if pause_s == 60 else Slow):
+            connection.hello(0.9)
+        assert connection.silent_s == pytest.approx(counted_s)
+    assert silence.now_s == before_s, "nothing is waited for when the time is over"
+
+
+def test_the_last_wait_takes_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    silence: Any = Silence()
+    monkeypatch.setattr(process_wire, "time", silence)
+    with pytest.raises(Unresponsive):
+        Connection(silence, 1).hello(60)
+    assert silence.now_s == pytest.approx(REPLY_TIMEOUT_S)
