@@ -638,6 +638,7 @@ def test_two_processes_never_read_the_same_queues_and_the_second_goes_on_when_th
     assert (counted("tables"), datapath.stats().generation) == (tables, 1), "the second waits"
     if hung:
         os.kill(found.pid, signal.SIGSTOP)  # it may go on at any time, so it is not passed over
+        os.waitpid(found.pid, os.WUNTRACED)  # every thread of it
         send_from_31(port)
         assert counted("udp_received_segments") == 31
     os.kill(found.pid, signal.SIGKILL)
