@@ -85,9 +85,10 @@ def find(
     found = [*_rules(), *_routes(kernel, for_flanneld), *_bpf(kernel), *_process(run_dir, process)]
     found += [] if for_flanneld else _links(kernel)
     sockets = () if process is not None else DATAPATH_SOCKETS  # they go with it
-    paths = [run_dir / name for name in (SOCKET_NAME, *sockets, kept_leases.FILE, files.LOCK_FILE)]
+    paths = [run_dir / name for name in (SOCKET_NAME, *sockets, kept_leases.FILE)]
     paths += [state_dir / name for name in STATE_FILES] if state_dir is not None else []
     paths += [subnet_file] if subnet_file is not None else []
+    paths.append(run_dir / files.LOCK_FILE)  # last, for an agent may start from then on
     return found + [Item("file", str(path), path.unlink) for path in paths if path.exists()]
 
 

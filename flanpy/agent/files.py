@@ -101,17 +101,8 @@ def wireguard_key(state_dir: Path) -> bytes:
 def exclusive(run_dir: Path) -> Iterator[None]:
     """Hold the lock of one agent per run directory. Raises ResourceBusy naming the process that has it."""
     path = run_dir / LOCK_FILE
+    handle = _locked(path)
     try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
-    except OSError as error:
-        raise PlatformError(f"--run-dir: cannot open {path}: {error.strerror}") from error
-    try:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise PlatformError(f"--run-dir: {path} is not a regular file; remove it")
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise _held(path) from None
         os.ftruncate(handle, 0)
         os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
         yield
@@ -137,6 +128,29 @@ def unused(run_dir: Path) -> Iterator[None]:
             raise _held(path) from None
         yield
     finally:
+        os.close(handle)
+
+
+def _locked(path: Path) -> int:
+    """The file that is at this path, locked: a cleanup may have removed the one that was opened before its lock was ours."""
+    while True:
+        try:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+        except OSError as error:
+            raise PlatformError(f"--run-dir: cannot open {path}: {error.strerror}") from error
+        try:
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                raise PlatformError(f"--run-dir: {path} is not a regular file; remove it")
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(handle), path.lstat()):
+                    return handle
+        except BlockingIOError:
+            os.close(handle)
+            raise _held(path) from None
+        except BaseException:
+            os.close(handle)
+            raise
         os.close(handle)
 
 

@@ -1,6 +1,7 @@
 """The loop's edges, each with a real socket or file: control socket, health server, log forms, lock, node id, sd_notify."""
 
 import contextlib
+import fcntl
 import io
 import json
 import logging
@@ -296,6 +297,23 @@ def test_a_lock_that_is_a_link_or_a_pipe_is_refused_and_its_target_untouched(tmp
             pass
         (tmp_path / files.LOCK_FILE).unlink()
     assert precious.read_text() == "precious"
+
+
+def test_a_lock_that_a_cleanup_removes_right_before_it_is_ours_is_taken_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, flock = tmp_path / files.LOCK_FILE, fcntl.flock
+
+    def removed_before(handle: int, operation: int) -> None:
+        monkeypatch.undo()
+        path.unlink()
+        flock(handle, operation)
+
+    monkeypatch.setattr(fcntl, "flock", removed_before)
+    with files.exclusive(tmp_path):
+        assert path.read_text() == f"{os.getpid()}\n"
+        with pytest.raises(ResourceBusy), files.exclusive(tmp_path):
+            pass
 
 
 def test_a_pipe_or_a_huge_file_in_place_of_a_text_is_no_text(tmp_path: Path) -> None:
