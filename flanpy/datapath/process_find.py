@@ -160,5 +160,9 @@ def _worth(found: Found) -> tuple[bool, bool]:
 
 
 def is_running(run_dir: Path) -> int | None:
-    """The pid of the process of this run directory, 0 when it takes no connection, None when there is none; nothing is changed."""
-    return is_somebody(run_dir / SOCKET_NAME)
+    """The pid of the process of this run directory, 0 when it takes no connection, None when there is none; nothing is changed.
+
+    One that took over while no agent ran has its socket at the place beside still.
+    """
+    carrying = is_somebody(run_dir / SOCKET_NAME)
+    return carrying if carrying is not None else is_somebody(run_dir / FRESH_SOCKET_NAME)

@@ -21,7 +21,7 @@ import pytest
 
 from flanpy.datapath import DatapathSettings, process_handle, process_life, process_record, process_wire
 from flanpy.datapath.process import ProcessDatapath, ProcessOptions
-from flanpy.datapath.process_find import Finder, Found
+from flanpy.datapath.process_find import Finder, Found, is_running
 from flanpy.datapath.process_handle import Process
 from flanpy.datapath.process_launch import FRESH_SOCKET_NAME, SOCKET_NAME
 from flanpy.datapath.process_life import Life
@@ -646,6 +646,7 @@ def test_two_processes_never_read_the_same_queues_and_the_second_goes_on_when_th
     eventually(lambda: counted("udp_received_segments") == (93 if hung else 62), 5, "the second reads what has waited, too")
     assert datapath.stats().generation == 2
     assert pid_at(left / FRESH_SOCKET_NAME) == datapath.process.pid
+    assert is_running(left) == datapath.process.pid, "the next agent takes the device and the port for ours"
     datapath.close()
 
 
