@@ -32,15 +32,14 @@ def left_behind(run_dir: Path) -> str:
 
 
 def _process(run_dir: Path) -> list[str]:
-    """Whoever listens on the datapath's socket; its credentials are the listener's own."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as asked:
-        asked.settimeout(1.0)
-        try:
-            asked.connect(str(run_dir / "datapath.sock"))
+    """Whoever listens on the datapath's socket, or beside it, having taken over; its credentials are the listener's own."""
+    for name in ("datapath.sock", "datapath.sock.new"):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as asked, contextlib.suppress(OSError):
+            asked.settimeout(1.0)
+            asked.connect(str(run_dir / name))
             pid, _, _ = struct.unpack("iII", asked.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        except OSError:
-            return []
-    return [f"the datapath process {pid} lives"]
+            return [f"the datapath process {pid} lives"]
+    return []
 
 
 def _programs() -> list[str]:

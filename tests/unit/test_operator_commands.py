@@ -1,6 +1,7 @@
 """What the operator's commands print and with which status they end: whole texts from whole answers, no agent, one that misbehaves."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from flanpy.agent.trace import HERE, Step
 from flanpy.cli import doctor, leases, left, main, peers, ping, routes, status, top
 from flanpy.cli.output import Paint, ask_agent, duration, printable, size, table
 from flanpy.core.codec import encode_attributes
+from flanpy.datapath import process_launch
 from flanpy.errors import AgentAbsent
 from flanpy.model import ROUTE_PROTOCOL, FlanpyInfo, NodeAttributes, Record, RecordSet
 from tests.support.answers import STATUS
@@ -355,6 +357,16 @@ def test_a_command_that_asks_imports_nothing_heavy(command: str, tmp_path: Path)
 
 def test_the_number_of_our_routes_is_the_one_that_the_agent_gives_them() -> None:
     assert left._OUR_PROTOCOL == ROUTE_PROTOCOL
+
+
+@pytest.mark.parametrize("name", [process_launch.SOCKET_NAME, process_launch.FRESH_SOCKET_NAME])
+def test_a_process_that_an_agent_has_left_is_seen_wherever_it_listens(name: str, tmp_path: Path) -> None:
+    """At the place beside after it has taken over while no agent ran."""
+    assert left._process(tmp_path) == []
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(str(tmp_path / name))
+        listener.listen()
+        assert left._process(tmp_path) == [f"the datapath process {os.getpid()} lives"]
 
 
 # ------------------------------------------------------------------------------------------------ completion
