@@ -11,16 +11,17 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
+from flanpy.agent.client import SOCKET_NAME
+
 _SO_NETNS_COOKIE = 71
 _PINS = Path("/sys/fs/bpf/flanpy")
 _DEVICES = ("flannel.", "flannel-v6.", "flannel-wg", "flannel.ipip")
 _OUR_PROTOCOL = 102
 """``flanpy.model.ROUTE_PROTOCOL``."""
 _GET_ROUTE, _NEW_ROUTE, _DONE, _ERROR, _DUMP_REQUEST = 26, 24, 3, 2, 0x301
-_ADVICE = (
-    "No node that comes, goes or moves is followed meanwhile, and the lease is not renewed: start the agent again "
-    "(`systemctl start flanpy`), or take everything off this host by `flanpy cleanup`."
-)
+_MEANWHILE = "No node that comes, goes or moves is followed meanwhile, and the lease is not renewed: "
+_START = "start the agent again (`systemctl start flanpy`), or take everything off this host by `flanpy cleanup`."
+_RESTART = "end the agent that hangs, and start it again (`systemctl restart flanpy`)."
 
 
 def left_behind(run_dir: Path) -> str:
@@ -28,7 +29,20 @@ def left_behind(run_dir: Path) -> str:
     found = [*_process(run_dir), *_programs(), *_links()] or _routes()
     if not found:
         return ""
-    return f"Packets go on by the last table and routes: {', '.join(found)}. {_ADVICE}"
+    advice = _RESTART if _agent_hangs(run_dir) else _START
+    return f"Packets go on by the last table and routes: {', '.join(found)}. {_MEANWHILE}{advice}"
+
+
+def _agent_hangs(run_dir: Path) -> bool:
+    """Whether somebody listens on the control socket: one that has ended does not, and one that hangs does, or has too many waiting."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as asked:
+        try:
+            asked.connect(str(run_dir / SOCKET_NAME))
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+    return True
 
 
 def _process(run_dir: Path) -> list[str]:
