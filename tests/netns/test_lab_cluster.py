@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -214,14 +215,17 @@ def test_a_lab_found_again_is_the_same_lab(tmp_path: Path) -> None:
 NOBODY = 65534
 
 
-def test_a_lab_needs_no_root_where_tun_may_be_opened(tmp_path: Path) -> None:
+@pytest.fixture
+def labs_of_nobody() -> Iterator[Path]:
+    """Not below tmp_path, which is root's alone: each start of pytest closes it for others again."""
+    with TemporaryDirectory(prefix="flanpy-labs-") as directory:
+        os.chown(directory, NOBODY, NOBODY)
+        yield Path(directory)
+
+
+def test_a_lab_needs_no_root_where_tun_may_be_opened(labs_of_nobody: Path) -> None:
     """As user nobody, without any capability, with /dev/net/tun as Debian has it (0666) in a mount namespace of the test."""
     python = python_of_everybody()
-    labs = tmp_path / "labs"
-    labs.mkdir()
-    os.chown(labs, NOBODY, NOBODY)
-    for directory in (tmp_path, *tmp_path.parents[:3]):  # the third is there where several workers run
-        directory.chmod(directory.stat().st_mode | 0o011)
     command = f"{python} -m flanpy lab"
     script = f"""
         mount -t tmpfs tmpfs /mnt && mknod -m 666 /mnt/tun c 10 200 && mount --bind /mnt/tun /dev/net/tun
@@ -232,7 +236,7 @@ def test_a_lab_needs_no_root_where_tun_may_be_opened(tmp_path: Path) -> None:
             {command} down'
     """
     paths = os.pathsep.join([str(ROOT), *(path for path in sys.path if path.endswith("-packages"))])
-    variables = {**os.environ, "FLANPY_LAB_DIR": str(labs), "PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1"}
+    variables = {**os.environ, "FLANPY_LAB_DIR": str(labs_of_nobody), "PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(
         ["unshare", "--mount", "sh", "-eu", "-c", script], env=variables, capture_output=True, text=True, check=False
     )

@@ -29,6 +29,8 @@ from tests.support.polling import eventually
 NETWORK = '{"Network": "10.244.0.0/16", "Backend": {"Type": "udp"}}'
 QUIET = ("--peer-probe-interval=0",)
 """Agents that send no probes, so that counters hold what a test has sent and nothing else."""
+START_S = 30.0
+"""How long an agent may take to start, or to end, where others use the same CPUs: a second where nobody does."""
 
 
 @contextmanager
@@ -186,18 +188,18 @@ class Agent:
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Signal the agent and return its exit status."""
         self.process.send_signal(number)
-        return self.process.wait(timeout=15)
+        return self.process.wait(timeout=START_S)
 
     def exit_status(self) -> int:
         """Wait for the agent to end by itself."""
-        return self.process.wait(timeout=15)
+        return self.process.wait(timeout=START_S)
 
     @property
     def log(self) -> str:
         """All that it has said."""
         return self.log_path.read_text(encoding="utf-8")
 
-    def says(self, text: str, within_s: float = 10) -> None:
+    def says(self, text: str, within_s: float = START_S) -> None:
         """Wait until the log holds this text."""
         __tracebackhide__ = True
         try:
