@@ -217,10 +217,12 @@ NOBODY = 65534
 
 @pytest.fixture
 def labs_of_nobody() -> Iterator[Path]:
-    """Not below tmp_path, which is root's alone: each start of pytest closes it for others again."""
+    """Not below tmp_path, which is root's alone: each start of pytest closes it for others again. A lab that is left ends."""
     with TemporaryDirectory(prefix="flanpy-labs-") as directory:
         os.chown(directory, NOBODY, NOBODY)
         yield Path(directory)
+        for record in Path(directory).glob("*/lab.json"):
+            os.kill(int(json.loads(record.read_text())["holder"]), signal.SIGKILL)
 
 
 def test_a_lab_needs_no_root_where_tun_may_be_opened(labs_of_nobody: Path) -> None:
