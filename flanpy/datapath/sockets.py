@@ -316,8 +316,10 @@ def port_holder(port: int) -> str:
     inodes: set[str] = set()
     for table in ("udp", "udp6"):
         inodes |= _inodes(Path("/proc/thread-self/net") / table, port)
-    holders = sorted(_holders(inodes))
-    return ", ".join(holders) or "the kernel or a process that cannot be seen from here"
+    unseen = "the kernel or a process that cannot be seen from here"
+    if left := sorted(_datapath_processes()):
+        unseen += f" (perhaps {', '.join(left)}, if an agent with another --run-dir has left it)"
+    return ", ".join(sorted(_holders(inodes))) or unseen
 
 
 def _inodes(table: Path, port: int) -> set[str]:
@@ -333,6 +335,18 @@ def _holders(inodes: set[str]) -> set[str]:
         with suppress(OSError):  # it may end, or be somebody else's, while we look
             if any(_link(descriptor) in inodes for descriptor in (process / "fd").iterdir()):
                 found.add(f"{(process / 'comm').read_text(encoding='utf-8').strip()} (pid {process.name})")
+    return found
+
+
+def _datapath_processes() -> set[str]:
+    """Ours run as another user, so we do not see what they have open, and nobody finds one whose run directory has been emptied."""
+    here, found = Path("/proc/thread-self/ns/net").readlink(), set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if (process / "comm").read_text(encoding="utf-8", errors="replace") != "flanpy-datapath\n":
+                continue
+            if _link(process / "ns/net") in ("", str(here)):
+                found.add(f"flanpy-datapath (pid {process.name})")
     return found
 
 

@@ -1,6 +1,7 @@
 """Opening and closing what the userspace datapath stands on: who holds a name or port is said, and nothing is left behind."""
 
 import os
+import shutil
 import subprocess
 import sys
 from contextlib import suppress
@@ -9,19 +10,34 @@ from pathlib import Path
 
 import pytest
 
-from flanpy.datapath import DatapathSettings
-from flanpy.datapath.sockets import open_underlay
+from flanpy.datapath import DatapathSettings, sockets
+from flanpy.datapath.sockets import open_underlay, port_holder
 from flanpy.datapath.userspace import UserspaceDatapath
 from flanpy.errors import DatapathError, InterfaceError, PlatformError, ResourceBusy
 from flanpy.kernel.tun import open_tun
 from tests.support.namespaces import inside, namespace
 from tests.support.netns import PORT, overlay, start, udp_socket
+from tests.support.polling import eventually
 
 
 def test_a_taken_port_is_named_with_its_holder() -> None:
     with namespace() as where, udp_socket(where, IPv4Address("127.0.0.1"), PORT), inside(where):
         with pytest.raises(ResourceBusy, match=rf"UDP port {PORT} on 127.0.0.1 is in use by .*\(pid {os.getpid()}\)"):
             open_underlay(IPv4Address("127.0.0.1"), PORT)
+
+
+def test_a_datapath_process_that_may_have_the_port_unseen_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One whose run directory has been emptied runs as another user, and an agent does not see what it has open."""
+    monkeypatch.setattr(sockets, "_holders", lambda inodes: set())
+    program = tmp_path / "flanpy-datapath"
+    shutil.copy("/bin/sleep", program)
+    with namespace() as where, udp_socket(where, IPv4Address("127.0.0.1"), PORT), inside(where):
+        assert port_holder(PORT) == "the kernel or a process that cannot be seen from here"
+        with subprocess.Popen([program, "60"]) as left:
+            try:
+                eventually(lambda: f"(perhaps flanpy-datapath (pid {left.pid}), if" in port_holder(PORT), 5, "it is named")
+            finally:
+                left.kill()
 
 
 def test_an_address_that_is_not_ours_is_refused() -> None:
