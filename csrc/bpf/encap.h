@@ -7,6 +7,8 @@
 #include "run.h"
 
 #define FP_TRAIN_NS (50 * 1000 * 1000ULL) /* UDP between two pods stays with userspace that long after its last superpacket */
+#define FP_DRAIN_NS (10 * 1000 * 1000ULL) /* and then until half of this has passed without a packet, which userspace may still have */
+#define FP_DRAINS 127u                    /* but not for ever: 0.6 s at least. Counted in the low bits of the time */
 
 /*
  * A number for the two ends of an inner packet; odd, for slot 0 is for all of them. Of a product only the upper bits depend on all of
@@ -39,11 +41,16 @@ FP_INLINE _Bool fp_is_train(struct __sk_buff *skb, const struct fp_inner *inner,
     if (!starts && now - *any > FP_TRAIN_NS)
         return 0;
     __u64 *pair = fp_slot(&fp_trains, fp_pair(inner));
-    if (!pair || (!starts && now - *pair > FP_TRAIN_NS))
+    __u64 since = pair ? *pair : 0;
+    if (!pair || (!starts && now - since > FP_TRAIN_NS))
         return 0;
     if (starts) {
-        *pair = now;
+        *pair = now & ~(__u64)FP_DRAINS;
         *any = now;
+    } else if (now - since > FP_TRAIN_NS - FP_DRAIN_NS / 2 && (since & FP_DRAINS) < FP_DRAINS) {
+        *pair = ((now - FP_TRAIN_NS + FP_DRAIN_NS) & ~(__u64)FP_DRAINS) | ((since & FP_DRAINS) + 1);
+        if (*any < *pair)
+            *any = *pair;
     }
     return 1;
 }
