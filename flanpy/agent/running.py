@@ -17,12 +17,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Running:
-    """Owned by the loop's thread; ``restarts`` of its process, and what it does without (``told``), are those that have been said."""
+    """Owned by the loop's thread; ``restarts`` of its process, and what it does without (``told``), are those that have been said.
+
+    ``table`` is the last that it is known to have taken; ``in_doubt``: it may have taken a later one since, which it has not confirmed.
+    """
 
     choice: Choice
     settings: DatapathSettings
     datapath: Datapath
     table: ForwardTable | None = None
+    in_doubt: bool = False
     restarts: int = 0
     told: tuple[str, ...] = ()
 
@@ -42,10 +46,11 @@ class Running:
 
     def publish(self, table: ForwardTable) -> bool:
         """Give it this table; whether that was necessary. A number alone makes no other table."""
-        if self.table is not None and replace(self.table, generation=table.generation) == table:
+        if not self.in_doubt and self.table is not None and replace(self.table, generation=table.generation) == table:
             return False
+        self.in_doubt = True
         self.datapath.publish(table)
-        self.table = table
+        self.table, self.in_doubt = table, False
         return True
 
     def widens(self, table: ForwardTable) -> bool:

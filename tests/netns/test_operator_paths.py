@@ -83,7 +83,7 @@ def test_a_trace_names_every_step_between_two_pods(two: Cluster) -> None:
         ("route", "10.244.0.0/16 dev flannel0"),
         ("table", f"{subnet} -> 172.31.9.2:8285 (table {answer(two, 'routes')['table_generation']}"),
         ("underlay", "eth0 172.31.9.1 -> 172.31.9.2:8285 on the link"),
-        ("node", f"172.31.9.2 has {subnet}: {target} is its bridge"),
+        ("node", f"172.31.9.2 has {subnet}: {target} is behind its bridge"),
     ]
     back = answer(two, "trace", target, source)
     assert [step["what"] for step in back["steps"]] == ["pod", "table", "datapath", "route", "pod"]
