@@ -214,7 +214,7 @@ def test_a_peer_without_agent_harms_nobody() -> None:
     with overlay() as made:
         made.b.datapath.close()
         made.a.pod.run("ping", "-c3", "-i0.05", "-W0.2", str(made.b.pod_address), check=False)
-        assert counters(made.a.datapath.stats()) == {"encapsulated": 3}
+        assert soon(lambda: counters(made.a.datapath.stats()) == {"encapsulated": 3})
         made.a.datapath.check()
 
 

@@ -68,14 +68,14 @@ def test_one_thread_for_both_directions_carries_the_same() -> None:
     content = os.urandom(CONTENT_BYTES)
     with overlay(tuning=Tuning(threads_per_queue=1)) as made:
         assert send_and_digest(made.a, made.b, content) == hashlib.sha256(content).hexdigest()
-        assert set(counters(made.b.datapath.stats())) == {"encapsulated", "decapsulated"}
+        assert soon(lambda: set(counters(made.b.datapath.stats())) == {"encapsulated", "decapsulated"})
 
 
 def test_ping_crosses_and_is_counted_once_each_way() -> None:
     with overlay() as made:
         assert " 3 received" in made.a.pod.run("ping", "-c3", "-i0.05", "-W2", str(made.b.pod_address))
-        assert counters(made.a.datapath.stats()) == {"encapsulated": 3, "decapsulated": 3}
-        assert counters(made.b.datapath.stats()) == {"encapsulated": 3, "decapsulated": 3}
+        assert soon(lambda: counters(made.a.datapath.stats()) == {"encapsulated": 3, "decapsulated": 3})
+        assert soon(lambda: counters(made.b.datapath.stats()) == {"encapsulated": 3, "decapsulated": 3})
         assert made.b.datapath.stats().verdicts["decapsulated"].bytes == 3 * 84
 
 

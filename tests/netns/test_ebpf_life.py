@@ -436,7 +436,7 @@ def test_a_device_with_a_living_holder_is_not_taken_over() -> None:
 def test_clsact_carries_the_same() -> None:
     with ebpf_overlay(hooks="clsact") as made:
         assert " 3 received" in made.a.pod.run("ping", "-c3", "-i0.05", "-W1", str(made.b.pod_address))
-        assert counters(made.a.stats) == counters(made.b.stats) == {"encapsulated": 3, "decapsulated": 3}
+        assert soon(lambda: counters(made.a.stats) == counters(made.b.stats) == {"encapsulated": 3, "decapsulated": 3})
         assert made.a.stats.counters["tun_reads"] == 0
 
 
@@ -499,7 +499,7 @@ def test_with_three_capabilities_a_node_carries_packets_and_says_what_it_lacks()
             assert "CAP_NET_RAW is not held" in answer
             give_address(made.a)
             assert " 3 received" in made.a.pod.run("ping", "-c3", "-i0.05", "-W1", str(made.b.pod_address))
-            assert counters(made.b.stats) == {"encapsulated": 3, "decapsulated": 3}
+            assert soon(lambda: counters(made.b.stats) == {"encapsulated": 3, "decapsulated": 3})
             assert made.b.stats.counters["bpf_up_socket"] == 0, "sent by a's programs, not by its socket"
         finally:
             child.communicate("\n", timeout=30)
