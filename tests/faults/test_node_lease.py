@@ -24,9 +24,10 @@ DAY_S = 86_400
 SMALL = '{"Network": "10.244.0.0/28", "SubnetLen": 30, "Backend": {"Type": "udp"}}'  # three subnets can be leased
 
 
-@pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with cluster(tmp_path_factory.mktemp("logs"), hosts=2, pods=1) as running:
+@pytest.fixture
+def two(tmp_path: Path) -> Iterator[Cluster]:
+    """For one test alone: here nodes get other subnets, and their pods' addresses are none of them any more."""
+    with cluster(tmp_path, hosts=2, pods=1) as running:
         yield running
 
 
