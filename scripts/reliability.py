@@ -23,7 +23,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests.support.rows import Row, rows  # noqa: E402
+from tests.support.rows import Row, rows, rows_by_place  # noqa: E402
 
 TARGET = ROOT / "docs" / "reliability.md"
 HEAD = """\
@@ -92,8 +92,8 @@ def run(jobs: str) -> int:
 
 
 def nodes() -> list[str]:
-    """The tests of all rows, once each, files in order."""
-    return sorted({row.node for row in rows()})
+    """The tests of all rows, once each, in the suite's order: what one test leaves behind is what the next one is written for."""
+    return list(dict.fromkeys(row.node for row in rows_by_place()))
 
 
 def named() -> set[tuple[int, str]]:

@@ -42,8 +42,12 @@ class Row:
 
 def rows() -> list[Row]:
     """All of them, by number, then by place. Raises ValueError for a docstring that has lost one of its parts."""
-    found = [row for path in sorted(TESTS.rglob("test_*.py")) for row in _rows_of(path)]
-    return sorted(found, key=lambda row: row.number)
+    return sorted(rows_by_place(), key=lambda row: row.number)
+
+
+def rows_by_place() -> list[Row]:
+    """All of them, file by file, each file's as they stand there."""
+    return [row for path in sorted(TESTS.rglob("test_*.py")) for row in _rows_of(path)]
 
 
 def _rows_of(path: Path) -> list[Row]:
