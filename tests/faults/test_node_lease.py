@@ -68,9 +68,7 @@ def test_a_clone_of_a_machine_joins(two: Cluster, measured: Callable[[str], None
     Passes when: the second is refused with a message, the first unharmed.
     """
     two.lab.stop_agent("host2")
-    kept = (
-        two.host_node_id("host2") if hasattr(two, "host_node_id") else two.lab.host_path("host2", "state", "node-id").read_text()
-    )
+    kept = two.lab.host_path("host2", "state", "node-id").read_text()
     key, subnet = two.key("host1"), two.subnet("host1")
     created = (two.get(key) or {})["create_revision"]
     said, clone_said = said_since(two, "host1"), said_since(two, "host2")

@@ -577,11 +577,8 @@ def checks_well(datapath: ProcessDatapath) -> bool:
     return False
 
 
-@pytest.mark.parametrize("step", ["hold", "stop"])
-def test_a_death_of_the_agent_on_the_way_leaves_a_process_with_a_table(
-    left: Path, port: int, step: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Killed before it has asked for the next thing, as if by SIGKILL: all that it holds is closed by the kernel."""
+def die_before(datapath: ProcessDatapath, request: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An agent that publishes a table is killed before it makes this request: as if by SIGKILL, all that it holds is closed."""
 
     class Killed(BaseException):
         pass
@@ -589,15 +586,24 @@ def test_a_death_of_the_agent_on_the_way_leaves_a_process_with_a_table(
     def killed(*arguments: Any) -> None:
         raise Killed
 
-    found = found_in(left)
-    datapath = taken_over(left, found, port)
-    fresh, old = datapath.process.pid, found.pid
-    monkeypatch.setattr(Connection, {"hold": "stop", "stop": "table"}[step], killed)
+    monkeypatch.setattr(Connection, request, killed)
     with pytest.raises(Killed):
         datapath.publish(table(2))
     datapath._stop_watching()  # it has a copy of the connection
     datapath._running().connection.close()
     monkeypatch.undo()
+
+
+@pytest.mark.parametrize("step", ["hold", "stop"])
+def test_a_death_of_the_agent_on_the_way_leaves_a_process_with_a_table(
+    left: Path, port: int, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before it has asked for the next thing, as if by SIGKILL: all that it holds is closed by the kernel."""
+
+    found = found_in(left)
+    datapath = taken_over(left, found, port)
+    fresh, old = datapath.process.pid, found.pid
+    die_before(datapath, {"hold": "stop", "stop": "table"}[step], monkeypatch)
     assert lives(old) == (step == "hold")
     assert lives(fresh)
     again = await_found(Finder(left))
@@ -614,20 +620,9 @@ def test_two_processes_never_read_the_same_queues_and_the_second_goes_on_when_th
 ) -> None:
     """The agent dies between HOLD and STOP, and no other comes: one process reads and counts, and the other follows it."""
 
-    class Killed(BaseException):
-        pass
-
-    def killed(*arguments: Any) -> None:
-        raise Killed
-
     found = found_in(left)
     datapath = taken_over(left, found, port)
-    monkeypatch.setattr(Connection, "stop", killed)
-    with pytest.raises(Killed):
-        datapath.publish(table(2))
-    datapath._stop_watching()
-    datapath._running().connection.close()
-    monkeypatch.undo()
+    die_before(datapath, "stop", monkeypatch)
 
     def counted(name: str) -> int:
         return datapath.stats().counters[name]
