@@ -5,6 +5,7 @@
 
 import json
 import os
+import signal
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from hypothesis import settings
 from tests.support.digest import digest, fold
 
 NEED_ROOT = {"netns", "faults"}
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as of what a shell starts in the background; commands would ignore it too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("suite", deadline=None)
 settings.load_profile("suite")
 """A busy machine may take any time for an example; how long a whole test may take is pytest's to say."""
