@@ -6,6 +6,10 @@ Text to frozen values; nothing on the machine is touched here but the options fi
 from __future__ import annotations
 
 import argparse
+import os
+import select
+import stat
+import time
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +21,10 @@ from flanpy.config.agent_flags import AGENT_FLAGS, GROUPS
 from flanpy.config.flags import add_flags, resolve
 from flanpy.errors import UsageError
 from flanpy.model import Address, FirewallTool
+
+PIPE_PATIENCE_S = 5.0
+"""Limit of reading an options file that is a pipe."""
+PIPE_BYTES_MAX = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +112,24 @@ def _contradictions(options: AgentOptions) -> list[str]:
 def read_toml(path: Path) -> dict[str, Any]:
     """The options file as a flat table. Raises UsageError when it cannot be read or is no TOML."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(_read(path).decode())
     except OSError as error:
         raise UsageError(f"--config: {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"--config: {path}: not TOML: {error}") from error
+
+
+def _read(path: Path) -> bytes:
+    """The bytes of a file, or of a pipe whose writer is done soon: a reload waits for it, and the agent with it."""
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0) as file:
+        if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            return file.readall()
+        data, deadline = b"", time.monotonic() + PIPE_PATIENCE_S
+        while (more := file.read(PIPE_BYTES_MAX)) != b"":
+            data += more or b""
+            readable = select.select([file], [], [], max(0.0, deadline - time.monotonic()))[0]
+            if not readable or len(data) > PIPE_BYTES_MAX:
+                raise UsageError(f"--config: {path}: not read to its end within {PIPE_PATIENCE_S:g} s; give a regular file")
+    if not data:
+        raise UsageError(f"--config: {path}: a pipe without a writer; give a regular file")
+    return data

@@ -1,6 +1,7 @@
 """The agent's options: precedence, flannel's spellings, and every problem said at once."""
 
 import argparse
+import os
 import tempfile
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flanpy.config import options
 from flanpy.config.agent_flags import AGENT_FLAGS
 from flanpy.config.flags import resolve
 from flanpy.config.options import AgentOptions, add_agent_flags, load_agent_options, read_toml
@@ -143,3 +145,28 @@ def test_a_file_of_any_bytes_is_toml_or_refused_by_its_name(content: bytes) -> N
             read_toml(Path(file.name))
         except UsageError as error:
             assert str(error).startswith(f"--config: {file.name}: not TOML: ")
+
+
+def test_a_pipe_is_read_to_its_end_and_one_without_a_writer_holds_nobody(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(UsageError, match="a pipe without a writer; give a regular file"):
+        read_toml(pipe)
+    reader, writer = os.pipe()
+    os.write(writer, b'log-level = "debug"\n')
+    os.close(writer)
+    try:
+        assert read_toml(Path(f"/dev/fd/{reader}")) == {"log-level": "debug"}
+    finally:
+        os.close(reader)
+
+
+def test_a_pipe_whose_writer_never_ends_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(options, "PIPE_PATIENCE_S", 0.05)
+    reader, writer = os.pipe()
+    try:
+        with pytest.raises(UsageError, match=r"not read to its end within 0\.05 s"):
+            read_toml(Path(f"/dev/fd/{reader}"))
+    finally:
+        os.close(reader)
+        os.close(writer)
