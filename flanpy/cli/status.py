@@ -40,6 +40,8 @@ exit status:
 LISTED = 10
 """Problems that are shown; --output json has them all."""
 POLL_S = 0.1
+WAIT_S = 30.0
+"""Of ``--wait`` by itself."""
 WAIT_S_MOST = 86400.0
 SENT, RECEIVED = "encapsulated", "decapsulated"
 
@@ -48,7 +50,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags."""
     parser.description, parser.epilog = DESCRIPTION, EPILOG
     add_agent_arguments(parser)
-    parser.add_argument("--wait", type=decimal, default=0.0, metavar="SECONDS", help="wait until ready, at most this long")
+    parser.add_argument(
+        "--wait",
+        type=decimal,
+        nargs="?",
+        default=0.0,
+        const=WAIT_S,
+        metavar="SECONDS",
+        help=f"wait until ready, at most this long ({WAIT_S:g} when no number follows)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
