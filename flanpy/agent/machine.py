@@ -248,13 +248,13 @@ class Machine:
         return int(self._running.publish(table))
 
     def check(self) -> str | None:
-        """Why the datapath is not alive, or None, also when none is wanted."""
+        """Why the datapath is not alive, or None, also when none is wanted. Once a second; a pass looks more closely."""
         if self._hooks.news():
             return "a command has ended"
         if self._running is None:
             return "no datapath runs yet" if self._wanted else None
         try:
-            self._running.check()
+            self._running.check(closely=False)
         except (FlanpyError, OSError) as error:
             return str(error)
         return None

@@ -30,9 +30,9 @@ class Running:
     restarts: int = 0
     told: tuple[str, ...] = ()
 
-    def check(self) -> None:
+    def check(self, *, closely: bool = True) -> None:
         """Raise DatapathError when the datapath cannot go on; a process that it had to start anew, and what it lacks now, is said."""
-        self.datapath.check()
+        self.datapath.check(closely=closely)
         self._say_degraded()
         process = self.datapath.process
         if process is not None and process.restarts != self.restarts:

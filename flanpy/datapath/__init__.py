@@ -100,8 +100,11 @@ class Datapath(Protocol):
     def peer_counts(self, peers: Sequence[Address]) -> Mapping[Address, PeerCount]:
         """What each of these peers was sent and has sent; counted by address, so that no new table and no other process changes it."""
 
-    def check(self) -> None:
-        """Put back what somebody has removed or killed; raise DatapathError when it cannot go on (TUN device gone), with the reason."""
+    def check(self, *, closely: bool = True) -> None:
+        """Put back what somebody has removed or killed; raise DatapathError when it cannot go on (TUN device gone), with the reason.
+
+        Not ``closely``: at next to no cost, for once a second; what the kernel tells of (devices, addresses) is not looked at then.
+        """
 
     def close(self) -> None:
         """Let go: what outlives us, a process or programs in the kernel, carries on. Safe to call twice."""

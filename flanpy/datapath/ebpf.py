@@ -24,15 +24,15 @@ from typing import Self, TypeVar
 from flanpy.datapath import Datapath, DatapathSettings, DatapathStats, PeerCount, ProcessStatus, VerdictCount
 from flanpy.datapath import ebpf_syscall as bpf
 from flanpy.datapath.core import VERDICTS
-from flanpy.datapath.ebpf_attach import Spot, TcHooks, TcxHooks, has_tcx
+from flanpy.datapath.ebpf_attach import Sight, Spot, TcHooks, TcxHooks, has_tcx
 from flanpy.datapath.ebpf_host import Host
-from flanpy.datapath.ebpf_layout import COUNTERS_BYTES, Header, build_snapshot, sum_counters
+from flanpy.datapath.ebpf_layout import COUNTERS_BYTES, Header, build_snapshot, sum_counters, sum_of
 from flanpy.datapath.ebpf_mtu import PathMtus
 from flanpy.datapath.ebpf_needs import degraded, may_send_raw, require_ethernet
 from flanpy.datapath.ebpf_peers import PeerCounters, both
 from flanpy.datapath.ebpf_pins import READ_ONLY, ROOT, Pins, sweep_dead
 from flanpy.datapath.ebpf_places import put_in_place
-from flanpy.datapath.ebpf_prober import Notes, SuperpacketProber, forget, targets_of
+from flanpy.datapath.ebpf_prober import Notes, SuperpacketProber, Watch, forget, targets_of
 from flanpy.datapath.ebpf_programs import Loaded, load, publish
 from flanpy.errors import DatapathError, DatapathWaits, PlatformError, reason_of
 from flanpy.model import Address, ForwardTable
@@ -74,6 +74,11 @@ class EbpfDatapath:
         self._lock = threading.Lock()
         self._table: ForwardTable | None = None
         self._header: Header | None = None
+        self._spots: tuple[Spot, ...] = ()
+        self._seen: Sight | None = None
+        """How directory and hooks looked when all hung in its place; None: that is not known."""
+        self._counted = b"", 0
+        """What was counted at the prober's last turn, and the sum of BULK in it."""
         self._repairs = 0
         self._mtus = PathMtus(settings.underlay_address)
         self._pins = Pins.of(settings.device, options.pin_root)
@@ -87,6 +92,7 @@ class EbpfDatapath:
             sweep_dead(options.pin_root)
             require_ethernet(options.underlay)
             self._loaded = load(self._pins)
+            self._counters = bpf.Reading(self._loaded.maps["fp_counters"], 0, COUNTERS_BYTES * possible_cpus())
             self._peers = self._explain(
                 "counters of peers", partial(PeerCounters, self._loaded.maps["fp_peers"], possible_cpus())
             )
@@ -127,11 +133,11 @@ class EbpfDatapath:
         """Forward by this table from now on: userspace first, so that what the programs leave to it finds its way."""
         self._userspace.publish(table)
         with self._lock:
-            header = self._make_header(table)
+            header, spots = self._survey(table)
             self._mtus.of_table(table, header.outer_bytes)
             self._publish(table, header)
             self._have_counters(table)
-            self._attach(header)
+            self._attach(spots)
             self._table, self._header = table, header
             self._probe(table, header)
 
@@ -150,19 +156,24 @@ class EbpfDatapath:
         with self._lock:
             return both(below, self._peers.read(peers)) if self._peers is not None else below
 
-    def check(self) -> None:
+    def check(self, *, closely: bool = True) -> None:
         """Put back what somebody has removed; raise DatapathError when that, or the userspace half, cannot go on.
 
-        DatapathWaits: something is missing that cannot be put back while bpffs is read-only; all else goes on."""
-        self._userspace.check()
+        DatapathWaits: something is missing that cannot be put back while bpffs is read-only; all else goes on. Not ``closely``: devices
+        are taken to be as they were, and programs and names too unless their hooks or their directory have changed since.
+        """
+        self._userspace.check(closely=closely)
         with self._lock:
             if self._table is None or self._header is None:
                 return
-            header = self._make_header(self._table)
+            if not closely and self._is_untouched():
+                self._follow_underlay(self._table, self._header)
+                return
+            header, spots = self._survey(self._table)
             if self._mtus.look(header.outer_bytes) or header != self._header:
                 self._publish(self._table, header)
                 self._header = header
-            self._repairs += self._attach(header)
+            self._repairs += self._attach(spots)
 
     def close(self) -> None:
         """Let go of the userspace half and of the programs, which carry on by their pins; safe to call twice."""
@@ -194,10 +205,12 @@ class EbpfDatapath:
             raise DatapathError(f"{self._settings.device}: the datapath is closed")
         return self._loaded
 
-    def _make_header(self, table: ForwardTable) -> Header:
+    def _survey(self, table: ForwardTable) -> tuple[Header, tuple[Spot, ...]]:
+        """What the programs work by on this machine as it is now, and where they belong."""
         settings, options = self._settings, self._options
         whole, trains = self._host.offloads(options.underlay)
-        return Header(
+        near, far = self._host.merging_device(settings.device) if options.inner_gro else (0, 0)
+        header = Header(
             device=_index(settings.device),
             underlay=_index(options.underlay),
             address=settings.underlay_address,
@@ -208,8 +221,9 @@ class EbpfDatapath:
             whole=whole,
             trains=trains,
             bridge=self._host.pod_bridge(table.local, settings.device) if options.bypass else 0,
-            gro=self._host.merging_device(settings.device)[0] if options.inner_gro else 0,
+            gro=near,
         )
+        return header, _spots(header, far)
 
     def _probe(self, table: ForwardTable, header: Header) -> None:
         """Let the prober know the peers that run these programs too."""
@@ -219,18 +233,21 @@ class EbpfDatapath:
         if self._prober is None and targets and self._can_probe:
             maps = self._running().maps
             notes, six = Notes(maps["fp_wholes"], maps["fp_thanks"]), settings.underlay_address.version == 6
-            start = partial(SuperpacketProber, settings.device, sources, notes, self._every_turn, only_probes_tell=six)
+            watch = Watch(self._bulk, self._watch_offloads)
+            start = partial(SuperpacketProber, settings.device, sources, notes, watch, only_probes_tell=six)
             self._prober = self._explain("probes of the paths", start)
         if self._prober is not None:
             self._prober.aim(targets, table.mtu_bytes, whole=header.carries)
 
-    def _every_turn(self) -> int:
+    def _bulk(self) -> int:
         """By the prober's thread: a number that changes while bulk traffic flows, in or out."""
-        self._watch_offloads()
-        with suppress(OSError, DatapathError):
-            counters = self._own_counters()[1]
-            return sum(counters[name] for name in BULK)
-        return 0
+        try:
+            found = self._counters.read()
+        except OSError:
+            return 0
+        if found != self._counted[0]:
+            self._counted = found, sum_of(found, BULK)
+        return self._counted[1]
 
     def _own_counters(self) -> tuple[dict[str, VerdictCount], dict[str, int]]:
         """What the programs have counted, all CPUs together."""
@@ -244,35 +261,49 @@ class EbpfDatapath:
     def _watch_offloads(self) -> None:
         """Somebody may switch the uplink's offloads, and flat superpackets cannot be cut."""
         with suppress(OSError, DatapathError), self._lock:  # gone or closed: check() and close() have the last word
-            if self._table is None or self._header is None:
-                return
-            whole, trains = self._host.offloads(self._options.underlay)
-            if (whole, trains) != (self._header.whole, self._header.trains):
-                header = replace(self._header, whole=whole, trains=trains)
-                self._publish(self._table, header)
-                self._header = header
-                maps = self._running().maps
-                forget((maps["fp_wholes"], maps["fp_thanks"]), self._table)
-            if self._prober is not None:
-                self._prober.trains = trains
+            if self._table is not None and self._header is not None:
+                self._follow_offloads(self._table, self._header)
 
-    def _spots(self, header: Header) -> tuple[Spot, ...]:
-        spots = [Spot("fp_encap", header.device, egress=True), Spot("fp_decap", header.underlay)]
-        if header.gro:
-            spots.append(Spot("fp_merged", self._host.merging_device(self._settings.device)[1]))
-        if header.bridge:
-            spots.append(Spot("fp_bypass", header.bridge))
-        return tuple(spots)
+    def _follow_offloads(self, table: ForwardTable, header: Header) -> None:
+        whole, trains = self._host.offloads(self._options.underlay)
+        if (whole, trains) != (header.whole, header.trains):
+            self._publish(table, replace(header, whole=whole, trains=trains))
+            self._header = replace(header, whole=whole, trains=trains)
+            maps = self._running().maps
+            forget((maps["fp_wholes"], maps["fp_thanks"]), table)
+        if self._prober is not None:
+            self._prober.trains = trains
+
+    def _is_untouched(self) -> bool:
+        """Whether nothing has happened to what hangs and is pinned since it was all in its place."""
+        with suppress(OSError):  # a device is gone, say
+            return self._seen is not None and self._seen == self._sight(self._spots)
+        return False
+
+    def _sight(self, spots: tuple[Spot, ...]) -> Sight:
+        return self._pins.changed(), self._hooks.look(spots)
+
+    def _follow_underlay(self, table: ForwardTable, header: Header) -> None:
+        """What the kernel tells nobody of: offloads, and how large a packet to a peer may be."""
+        with suppress(OSError):  # it is gone, which a close look finds
+            self._follow_offloads(table, header)
+        header = self._header or header
+        if self._mtus.look(header.outer_bytes):
+            self._publish(table, header)
 
     def _publish(self, table: ForwardTable, header: Header) -> None:
         self._explain(
             f"table {table.generation}", lambda: publish(self._running().maps, build_snapshot(table, header, self._mtus.narrow))
         )
 
-    def _attach(self, header: Header) -> int:
+    def _attach(self, spots: tuple[Spot, ...]) -> int:
         """Every program hangs in its place; how many had to be put there."""
-        place = partial(put_in_place, self._running(), self._spots(header), self._pins, self._hooks)
+        before = self._seen = None
+        with suppress(OSError):  # looked at first: what happens meanwhile is seen the next time
+            before = self._sight(spots)
+        place = partial(put_in_place, self._running(), spots, self._pins, self._hooks)
         self._loaded, done = self._explain("attach", place)
+        self._spots, self._seen = spots, before if not done else None
         return done
 
     def _explain(self, what: str, do: Callable[[], Result]) -> Result:
@@ -283,6 +314,16 @@ class EbpfDatapath:
             if error.errno == errno.EROFS:
                 raise DatapathWaits(f"{problem}; {READ_ONLY}") from error
             raise DatapathError(problem) from error
+
+
+def _spots(header: Header, merged: int) -> tuple[Spot, ...]:
+    """Where the programs belong; ``merged``: the interface at which what went into ``header.gro`` comes out."""
+    spots = [Spot("fp_encap", header.device, egress=True), Spot("fp_decap", header.underlay)]
+    if header.gro:
+        spots.append(Spot("fp_merged", merged))
+    if header.bridge:
+        spots.append(Spot("fp_bypass", header.bridge))
+    return tuple(spots)
 
 
 def _index(device: str) -> int:

@@ -28,6 +28,9 @@ class Spot:
     egress: bool = False
 
 
+Sight = tuple[object, ...]
+
+
 class TcHooks(Protocol):
     """A way to attach programs. ``name`` says which: ``tcx`` or ``clsact``."""
 
@@ -35,6 +38,9 @@ class TcHooks(Protocol):
 
     def attached(self, spot: Spot) -> int | None:
         """The kernel's id of our program at this spot, or None when ours is not there."""
+
+    def look(self, spots: Iterable[Spot]) -> Sight:
+        """What hangs there, to be compared with an earlier look: equal ones mean that nothing has happened there. Raises OSError."""
 
     def attach(self, spot: Spot, program: bpf.Fd) -> None:
         """Our program at this spot is this one from now on; what hung there before is swapped atomically. Raises OSError."""
@@ -76,6 +82,10 @@ class TcxHooks:
         with program:
             pinned = bpf.object_id(program)
         return pinned if pinned in bpf.attached_programs(spot.ifindex, _side(spot)) else None
+
+    def look(self, spots: Iterable[Spot]) -> Sight:
+        """One question a spot, which no link has to be opened for."""
+        return tuple(bpf.attached_since(spot.ifindex, _side(spot)) for spot in spots)
 
     def attach(self, spot: Spot, program: bpf.Fd) -> None:
         """Swap in the link that is there, or make one."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import os
 import socket
@@ -59,7 +60,17 @@ class Pins:
     @property
     def is_read_only(self) -> bool:
         """Whether names can neither be made nor removed: bpffs, or its mount here, is read-only."""
-        return is_read_only(self.directory if self.directory.is_dir() else BPFFS)
+        try:
+            return is_read_only(self.directory)
+        except FileNotFoundError:
+            return is_read_only(BPFFS)
+
+    def changed(self) -> tuple[int, int]:
+        """What changes when a name is made, removed or replaced: time of change, links; while the directory is held. Raises OSError."""
+        if self._held is None:
+            raise OSError(errno.EBADF, f"{self.directory}: not held")
+        status = os.fstat(self._held)
+        return status.st_mtime_ns, status.st_nlink
 
     def require_writable(self) -> None:
         """Names can be made and removed. Raises as ``require_removable``, and PlatformError where no programs are either."""

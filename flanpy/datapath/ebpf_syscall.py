@@ -7,6 +7,7 @@ call raises OSError as the kernel gave it, and ``load_program`` raises ``Rejecte
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import platform
 import struct
@@ -27,6 +28,7 @@ LOG_BYTES = 4 << 20
 PROGRAMS_MAX = 64
 """The kernel's limit for one hook (BPF_MPROG_MAX)."""
 _NUMBERS = {"x86_64": 321, "aarch64": 280}
+_NUMBER = _NUMBERS.get(platform.machine())
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -63,17 +65,25 @@ class Fd:
 
 def call(command: int, attributes: bytes | bytearray) -> int:
     """One bpf(2). The kernel may write into the attributes when a bytearray is given. Raises OSError."""
-    number = _NUMBERS.get(platform.machine())
-    if number is None:
-        raise OSError(38, f"bpf(2): its number on {platform.machine()} is not known here")
     buffer = ctypes.create_string_buffer(bytes(attributes), len(attributes))
-    result = int(_libc.syscall(ctypes.c_long(number), ctypes.c_long(command), buffer, ctypes.c_ulong(len(attributes))))
+    result = int(_libc.syscall(*_arguments(command, buffer)))
     if result < 0:
-        error = ctypes.get_errno()
-        raise OSError(error, os.strerror(error))
+        raise _error()
     if isinstance(attributes, bytearray):
         attributes[:] = buffer.raw
     return result
+
+
+def _arguments(command: int, attributes: ctypes.Array[ctypes.c_char]) -> tuple[object, ...]:
+    """Of syscall(2), for a call with these attributes."""
+    if _NUMBER is None:
+        raise OSError(errno.ENOSYS, f"bpf(2): its number on {platform.machine()} is not known here")
+    return ctypes.c_long(_NUMBER), ctypes.c_long(command), attributes, ctypes.c_ulong(len(attributes))
+
+
+def _error() -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number))
 
 
 def _address(buffer: ctypes.Array[ctypes.c_char]) -> int:
@@ -130,6 +140,24 @@ def lookup(fd: Fd, key: Key, value_bytes: int) -> bytes:
     value_buffer = ctypes.create_string_buffer(value_bytes)
     call(MAP_LOOKUP, struct.pack("=IIQQQ", fd.number, 0, _address(key_buffer), _address(value_buffer), 0))
     return value_buffer.raw
+
+
+class Reading:
+    """One element of a map that is read again and again: all that does not change is made once. Raises OSError as ``lookup`` does."""
+
+    def __init__(self, fd: Fd, key: Key, value_bytes: int) -> None:
+        self._fd = fd
+        self._key, self._value = _key(key), ctypes.create_string_buffer(value_bytes)
+        self._attributes = _key(struct.pack("=IIQQQ", fd.number, 0, _address(self._key), _address(self._value), 0))
+        self._arguments = _arguments(MAP_LOOKUP, self._attributes)
+
+    def read(self) -> bytes:
+        """The value as it is now."""
+        if self._fd.number < 0:
+            raise OSError(errno.EBADF, "the map has been closed")
+        if _libc.syscall(*self._arguments) < 0:
+            raise _error()
+        return self._value.raw
 
 
 def delete(fd: Fd, key: Key) -> None:
@@ -229,13 +257,18 @@ def link_target(link: Fd) -> tuple[int, int]:
 
 def attached_programs(ifindex: int, attach_type: int) -> tuple[int, ...]:
     """The ids of all programs that hang at a device by tcx, in the order in which they see packets."""
+    return attached_since(ifindex, attach_type)[1]
+
+
+def attached_since(ifindex: int, attach_type: int) -> tuple[int, tuple[int, ...]]:
+    """The same behind a number that every change there raises, and that begins anew where nothing has hung for a moment."""
     ids = (ctypes.c_uint32 * PROGRAMS_MAX)()
     attributes = bytearray(
         struct.pack("=IIIIQIIQQQQ", ifindex, attach_type, 0, 0, ctypes.addressof(ids), PROGRAMS_MAX, *5 * (0,))
     )
     call(PROG_QUERY, attributes)
-    (count,) = struct.unpack_from("=I", attributes, 24)
-    return tuple(ids[:count])
+    (count,), (revision,) = struct.unpack_from("=I", attributes, 24), struct.unpack_from("=Q", attributes, 56)
+    return int(revision), tuple(ids[:count])
 
 
 def test_run(program: Fd, packet: bytes, context: bytes = b"") -> tuple[int, bytes]:

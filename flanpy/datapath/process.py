@@ -162,7 +162,7 @@ class ProcessDatapath:
             assert self._pages is not None
             return self._pages.peers(peers)
 
-    def check(self) -> None:
+    def check(self, *, closely: bool = True) -> None:
         """Start another process when ours has ended or is silent (DatapathWaits meanwhile); DatapathError: a worker cannot go on."""
         with self._lock:
             process = self._running()

@@ -109,7 +109,7 @@ class UserspaceDatapath:
         with self._lock:
             return peer_counts(peers, partial(lib.fp_datapath_peers, self._running()))
 
-    def check(self) -> None:
+    def check(self, *, closely: bool = True) -> None:
         """Raise DatapathError when a worker cannot work any more."""
         for queue, page in enumerate(self._pages()):
             if page.failed:

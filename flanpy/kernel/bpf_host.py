@@ -13,10 +13,9 @@ import struct
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from pyroute2.ethtool import Ethtool
-from pyroute2.ethtool.ioctl import IoctlEthtool
 from pyroute2.netlink.exceptions import NetlinkError
 
+from flanpy.kernel import offloads
 from flanpy.kernel.devices import RTM_GETLINK, list_addresses, list_devices
 from flanpy.kernel.links import remove_link
 from flanpy.kernel.messages import attributes
@@ -62,16 +61,13 @@ class BpfHost:
         """Whether an interface hands superpackets of TCP and UDP to its driver uncut, and whether it merges what arrives (GRO).
 
         From any thread of the namespace."""
-        with contextlib.closing(IoctlEthtool(device)) as ethtool:
-            features = ethtool.get_features()
-            return all(features[name] for name in ("tx-tcp-segmentation", "tx-udp-segmentation")), bool(features["rx-gro"])
+        on, whole = offloads.active(device), offloads.bits(device, "tx-tcp-segmentation", "tx-udp-segmentation")
+        return on & whole == whole, bool(on & offloads.bits(device, "rx-gro"))
 
     def _cuts_tunnels(self, device: str) -> bool:
         """Whether a device without a kind offers to cut tunnels; a virtual one hands that work to the receiver."""
-        with contextlib.suppress(NetlinkError, OSError), contextlib.closing(Ethtool()) as ethtool:
-            return any(
-                feature.name == TUNNEL_GSO and feature.enable for feature in ethtool.get_features(device).features.values()
-            )
+        with contextlib.suppress(OSError):
+            return bool(offloads.active(device) & offloads.bits(device, TUNNEL_GSO))
         return False
 
     def pod_bridge(self, subnets: Iterable[Network], device: str) -> int:
@@ -91,13 +87,13 @@ class BpfHost:
         return _index(near), _index(far)
 
     def _make_merging_device(self, near: str, far: str, there: set[str]) -> None:
-        with explained(f"make {near} and {far}"), contextlib.closing(Ethtool()) as ethtool:
+        with explained(f"make {near} and {far}"):
             if not there:
                 self._kernel.ip.link("add", ifname=near, kind="veth", peer={"ifname": far})
             _without_ipv6(near)
             _without_ipv6(far)
-            _switch(ethtool, near, "tx-tcp", on=False)
-            _switch(ethtool, far, "rx-gro", on=True)
+            offloads.switch(near, lambda name: name.startswith("tx-tcp") and name.endswith("-segmentation"), on=False)
+            offloads.switch(far, lambda name: name == "rx-gro", on=True)
             for name in (near, far):
                 self._kernel.ip.link("set", index=_index(name), mtu=MERGING_MTU_BYTES, state="up")
 
@@ -168,12 +164,3 @@ def _is_paravirtual(device: str) -> bool:
 def _without_ipv6(name: str) -> None:
     with contextlib.suppress(OSError):  # a kernel without IPv6, or /proc/sys read-only: then it has a link-local address
         Path(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6").write_text("1", encoding="ascii")
-
-
-def _switch(ethtool: Ethtool, device: str, prefix: str, *, on: bool) -> None:
-    """Switch the offloads of that name, or, with ``tx-tcp``, of that family."""
-    features = ethtool.get_features(device)
-    for name, feature in features.features.items():
-        if name == prefix or (name.startswith(prefix) and name.endswith("-segmentation")):
-            feature.enable = on
-    ethtool.set_features(device, features)

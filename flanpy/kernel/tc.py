@@ -70,6 +70,10 @@ class ClsactHooks:
                 return program
         return None
 
+    def look(self, spots: Iterable[Spot]) -> tuple[object, ...]:
+        """Only our own filters: others of ours elsewhere are found by ``sweep``."""
+        return tuple(self.attached(spot) for spot in spots)
+
     def sweep(self, keep: Iterable[Spot]) -> bool:
         """Remove every filter of ours, on whatever interface, but for these; whether there was any."""
         kept = {(spot.ifindex, _parent(spot), spot.program) for spot in keep}

@@ -53,11 +53,11 @@ def publish():
     datapath.publish(replace(table, generation=generation))
 
 def unhook():
-    spots = datapath._spots(datapath._header)
-    BpfHost(kernel).clsact_hooks().detach(spots[0])
+    BpfHost(kernel).clsact_hooks().detach(datapath._spots[0])
 
 verbs = {
-    "ro": lambda: remount("ro"), "rw": lambda: remount("rw"), "check": datapath.check, "publish": publish, "unhook": unhook,
+    "ro": lambda: remount("ro"), "rw": lambda: remount("rw"), "check": lambda: datapath.check(closely=False), "publish": publish,
+    "unhook": unhook,
     "degraded": lambda: datapath.degraded, "repairs": lambda: datapath.stats().counters["bpf_repairs"],
     "reads": lambda: datapath.stats().counters["tun_reads"], "generation": lambda: datapath.stats().generation,
     "another": lambda: Pins.of(settings.device).hold(),

@@ -119,10 +119,10 @@ class EbpfSide:
             assert self.datapath is not None
             self.datapath.publish(table)
 
-    def check(self) -> None:
+    def check(self, *, closely: bool = True) -> None:
         with inside(self.host):
             assert self.datapath is not None
-            self.datapath.check()
+            self.datapath.check(closely=closely)
 
     @property
     def stats(self) -> DatapathStats:

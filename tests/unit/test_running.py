@@ -21,7 +21,7 @@ def running_on(datapath: object) -> Running:
 
 
 def test_what_a_datapath_lacks_is_said_once_and_again_when_it_comes_back(caplog: pytest.LogCaptureFixture) -> None:
-    datapath = SimpleNamespace(degraded=("no GRO",), process=None, check=lambda: None)
+    datapath = SimpleNamespace(degraded=("no GRO",), process=None, check=lambda *, closely: None)
     running = running_on(datapath)
     said: list[list[str]] = []
     running.say()

@@ -1,0 +1,123 @@
+"""What the ebpf datapath asks of the kernel while nothing happens: counted, for it does so every second for as long as a node lives.
+
+The topology is drawn in tests/support/ebpf.py.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ipaddress import IPv4Address
+from typing import Any
+
+import pytest
+
+from flanpy.datapath import ebpf_syscall as bpf
+from flanpy.datapath.ebpf import EbpfDatapath
+from flanpy.datapath.ebpf_prober import Notes, SuperpacketProber, Watch
+from flanpy.kernel import offloads
+from flanpy.kernel.netlink import Kernel
+from tests.netns.test_ebpf_life import HOOKS, pins_of
+from tests.support.ebpf import EbpfOverlay, ebpf_overlay
+from tests.support.namespaces import inside, namespace
+from tests.support.polling import eventually
+
+pytestmark = pytest.mark.root
+
+
+@contextmanager
+def counted(patch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
+    """Questions to the kernel by kind: bpf(2) by command, netlink dumps, ethtool's ioctl."""
+    asked: Counter[str] = Counter()
+    call, dump, ask = bpf.call, Kernel.dump, offloads._ask
+
+    def counting_call(command: int, attributes: bytes | bytearray) -> int:
+        asked[f"bpf {command}"] += 1
+        return call(command, attributes)
+
+    def counting_dump(self: Kernel, kind: int, body: bytes) -> Any:
+        asked["dump"] += 1
+        return dump(self, kind, body)
+
+    def counting_ask(device: str, request: bytes) -> bytes:
+        asked["ioctl"] += 1
+        return ask(device, request)
+
+    with patch.context() as patched:
+        patched.setattr(bpf, "call", counting_call)
+        patched.setattr(Kernel, "dump", counting_dump)
+        patched.setattr(offloads, "_ask", counting_ask)
+        yield asked
+
+
+def programs_of(made: EbpfOverlay) -> int:
+    assert isinstance(made.a.datapath, EbpfDatapath)
+    return len(made.a.datapath._spots)
+
+
+@pytest.mark.parametrize("hooks", HOOKS)
+def test_a_look_at_rest_asks_once_for_each_program_and_once_for_the_uplink(hooks: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with ebpf_overlay(hooks=hooks) as made:
+        made.a.check()
+        with counted(monkeypatch) as asked:
+            for _ in range(3):
+                made.a.check(closely=False)
+        kind = f"bpf {bpf.PROG_QUERY}" if hooks == "tcx" else "dump"
+        assert asked == {kind: 3 * programs_of(made), "ioctl": 3}
+        with counted(monkeypatch) as asked:
+            made.a.check()
+        assert asked["dump"] >= 2, "what is counted is what a close look asks too"
+
+
+@pytest.mark.parametrize("name", ["link_fp_decap", "prog_fp_encap"])
+def test_a_name_that_was_removed_by_hand_is_put_back_by_a_look_at_rest(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with ebpf_overlay() as made:
+        made.a.check()
+        made.a.check(closely=False)
+        names = pins_of(made.a).names()
+        (pins_of(made.a).directory / name).unlink()
+        made.a.check(closely=False)
+        assert (pins_of(made.a).names(), made.a.stats.counters["bpf_repairs"]) == (names, 1)
+        made.a.check(closely=False)
+        with counted(monkeypatch) as asked:
+            made.a.check(closely=False)
+        assert asked["dump"] == 0, "all is as it was: nothing is looked at closely again"
+
+
+def test_a_look_at_rest_hears_of_offloads_and_of_narrow_routes() -> None:
+    with ebpf_overlay() as made:
+        made.a.check()
+        datapath = made.a.datapath
+        assert isinstance(datapath, EbpfDatapath) and datapath._header is not None and datapath._header.whole
+        made.a.host.script("ethtool -K uplink tso off >/dev/null; ip route add 172.31.0.2 dev uplink mtu 1300")
+        made.a.check(closely=False)
+        assert not datapath._header.whole
+        assert datapath._mtus.narrow == {IPv4Address("172.31.0.2"): 1300}
+
+
+def test_the_prober_looks_at_the_uplink_only_while_bulk_traffic_flows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flanpy.datapath.ebpf_prober.ACTIVE_S", 0.01)
+    turns, looks, bulk = [0], [0], [0]
+
+    def count() -> int:
+        turns[0] += 1
+        return bulk[0]
+
+    def look() -> None:
+        looks[0] += 1
+
+    shape = bpf.MapShape(bpf.ARRAY, 4, 8, 4096)
+    with namespace() as made, inside(made), bpf.create_map("a", shape) as wholes, bpf.create_map("b", shape) as thanks:
+        source = (IPv4Address("127.0.0.1"),)
+        prober = SuperpacketProber("lo", source, Notes(wholes, thanks), Watch(count, look), only_probes_tell=False)
+        try:
+            eventually(lambda: turns[0] >= 2, 10, "the prober turns")
+            assert looks == [0]
+            bulk[0] = 7
+            eventually(lambda: looks[0] == 1, 10, "traffic begins, and the uplink is looked at once")
+            seen = turns[0]
+            eventually(lambda: turns[0] >= seen + 2, 10, "the prober turns")
+            assert looks == [1]
+        finally:
+            prober.close()
