@@ -21,7 +21,6 @@ from typing import Any, ClassVar
 from flanpy.agent import metrics
 from flanpy.agent.events import Ask, EventQueue
 from flanpy.agent.own_use import read_own_use
-from flanpy.config.options import AgentOptions
 from flanpy.errors import ResourceBusy
 
 log = logging.getLogger(__name__)
@@ -114,32 +113,6 @@ class _Hurried(io.RawIOBase):
             raise TimeoutError(f"no whole request within {REQUEST_S:g} s")
         self._client.settimeout(left_s)
         return self._client.recv_into(buffer)
-
-
-class HealthPlace:
-    """Where the health server is to be; it moves when the options say so."""
-
-    def __init__(self, events: EventQueue) -> None:
-        self._events = events
-        self._server: HealthServer | None = None
-        self._place = ("", 0)
-
-    def use(self, options: AgentOptions) -> None:
-        """Serve at the address of these options, or nowhere. Raises ResourceBusy, and then the old one goes on."""
-        place = (str(options.healthz_ip), options.healthz_port)
-        if place == self._place:
-            return
-        server = HealthServer(*place, self._events) if options.healthz_port else None
-        self.close()
-        self._server, self._place = server, place
-        if server is not None:
-            server.start()
-
-    def close(self) -> None:
-        """Serve no longer."""
-        if self._server is not None:
-            self._server.close()
-        self._server = None
 
 
 class _Handler(BaseHTTPRequestHandler):

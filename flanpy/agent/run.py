@@ -27,7 +27,7 @@ from flanpy.agent.control import ControlServer
 from flanpy.agent.datapaths import Home, require_core
 from flanpy.agent.events import DatapathLost, EventQueue, KernelChanged, ReloadAsked, RulesChanged, Stop
 from flanpy.agent.executor import Executor
-from flanpy.agent.health import HealthPlace
+from flanpy.agent.health_place import HealthPlace
 from flanpy.agent.logs import event, set_up
 from flanpy.agent.loop import Loop
 from flanpy.agent.machine import Machine

@@ -21,7 +21,7 @@ from itertools import islice
 from types import TracebackType
 from typing import TypeVar
 
-from pyroute2 import IPRoute
+from pyroute2.iproute.linux import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.rtnl.iprsocket import IPRSocket
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from typing import Any
 
-from pyroute2 import WireGuard
 from pyroute2.netlink.exceptions import NetlinkError
+from pyroute2.netlink.generic.wireguard import WireGuard
 
 from flanpy.errors import PlatformError
 from flanpy.kernel.devices import Device
