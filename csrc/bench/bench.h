@@ -140,7 +140,7 @@ struct fb_core {
     uint32_t packet_bytes; /* of an inner packet, 48 .. 1460: 46 of them are a superpacket */
     uint32_t routes;       /* peers in the table, 1 .. 65,536 */
     uint32_t repeated;     /* lookup: always the same destination */
-    uint32_t reserved;
+    uint32_t alone;        /* encap, decap: each packet is a batch by itself, with a peer of its own */
     uint64_t seed;
     uint64_t duration_ns;  /* of timed and untimed parts together */
 };

@@ -2,8 +2,11 @@
  * core.c: how long the pure functions of the C core take, by timing loops in C.
  *
  * A batch is prepared untimed (the functions change their input), then timed as a whole by the CPU's time stamp
- * counter (elsewhere by CLOCK_MONOTONIC); the median of all batches counts, so that an interrupted one does no harm. A batch is what a worker does between two sends: 64 single packets or one superpacket, to one peer; each batch
+ * counter (elsewhere by CLOCK_MONOTONIC); the median of all batches counts, so that an interrupted one does no harm. A batch is what a worker
+ * does between two sends: 64 single packets or one superpacket, to one peer, or (`alone`) one packet, 64 of which are timed together. Each batch
  * takes another peer at random, so a large table is met cold. Resetting the core between batches is part of the time.
+ *
+ * Packets, arena and counters are the same memory whatever the number of routes, and peers are computed: the table alone differs.
  */
 #include "core_stage.h"
 
@@ -128,58 +131,69 @@ static int time_sum(struct fb_stage *stage, const struct fb_core *what, struct t
     return 0;
 }
 
-static void copy_pattern(struct fb_stage *stage, uint32_t copies, size_t slot_bytes)
+static void copy_pattern(const struct fb_stage *stage, uint8_t *to, uint32_t copies, size_t slot_bytes)
 {
     for (uint32_t i = 0; i < copies; i++)
-        memcpy(stage->work + (size_t)i * slot_bytes, stage->pattern, stage->pattern_bytes);
+        memcpy(to + (size_t)i * slot_bytes, stage->pattern, stage->pattern_bytes);
+}
+
+/* One turn of a worker: frames to one peer, and the sends that they make. How many frames were taken. */
+static uint32_t encap_turn(struct fb_stage *stage, bool naive, uint8_t *first, uint32_t frames)
+{
+    const struct fp_send *sends;
+    uint32_t taken = 0;
+    for (uint32_t i = 0; i < frames; i++) {
+        uint8_t *frame = first + (size_t)i * SLOT_BYTES;
+        if (naive)
+            taken += fb_naive_encap(&stage->list, frame, stage->pattern_bytes, stage->out) != 0;
+        else
+            taken += fp_encap_frame(stage->encap, &stage->context, frame, stage->pattern_bytes) == FP_ENCAPSULATED;
+    }
+    if (!naive) {
+        used(fp_encap_sends(stage->encap, &sends));
+        fp_encap_reset(stage->encap);
+    }
+    return taken;
 }
 
 /* FB_BATCH single packets, or one superpacket, from the TUN device into runs. -EIO when the core refuses one. */
 static int time_encap(struct fb_stage *stage, const struct fb_core *what, struct timer *timer)
 {
     const bool super = what->operation == FB_SEGMENT;
-    const uint32_t frames = super ? 1 : FB_BATCH;
+    const uint32_t turns = what->alone ? FB_BATCH : 1, frames = super || what->alone ? 1 : FB_BATCH;
     uint32_t hop, taken = 0;
-    const uint32_t peer = fb_stage_peer(stage, &hop);
-    if (super)
-        fb_stage_tcp_frame(stage, peer, what->packet_bytes, SEGMENTS);
-    else
-        fb_stage_udp_frame(stage, peer, what->packet_bytes);
-    copy_pattern(stage, frames, SLOT_BYTES);
-    begin(timer);
-    for (uint32_t i = 0; i < frames; i++) {
-        uint8_t *frame = stage->work + (size_t)i * SLOT_BYTES;
-        if (what->naive)
-            taken += fb_naive_encap(&stage->list, frame, stage->pattern_bytes, stage->out) != 0;
+    for (uint32_t turn = 0; turn < turns; turn++) {
+        const uint32_t peer = fb_stage_peer(stage, &hop);
+        if (super)
+            fb_stage_tcp_frame(stage, peer, what->packet_bytes, SEGMENTS);
         else
-            taken += fp_encap_frame(stage->encap, &stage->context, frame, stage->pattern_bytes) == FP_ENCAPSULATED;
+            fb_stage_udp_frame(stage, peer, what->packet_bytes);
+        copy_pattern(stage, stage->work + (size_t)turn * SLOT_BYTES, frames, SLOT_BYTES);
     }
-    if (!what->naive) {
-        const struct fp_send *sends;
-        used(fp_encap_sends(stage->encap, &sends));
-        fp_encap_reset(stage->encap);
-    }
-    const uint32_t packets = super ? SEGMENTS : FB_BATCH;
+    begin(timer);
+    for (uint32_t turn = 0; turn < turns; turn++)
+        taken += encap_turn(stage, what->naive, stage->work + (size_t)turn * SLOT_BYTES, frames);
+    const uint32_t packets = super ? SEGMENTS : turns * frames;
     end(timer, packets, (uint64_t)packets * what->packet_bytes);
-    return taken == frames ? 0 : -EIO;
+    return taken == turns * frames ? 0 : -EIO;
 }
 
-static uint32_t naive_decap(struct fb_stage *stage, const struct fb_core *what, const struct fp_address *sender)
+static uint32_t naive_decap(struct fb_stage *stage, const struct fb_core *what, const struct fp_address *sender, uint8_t *train, size_t bytes)
 {
     uint32_t taken = 0;
     if (what->operation == FB_COALESCE)
-        return fb_naive_merge(&stage->list, sender, stage->work, stage->pattern_bytes, what->packet_bytes, stage->out) ? SEGMENTS : 0;
-    for (uint32_t i = 0; i < FB_BATCH; i++)
-        taken += fb_naive_decap(&stage->list, sender, stage->work + (size_t)i * what->packet_bytes, what->packet_bytes,
-                                stage->out + (size_t)i * SLOT_BYTES) != 0;
+        return fb_naive_merge(&stage->list, sender, train, bytes, what->packet_bytes, stage->out) ? SEGMENTS : 0;
+    for (size_t at = 0, to = 0; at < bytes; at += what->packet_bytes, to += SLOT_BYTES)
+        taken += fb_naive_decap(&stage->list, sender, train + at, what->packet_bytes, stage->out + to) != 0;
     return taken;
 }
 
-static uint32_t core_decap(struct fb_stage *stage, const struct fb_core *what, const struct fp_address *sender, size_t bytes)
+/* One turn of a worker: a train of one peer, and the writes that it makes. How many packets there are in them. */
+static uint32_t core_decap(struct fb_stage *stage, const struct fb_core *what, const struct fp_address *sender, uint8_t *train, size_t bytes)
 {
     const struct fp_write *writes;
     uint32_t taken = 0;
-    if (fp_decap_train(stage->decap, &stage->context, sender, 0, stage->work, bytes, what->packet_bytes) != bytes)
+    if (fp_decap_train(stage->decap, &stage->context, sender, 0, train, bytes, what->packet_bytes) != bytes)
         return 0;
     size_t count = fp_decap_writes(stage->decap, &writes);
     for (size_t i = 0; i < count; i++)
@@ -188,24 +202,30 @@ static uint32_t core_decap(struct fb_stage *stage, const struct fb_core *what, c
     return taken;
 }
 
-/* A train of FB_BATCH UDP packets that go on as they are, or of a TCP superpacket's segments to be merged. */
+/* A train of FB_BATCH UDP packets that go on as they are, or FB_BATCH trains of one, or one of a TCP superpacket's segments to be merged. */
 static int time_decap(struct fb_stage *stage, const struct fb_core *what, struct timer *timer)
 {
     const bool merge = what->operation == FB_COALESCE;
-    const uint32_t packets = merge ? SEGMENTS : FB_BATCH;
+    const uint32_t turns = what->alone ? FB_BATCH : 1, packets = merge ? SEGMENTS : what->alone ? 1 : FB_BATCH;
     const size_t bytes = (size_t)packets * what->packet_bytes;
-    uint32_t hop;
-    const uint32_t peer = fb_stage_peer(stage, &hop);
-    if (merge)
-        fb_stage_tcp_train(stage, peer, what->packet_bytes, SEGMENTS);
-    else
-        fb_stage_udp_packet(stage, peer, what->packet_bytes);
-    copy_pattern(stage, merge ? 1 : FB_BATCH, what->packet_bytes);
-    const struct fp_address *sender = &stage->hops[hop].address;
+    struct fp_address senders[FB_BATCH];
+    uint32_t hop, taken = 0;
+    for (uint32_t turn = 0; turn < turns; turn++) {
+        const uint32_t peer = fb_stage_peer(stage, &hop);
+        senders[turn] = fb_stage_address(hop); /* as the socket tells it, not as the table has it */
+        if (merge)
+            fb_stage_tcp_train(stage, peer, what->packet_bytes, SEGMENTS);
+        else
+            fb_stage_udp_packet(stage, peer, what->packet_bytes);
+        copy_pattern(stage, stage->work + turn * bytes, merge ? 1 : packets, what->packet_bytes);
+    }
     begin(timer);
-    uint32_t taken = what->naive ? naive_decap(stage, what, sender) : core_decap(stage, what, sender, bytes);
-    end(timer, packets, bytes);
-    return taken == packets ? 0 : -EIO;
+    for (uint32_t turn = 0; turn < turns; turn++) {
+        uint8_t *train = stage->work + turn * bytes;
+        taken += what->naive ? naive_decap(stage, what, &senders[turn], train, bytes) : core_decap(stage, what, &senders[turn], train, bytes);
+    }
+    end(timer, turns * packets, turns * bytes);
+    return taken == turns * packets ? 0 : -EIO;
 }
 
 static int time_batch(struct fb_stage *stage, const struct fb_core *what, struct timer *timer)

@@ -17,6 +17,7 @@
 
 #define PEERS_BASE 0x0a000000u /* 10.0.0.0 */
 #define PEERS_MAX 65536u
+#define HOPS_BASE 0xac100000u  /* 172.16.0.0 */
 #define OURS 0xc0a80001u       /* 192.168.0.1 */
 
 uint64_t fb_random(struct fb_stage *stage)
@@ -27,11 +28,23 @@ uint64_t fb_random(struct fb_stage *stage)
     return stage->random;
 }
 
+static uint32_t subnet_of(uint32_t hop)
+{
+    return PEERS_BASE + (hop << 8);
+}
+
 uint32_t fb_stage_peer(struct fb_stage *stage, uint32_t *hop)
 {
-    const struct fp_route4 *route = &stage->routes[fb_random(stage) % (stage->n_routes - 1)];
-    *hop = route->hop;
-    return route->prefix + 1 + (uint32_t)(fb_random(stage) % 250);
+    *hop = (uint32_t)(fb_random(stage) % stage->n_hops);
+    return subnet_of(*hop) + 1 + (uint32_t)(fb_random(stage) % 250);
+}
+
+struct fp_address fb_stage_address(uint32_t hop)
+{
+    struct fp_address address = {{[10] = 0xff, [11] = 0xff}};
+    uint32_t address_be = htonl(HOPS_BASE + hop);
+    memcpy(address.bytes + 12, &address_be, sizeof address_be);
+    return address;
 }
 
 static void shuffle(struct fb_stage *stage, struct fp_route4 *routes, size_t count)
@@ -48,10 +61,8 @@ static void shuffle(struct fb_stage *stage, struct fp_route4 *routes, size_t cou
 static void make_routes(struct fb_stage *stage)
 {
     for (uint32_t i = 0; i + 1 < stage->n_routes; i++) {
-        stage->routes[i] = (struct fp_route4){.prefix = PEERS_BASE + (i << 8), .prefix_len = 24, .hop = i};
-        uint32_t address_be = htonl(0xac100000u + i);
-        stage->hops[i] = (struct fp_hop){.address = {{[10] = 0xff, [11] = 0xff}}, .port = 8285};
-        memcpy(stage->hops[i].address.bytes + 12, &address_be, sizeof address_be);
+        stage->routes[i] = (struct fp_route4){.prefix = subnet_of(i), .prefix_len = 24, .hop = i};
+        stage->hops[i] = (struct fp_hop){.address = fb_stage_address(i), .port = 8285};
     }
     stage->routes[stage->n_routes - 1] = (struct fp_route4){.prefix = OURS & ~0xffu, .prefix_len = 24, .hop = FP_HOP_LOCAL};
     memcpy(stage->shuffled, stage->routes, stage->n_routes * sizeof *stage->routes);

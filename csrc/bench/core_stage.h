@@ -37,8 +37,10 @@ int fb_stage_prepare(struct fb_stage *stage, const struct fb_core *what);
 void fb_stage_release(struct fb_stage *stage);
 
 uint64_t fb_random(struct fb_stage *stage);
-/* A random peer: an address in its subnet. Its hop is written to *hop. */
+/* A random peer: an address in its subnet. Its hop is written to *hop. Reads no memory that grows with the number of peers. */
 uint32_t fb_stage_peer(struct fb_stage *stage, uint32_t *hop);
+/* Where a peer's datagrams come from, without a look at its hop. */
+struct fp_address fb_stage_address(uint32_t hop);
 
 /* Patterns with addresses of `peer`, whole inner packets of `packet_bytes`; they set pattern_bytes. */
 void fb_stage_udp_frame(struct fb_stage *stage, uint32_t peer, uint32_t packet_bytes);

@@ -32,6 +32,8 @@ class Case:
     packet_bytes: int
     routes: int = 1
     repeated: bool = False
+    alone: bool = False
+    """Each packet is a batch of its own."""
 
 
 def cases() -> Iterator[Case]:
@@ -49,6 +51,10 @@ def cases() -> Iterator[Case]:
             title = f"UDP packets of {size:,} B, {routes:,} routes"
             yield Case(f"core_encap_{size}_routes_{routes}", f"encap of {title}", "ENCAP", size, routes)
             yield Case(f"core_decap_{size}_routes_{routes}", f"decap of {title}", "DECAP", size, routes)
+    for routes in ROUTES:
+        title = f"UDP packets of {SIZES[0]} B, each a batch, {routes:,} routes"
+        yield Case(f"core_encap_alone_routes_{routes}", f"encap of {title}", "ENCAP", SIZES[0], routes, alone=True)
+        yield Case(f"core_decap_alone_routes_{routes}", f"decap of {title}", "DECAP", SIZES[0], routes, alone=True)
 
 
 def figures() -> tuple[Figure, ...]:
@@ -90,6 +96,7 @@ def _time(case: Case, naive: bool, seed: int) -> Iterator[Value]:
         packet_bytes=case.packet_bytes,
         routes=case.routes,
         repeated=case.repeated,
+        alone=case.alone,
         seed=seed,
         seconds=CASE_S,
     )

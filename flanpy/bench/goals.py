@@ -117,8 +117,9 @@ def _at_most(title: str, figure: str, setup: str, bound: float, unit: str) -> Go
 
 def _core_and_agent() -> Iterator[Goal]:
     for direction in ("encap", "decap"):
-        many, one = Point(f"core_{direction}_64_routes_65536", "flanpy"), Point(f"core_{direction}_64_routes_1", "flanpy")
-        yield Goal(f"{direction} of a packet with 65,536 routes, against 1", many, 1.03, one, at_least=False)
+        for key, title in (("64", "64 packets to one peer"), ("alone", "packets, each to another peer")):
+            many, one = (Point(f"core_{direction}_{key}_routes_{routes}", "flanpy") for routes in (65536, 1))
+            yield Goal(f"{direction} of {title} with 65,536 routes, against 1", many, 1.03, one, at_least=False)
     yield _at_most("lookup, 256 routes, random", "core_lookup_256_random", "flanpy", 5, "ns")
     yield _at_most("lookup, 65,536 routes, random", "core_lookup_65536_random", "flanpy", 15, "ns")
     yield _at_most("idle agent", "agent_idle_cpu", "agent", 0.1, "%")

@@ -180,12 +180,20 @@ class CoreTime:
 
 
 def time_core(
-    operation: str, *, naive: bool, packet_bytes: int, routes: int, repeated: bool, seed: int, seconds: float
+    operation: str,
+    *,
+    naive: bool,
+    packet_bytes: int,
+    routes: int,
+    repeated: bool = False,
+    alone: bool = False,
+    seed: int,
+    seconds: float,
 ) -> CoreTime:
     """Repeat an operation of the core (``LOOKUP``, ``SUM``, ... of ``enum fb_operation``) or its plain version."""
     what = ffi.new("struct fb_core *")
     what.operation, what.naive = getattr(lib, f"FB_{operation}"), naive
-    what.packet_bytes, what.routes, what.repeated = packet_bytes, routes, repeated
+    what.packet_bytes, what.routes, what.repeated, what.alone = packet_bytes, routes, repeated, alone
     what.seed, what.duration_ns = seed, int(seconds * NS)
     out = ffi.new("struct fb_core_time *")
     _checked(lib.fb_core_run(what, out), f"timing {operation} of the core with {packet_bytes} B and {routes} routes")

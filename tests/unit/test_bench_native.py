@@ -148,6 +148,7 @@ def test_every_function_does_its_work_while_it_is_timed(case: core.Case, naive: 
         packet_bytes=case.packet_bytes,
         routes=min(case.routes, 256) if naive else case.routes,
         repeated=case.repeated,
+        alone=case.alone,
         seed=1,
         seconds=0.001,
     )
