@@ -7,6 +7,7 @@
  * delivered stays as it arrived.
  */
 #include "coalesce.h"
+#include "table.h"
 
 enum { EXPIRED_MAX = 16 };
 
@@ -65,16 +66,15 @@ size_t fp_decap_expired(struct fp_decap *decap, const struct iovec **packets)
     return decap->expired_count;
 }
 
-FP_INLINE uint32_t look_up(const struct fp_table *table, const uint8_t *address, const uint8_t version)
+FP_INLINE struct fp_leaf look_up(const struct fp_table *table, const uint8_t *address, const uint8_t version)
 {
-    return version == 4 ? fp_table_lookup4(table, fp_load32_be(address)) : fp_table_lookup6(table, address);
+    return version == 4 ? fp_table_leaf4(table, fp_load32_be(address)) : fp_table_leaf6(table, address);
 }
 
 FP_INLINE enum fp_verdict check_source(const struct train *train, const uint8_t *source, const uint8_t version)
 {
     const struct fp_table *table = train->context->table;
-    const struct fp_hop *owner = fp_table_hop(table, look_up(table, source, version)); /* NULL: nobody, or ourselves */
-    if (FP_LIKELY(owner != NULL && memcmp(&owner->address, train->sender, sizeof owner->address) == 0))
+    if (FP_LIKELY(fp_leaf_is_at(table, look_up(table, source, version), train->sender)))
         return FP_DECAPSULATED;
     return fp_table_knows_address(table, train->sender) ? FP_DROP_SPOOFED : FP_DROP_UNKNOWN_PEER;
 }
@@ -106,10 +106,10 @@ FP_INLINE enum fp_verdict check_addresses(struct train *train, const uint8_t *ad
         enum fp_verdict verdict = check_source(train, addresses, version);
         if (verdict != FP_DECAPSULATED)
             return verdict;
-    } else if (look_up(train->context->table, addresses, version) == FP_HOP_LOCAL) {
+    } else if (look_up(train->context->table, addresses, version).value == FP_HOP_LOCAL) {
         return FP_DROP_SPOOFED; /* no peer, NATed or not, has one of our own addresses */
     }
-    if (look_up(train->context->table, destination, version) != FP_HOP_LOCAL)
+    if (look_up(train->context->table, destination, version).value != FP_HOP_LOCAL)
         return FP_DROP_NOT_LOCAL;
     remember(train, addresses, version);
     return FP_DECAPSULATED;

@@ -8,6 +8,7 @@
  * One look-up for each frame. Nothing is written before there is known to be room, so FP_FULL leaves everything as it was.
  */
 #include "runs.h"
+#include "table.h"
 
 struct fp_encap {
     struct fp_runs runs;
@@ -60,22 +61,22 @@ static struct fp_flow flow_of(const uint8_t *packet, const struct fp_ip *ip)
 }
 
 /* RFC 6040 4.1: normal mode copies the mark out, compatibility mode sends Not-ECT. DSCP stays 0. */
-static uint8_t outer_tos(const struct fp_table *table, uint32_t hop, uint8_t inner_tos)
+static uint8_t outer_tos(struct fp_leaf leaf, uint8_t inner_tos)
 {
-    return fp_table_hop(table, hop)->flags & FP_HOP_ECN ? inner_tos & 3 : 0;
+    return leaf.value & FP_TABLE_TAKES_ECN ? inner_tos & 3 : 0;
 }
 
 /* Where to, and may it live on? Without side effects. */
 static enum fp_verdict route(const struct fp_context *context, struct inner *inner)
 {
-    uint32_t hop = FP_LIKELY(inner->ip.version == 4) ? fp_table_lookup4(context->table, inner->ip.destination)
-                                                     : fp_table_lookup6(context->table, inner->packet + FP_IP6_DESTINATION);
+    struct fp_leaf leaf = FP_LIKELY(inner->ip.version == 4) ? fp_table_leaf4(context->table, inner->ip.destination)
+                                                            : fp_table_leaf6(context->table, inner->packet + FP_IP6_DESTINATION);
     /* Our own prefix is not on the other side of the tunnel: nobody else has it. */
-    if (FP_UNLIKELY(hop == FP_HOP_NONE || hop == FP_HOP_LOCAL))
+    if (FP_UNLIKELY(fp_leaf_is_no_hop(leaf)))
         return FP_DROP_NO_ROUTE;
     if (FP_UNLIKELY(inner->ip.ttl <= 1))
         return FP_DROP_TTL;
-    inner->key = (struct fp_run_key){.hop = hop, .tos = outer_tos(context->table, hop, inner->ip.tos)};
+    inner->key = (struct fp_run_key){.hop = fp_leaf_hop(leaf), .tos = outer_tos(leaf, inner->ip.tos)};
     inner->flow = flow_of(inner->packet, &inner->ip);
     return FP_ENCAPSULATED;
 }

@@ -10,14 +10,7 @@
 
 uint32_t fp_table_lookup4(const struct fp_table *table, uint32_t destination)
 {
-    uint32_t value = table->root[destination >> 16];
-    if (!fp_table_is_node(value))
-        return value;
-    const struct fp_table_node *nodes = fp_table_nodes(table);
-    value = fp_table_node_value(table, &nodes[value & ~FP_TABLE_TAG_MASK], (destination >> 8) & 0xff);
-    if (!fp_table_is_node(value))
-        return value;
-    return fp_table_node_value(table, &nodes[value & ~FP_TABLE_TAG_MASK], destination & 0xff);
+    return fp_leaf_hop(fp_table_leaf4(table, destination));
 }
 
 const struct fp_hop *fp_table_hop(const struct fp_table *table, uint32_t hop)
@@ -72,27 +65,33 @@ static bool header_fits(const struct fp_table *table, size_t bytes)
     return table->magic == FP_TABLE_MAGIC && table->bytes == bytes && table->hops <= FP_TABLE_HOPS_MAX &&
            fp_table_mtu_fits(table->mtu_bytes) &&
            nodes < FP_TABLE_TAG_NODE >> 1 && area_fits(table, table->nodes_at, nodes, sizeof(struct fp_table_node), FP_TABLE_ALIGN) &&
-           area_fits(table, table->values_at, table->values, 4, 4) &&
+           area_fits(table, table->leaves_at, table->leaves, sizeof(struct fp_leaf), 8) &&
            area_fits(table, table->hops_at, table->hops, sizeof(struct fp_hop), 8) &&
            area_fits(table, table->by_address_at, table->hops, 4, 4) &&
            area_fits(table, table->ranges6_at, table->ranges6, sizeof(struct fp_range6), 8) &&
            area_fits(table, table->slots6_at, (uint64_t)table->slots6 + 1, 4, 4);
 }
 
-/* Upper nodes may name lower nodes, lower nodes nothing but leaves: so a lookup ends, and a check is linear. */
-static bool value_fits(const struct fp_table *table, uint32_t value, bool upper)
+/* Does a value of the root, or of an upper node, name a node that is there and of the level below? */
+static bool is_node_of(uint32_t value, uint32_t first, uint32_t count)
 {
-    if (!fp_table_is_node(value))
-        return fp_table_is_leaf(table, value);
     uint32_t node = value & ~FP_TABLE_TAG_MASK;
-    return upper && node >= table->upper_nodes && node - table->upper_nodes < table->lower_nodes;
+    return fp_table_is_node(value) && node >= first && node - first < count;
+}
+
+/* Upper nodes may name lower nodes, lower nodes nothing but hops: so a lookup ends, and a check is linear. */
+static bool leaf_fits(const struct fp_table *table, struct fp_leaf leaf, bool upper)
+{
+    if (upper && leaf.key == 0 && is_node_of(leaf.value, table->upper_nodes, table->lower_nodes))
+        return true;
+    return fp_table_leaf_fits(table, leaf);
 }
 
 static bool node_fits(const struct fp_table *table, const struct fp_table_node *node, bool upper)
 {
     uint32_t count = 0;
     for (uint32_t word = 0; word < 4; word++) {
-        /* A wrong count before a word would read values beside the node's own. */
+        /* A wrong count before a word would read leaves beside the node's own. */
         if (node->before[word] != count)
             return false;
         count += fp_table_bits(node->begins[word]);
@@ -100,13 +99,13 @@ static bool node_fits(const struct fp_table *table, const struct fp_table_node *
     /* Without a first run, the entries before the first bit would have rank -1. */
     if ((node->begins[0] & 1) == 0)
         return false;
-    /* All values of the node lie inside the blob, behind the root. */
-    uint64_t first = node->values_at;
-    if (first * 4 < sizeof *table || (first + count) * 4 > table->bytes)
+    /* All leaves of the node lie inside the blob, behind the root. */
+    uint64_t first = node->leaves_at;
+    if (first * sizeof(struct fp_leaf) < sizeof *table || (first + count) * sizeof(struct fp_leaf) > table->bytes)
         return false;
-    const uint32_t *values = (const uint32_t *)(const void *)table + first;
+    const struct fp_leaf *leaves = (const struct fp_leaf *)(const void *)table + first;
     for (uint32_t i = 0; i < count; i++) {
-        if (!value_fits(table, values[i], upper))
+        if (!leaf_fits(table, leaves[i], upper))
             return false;
     }
     return true;
@@ -116,7 +115,8 @@ static bool root_fits(const struct fp_table *table)
 {
     for (size_t i = 0; i < FP_TABLE_ROOT; i++) {
         uint32_t value = table->root[i];
-        if (fp_table_is_node(value) ? (value & ~FP_TABLE_TAG_MASK) >= table->upper_nodes : !fp_table_is_leaf(table, value))
+        struct fp_leaf right = fp_table_leaf_of(table, fp_leaf_hop((struct fp_leaf){value, 0}));
+        if (!is_node_of(value, 0, table->upper_nodes) && !fp_table_leaf_fits(table, (struct fp_leaf){value, right.key}))
             return false;
     }
     return true;

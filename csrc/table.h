@@ -1,20 +1,24 @@
 /*
  * table.h: the layout of the longest-prefix-match blob, shared by table.c, table6.c (look up, check) and table_build.c, table6_build.c.
  *
- *   | header | root: 65,536 values | nodes, 64 bytes each | hops | IPv6 ranges | values of big nodes | hops by address | IPv6 slots |
+ *   | header | root: 65,536 values | nodes, 64 bytes each | hops | IPv6 ranges | leaves of big nodes | hops by address | IPv6 slots |
  *
  * IPv4. The root is indexed by the upper 16 bits of the address, a node of level 1 by the next 8, a node of level 2 by the last 8.
  * A node stands for 256 entries, stored as runs of equal values: a bit for each entry that begins a run, so the number of
- * bits up to an entry gives the place of its value. Up to six values lie in the node itself, so that a lookup usually touches
- * one cache line below the root; more lie in the area of values.
+ * bits up to an entry gives the place of its leaf. Up to three leaves lie in the node itself, so that a lookup in a small table touches
+ * one cache line below the root; more lie in the area of leaves.
  *
  * IPv6. All addresses are cut into ranges of one value each, ascending; a range is known by its first address. The addresses from the
  * second range's to the last one's are also cut into slots of equal size, a power of two, at most 65,536; a slot has the number of the
  * range that its first address is in, so that a lookup searches between two slots only. Where nodes have subnets of one length next to each
  * other, as a network config makes them, that is one or two ranges; in the worst case the search is a binary one over all.
  *
- * A value is a hop, FP_HOP_NONE or FP_HOP_LOCAL (what a lookup returns), or TAG_NODE with a node's number. All places are
- * offsets from the start of the blob, in units of 4 bytes; the machine's own byte order.
+ * A value is a hop with flags, FP_HOP_NONE or FP_HOP_LOCAL, or TAG_NODE with a node's number. A leaf is a value and the hop's IPv4 address
+ * beside it: all that is asked of a peer for each packet (is it the sender, does it take ECN marks?) stands where the lookup ends, so
+ * that a large table costs one cache line there and none among the hops, which are read once a send. Whoever has another address than an
+ * IPv4 one, or a route so short that it ends in the root, has key 0: ask the hop.
+ *
+ * Places are offsets from the start of the blob; the machine's own byte order.
  */
 #ifndef FLANPY_TABLE_H
 #define FLANPY_TABLE_H
@@ -27,14 +31,15 @@
 #endif
 
 enum {
-    FP_TABLE_INLINE = 6, /* values that fit into a node */
+    FP_TABLE_INLINE = 3, /* leaves that fit into a node */
     FP_TABLE_ALIGN = 64,
 };
 
-#define FP_TABLE_MAGIC 0x33656c6261746c66ull /* "fltable3"; reads differently on a machine of the other byte order */
+#define FP_TABLE_MAGIC 0x34656c6261746c66ull /* "fltable4"; reads differently on a machine of the other byte order */
 #define FP_TABLE_TAG_MASK 0xc0000000u
 #define FP_TABLE_TAG_NODE 0x80000000u
-#define FP_TABLE_HOPS_MAX 0x00ffffffu /* keeps hop numbers clear of the tags and sizes clear of overflow */
+#define FP_TABLE_TAKES_ECN 0x01000000u /* beside a hop: it has FP_HOP_ECN */
+#define FP_TABLE_HOPS_MAX 0x00ffffffu /* keeps hop numbers clear of the tags and flags and sizes clear of overflow */
 #define FP_TABLE_ROUTES6_MAX 0x00ffffffu
 #define FP_TABLE_SLOTS_MAX 65536u
 #define FP_TABLE_MTU_MIN 68u /* RFC 791: every link takes that much */
@@ -45,10 +50,15 @@ struct fp_key6 {
     uint64_t low;
 };
 
+/* Where a lookup ends. */
+struct fp_leaf {
+    uint32_t value;
+    uint32_t key; /* fp_table_key of the hop's address; 0: ask the hop, if there is one */
+};
+
 struct fp_range6 {
     struct fp_key6 first;
-    uint32_t value;
-    uint32_t reserved;
+    struct fp_leaf leaf;
 };
 static_assert(sizeof(struct fp_range6) == 24, "ranges are part of the blob");
 
@@ -58,10 +68,10 @@ struct fp_table {
     uint64_t generation;
     uint32_t upper_nodes; /* level 1: the first ones; their values may name lower nodes */
     uint32_t lower_nodes; /* level 2: hold no further nodes */
-    uint32_t values;      /* in the area of values */
+    uint32_t leaves;      /* in the area of leaves */
     uint32_t hops;
     uint64_t nodes_at; /* byte offsets */
-    uint64_t values_at;
+    uint64_t leaves_at;
     uint64_t hops_at;
     uint64_t by_address_at; /* u32 for each hop: hop numbers, ascending by address */
     uint64_t ranges6_at;    /* struct fp_range6 for each */
@@ -79,10 +89,11 @@ static_assert(offsetof(struct fp_table, root) == 128, "the root begins on a cach
 struct fp_table_node {
     uint64_t begins[4]; /* bit i: entry i begins a run; entry 0 always does */
     uint8_t before[4];  /* bits set in the words before this one, so that a rank needs one word only */
-    uint32_t values_at; /* of the first value, in units of 4 bytes from the start of the blob */
-    uint32_t inline_values[FP_TABLE_INLINE];
+    uint32_t leaves_at; /* of the first leaf, in units of 8 bytes from the start of the blob */
+    struct fp_leaf inline_leaves[FP_TABLE_INLINE]; /* a level-1 node's may name lower nodes: key 0 */
 };
 static_assert(sizeof(struct fp_table_node) == 64, "a node is one cache line");
+static_assert(offsetof(struct fp_table_node, inline_leaves) % sizeof(struct fp_leaf) == 0, "leaves are counted in units of their size");
 static_assert(sizeof(struct fp_hop) == 24, "hops are part of the blob");
 
 FP_INLINE bool fp_table_is_node(uint32_t value)
@@ -114,12 +125,65 @@ FP_INLINE uint32_t fp_table_bits(uint64_t word)
     return (uint32_t)((word * 0x0101010101010101ull) >> 56);
 }
 
-FP_INLINE uint32_t fp_table_node_value(const struct fp_table *table, const struct fp_table_node *node, uint32_t entry)
+FP_INLINE struct fp_leaf fp_table_node_leaf(const struct fp_table *table, const struct fp_table_node *node, uint32_t entry)
 {
     uint32_t word = entry >> 6;
     uint64_t up_to = node->begins[word] << (63 - (entry & 63));
     uint32_t rank = node->before[word] + fp_table_bits(up_to) - 1;
-    return ((const uint32_t *)(const void *)table)[node->values_at + rank];
+    return ((const struct fp_leaf *)(const void *)table)[node->leaves_at + rank];
+}
+
+/* What fp_table_lookup4 and fp_table_lookup6 find, with all that stands there. */
+FP_INLINE struct fp_leaf fp_table_leaf4(const struct fp_table *table, uint32_t destination)
+{
+    uint32_t value = table->root[destination >> 16];
+    if (!fp_table_is_node(value))
+        return (struct fp_leaf){value, 0};
+    const struct fp_table_node *nodes = fp_table_nodes(table);
+    struct fp_leaf leaf = fp_table_node_leaf(table, &nodes[value & ~FP_TABLE_TAG_MASK], (destination >> 8) & 0xff);
+    if (!fp_table_is_node(leaf.value))
+        return leaf;
+    return fp_table_node_leaf(table, &nodes[leaf.value & ~FP_TABLE_TAG_MASK], destination & 0xff);
+}
+
+struct fp_leaf fp_table_leaf6(const struct fp_table *table, const uint8_t *destination);
+
+/* Not a hop's: FP_HOP_NONE or FP_HOP_LOCAL. */
+FP_INLINE bool fp_leaf_is_no_hop(struct fp_leaf leaf)
+{
+    return (leaf.value & FP_TABLE_TAG_MASK) != 0;
+}
+
+/* The hop's number, FP_HOP_NONE or FP_HOP_LOCAL. */
+FP_INLINE uint32_t fp_leaf_hop(struct fp_leaf leaf)
+{
+    return fp_leaf_is_no_hop(leaf) ? leaf.value : leaf.value & FP_TABLE_HOPS_MAX;
+}
+
+/* An IPv4 address by which a hop is known at once, in network byte order; 0: none, or 0.0.0.0. */
+FP_INLINE uint32_t fp_table_key(const struct fp_address *address)
+{
+    static const uint8_t mapped[12] = {[10] = 0xff, [11] = 0xff};
+    return memcmp(address->bytes, mapped, sizeof mapped) == 0 ? fp_load32(address->bytes + 12) : 0;
+}
+
+/* Is this the leaf of a hop with this address? Equal keys are equal addresses; without one of both, the hop tells. */
+FP_INLINE bool fp_leaf_is_at(const struct fp_table *table, struct fp_leaf leaf, const struct fp_address *address)
+{
+    uint32_t key = fp_table_key(address);
+    if (FP_LIKELY(key != 0 && leaf.key != 0))
+        return leaf.key == key;
+    const struct fp_hop *hop = fp_table_hop(table, fp_leaf_hop(leaf)); /* NULL: nobody's, or our own */
+    return hop != NULL && memcmp(&hop->address, address, sizeof *address) == 0;
+}
+
+/* What a leaf of this hop says (FP_HOP_NONE and FP_HOP_LOCAL have none); for those who build and check. */
+FP_INLINE struct fp_leaf fp_table_leaf_of(const struct fp_table *table, uint32_t hop)
+{
+    if (hop >= table->hops)
+        return (struct fp_leaf){hop, 0};
+    const struct fp_hop *known = &fp_table_hops(table)[hop];
+    return (struct fp_leaf){hop | (known->flags & FP_HOP_ECN ? FP_TABLE_TAKES_ECN : 0), fp_table_key(&known->address)};
 }
 
 /* ------------------------------------------------------------------------------------------------------------------ IPv6 */
@@ -164,10 +228,12 @@ FP_INLINE bool fp_table_mtu_fits(uint32_t mtu_bytes)
     return mtu_bytes >= FP_TABLE_MTU_MIN && mtu_bytes <= FP_DATAGRAM_BYTES_MAX;
 }
 
-/* For fp_table_check: is this what a lookup may return? */
-FP_INLINE bool fp_table_is_leaf(const struct fp_table *table, uint32_t value)
+/* For fp_table_check: is this what a lookup may return? Flags and key are the hop's, or nothing could be concluded from them. */
+FP_INLINE bool fp_table_leaf_fits(const struct fp_table *table, struct fp_leaf leaf)
 {
-    return value == FP_HOP_NONE || value == FP_HOP_LOCAL || value < table->hops;
+    uint32_t hop = fp_leaf_hop(leaf);
+    struct fp_leaf right = fp_table_leaf_of(table, hop);
+    return (hop == FP_HOP_NONE || hop == FP_HOP_LOCAL || hop < table->hops) && leaf.value == right.value && leaf.key == right.key;
 }
 
 bool fp_table6_fits(const struct fp_table *table); /* the IPv6 part, whose areas have been found to lie in the blob */

@@ -1,14 +1,14 @@
 /*
  * table6.c: look up an IPv6 address in a table, and check that part of a blob that somebody else mapped.
  *
- *   address -> slot -> the ranges between this slot's and the next one's first -> binary search -> value
+ *   address -> slot -> the ranges between this slot's and the next one's first -> binary search -> leaf
  */
 #include "table.h"
 
-uint32_t fp_table_lookup6(const struct fp_table *table, const uint8_t *destination)
+struct fp_leaf fp_table_leaf6(const struct fp_table *table, const uint8_t *destination)
 {
     if (table->ranges6 == 0)
-        return FP_HOP_NONE;
+        return (struct fp_leaf){FP_HOP_NONE, 0};
     struct fp_key6 key = fp_key6_load(destination);
     const struct fp_range6 *ranges = fp_table_ranges6(table);
     uint32_t low = 0, high = 1; /* below the base there is one range alone */
@@ -29,7 +29,12 @@ uint32_t fp_table_lookup6(const struct fp_table *table, const uint8_t *destinati
         else
             low = middle;
     }
-    return ranges[low].value;
+    return ranges[low].leaf;
+}
+
+uint32_t fp_table_lookup6(const struct fp_table *table, const uint8_t *destination)
+{
+    return fp_leaf_hop(fp_table_leaf6(table, destination));
 }
 
 static bool ranges_fit(const struct fp_table *table)
@@ -39,7 +44,7 @@ static bool ranges_fit(const struct fp_table *table)
     if (ranges[0].first.high != 0 || ranges[0].first.low != 0)
         return false;
     for (uint32_t i = 0; i < table->ranges6; i++) {
-        if (!fp_table_is_leaf(table, ranges[i].value) || (i > 0 && !fp_key6_less(ranges[i - 1].first, ranges[i].first)))
+        if (!fp_table_leaf_fits(table, ranges[i].leaf) || (i > 0 && !fp_key6_less(ranges[i - 1].first, ranges[i].first)))
             return false;
     }
     return true;

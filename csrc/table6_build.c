@@ -2,18 +2,25 @@
  * table6_build.c: the IPv6 part of a table out of a sorted list of routes. No allocation, no recursion.
  *
  * As in table_build.c, sorted routes nest: a stack of at most 129 open routes turns them into ranges. A range is written when the next one
- * begins elsewhere, and joins the one before when they have one value. Two passes: the first only counts.
+ * begins elsewhere, and joins the one before when they have one hop. Two passes: the first only counts.
  */
 #include "table.h"
 
 #include "heap_sort.h"
 
+/* A range before it is known where it goes: its first address and the hop that the routes name. */
+struct begun {
+    struct fp_key6 first;
+    uint32_t hop;
+};
+
 /* Ranges as they arrive; the latest is held back, for another may begin at the same address. */
 struct sweep {
-    struct fp_range6 *ranges; /* NULL in the counting pass */
+    const struct fp_table *table; /* NULL in the counting pass */
+    struct fp_range6 *ranges;
     uint32_t count;
-    struct fp_range6 held;
-    struct fp_range6 last; /* the latest that was written */
+    struct begun held;
+    struct begun last; /* the latest that was written */
     struct fp_key6 second; /* first address of the second range */
 };
 
@@ -37,45 +44,45 @@ static struct fp_key6 next_address(struct fp_key6 key)
 
 static void write_held(struct sweep *sweep)
 {
-    if (sweep->count > 0 && sweep->last.value == sweep->held.value)
+    if (sweep->count > 0 && sweep->last.hop == sweep->held.hop)
         return;
-    if (sweep->ranges != NULL)
-        sweep->ranges[sweep->count] = sweep->held;
+    if (sweep->table != NULL)
+        sweep->ranges[sweep->count] = (struct fp_range6){sweep->held.first, fp_table_leaf_of(sweep->table, sweep->held.hop)};
     if (sweep->count == 1)
         sweep->second = sweep->held.first;
     sweep->last = sweep->held;
     sweep->count++;
 }
 
-/* From this address on, this value. Addresses never go down. */
-static void begin_range(struct sweep *sweep, struct fp_key6 first, uint32_t value)
+/* From this address on, this hop. Addresses never go down. */
+static void begin_range(struct sweep *sweep, struct fp_key6 first, uint32_t hop)
 {
     if (fp_key6_less(sweep->held.first, first))
         write_held(sweep);
-    sweep->held = (struct fp_range6){.first = first, .value = value};
+    sweep->held = (struct begun){first, hop};
 }
 
 struct open_route {
     struct fp_key6 last;
-    uint32_t value;
+    uint32_t hop;
 };
 
 static void sweep_routes(struct sweep *sweep, const struct fp_route6 *routes, size_t n_routes)
 {
     struct open_route stack[130] = {{{UINT64_MAX, UINT64_MAX}, FP_HOP_NONE}};
     size_t top = 0;
-    sweep->held = (struct fp_range6){.value = FP_HOP_NONE};
+    sweep->held = (struct begun){.hop = FP_HOP_NONE};
     for (size_t i = 0; i < n_routes; i++) {
         struct fp_key6 first = fp_key6_load(routes[i].prefix.bytes), free_bits = host_bits(routes[i].prefix_len);
         /* The routes are valid, so those that end before this one are closed, and all others contain it. */
         for (; fp_key6_less(stack[top].last, first); top--)
-            begin_range(sweep, next_address(stack[top].last), stack[top - 1].value);
+            begin_range(sweep, next_address(stack[top].last), stack[top - 1].hop);
         begin_range(sweep, first, routes[i].hop);
         stack[++top] = (struct open_route){{first.high | free_bits.high, first.low | free_bits.low}, routes[i].hop};
     }
     /* Beyond the last of all addresses nothing begins. */
     for (; !is_last_address(stack[top].last); top--)
-        begin_range(sweep, next_address(stack[top].last), stack[top - 1].value);
+        begin_range(sweep, next_address(stack[top].last), stack[top - 1].hop);
     write_held(sweep);
 }
 
@@ -136,6 +143,7 @@ void fp_draft6_write(struct fp_table *table, const struct fp_draft6 *draft, cons
         return;
     }
     memset(&sweep, 0, sizeof sweep);
+    sweep.table = table;
     sweep.ranges = (struct fp_range6 *)(void *)((uint8_t *)table + table->ranges6_at);
     sweep_routes(&sweep, routes, n_routes);
     write_slots(table, draft);

@@ -3,7 +3,7 @@
  *
  * Two passes of one sweep. Sorted by prefix and then length, routes nest: a stack of at most 33 open routes turns them into
  * ranges that cover all addresses, in order and without gaps. Ranges fill the root, and nodes where a /16 or a /24 is not of one piece.
- * The first pass only counts nodes and values, the second writes them.
+ * The first pass only counts nodes and leaves, the second writes them.
  */
 #include "table.h"
 
@@ -14,7 +14,7 @@
 #define ADDRESSES 0x100000000ull
 #define ROOT_ADDRESSES ((uint64_t)FP_TABLE_ROOT << 16) /* those that the root reaches: all */
 
-/* A node while its 256 entries arrive in order. */
+/* A node while its 256 entries arrive in order; values are hops as the routes name them, or lower nodes. */
 struct draft {
     uint64_t begins[4];
     uint32_t values[256];
@@ -26,7 +26,7 @@ struct builder {
     struct fp_table *table; /* NULL in the counting pass */
     uint32_t upper_nodes;
     uint32_t lower_nodes;
-    uint32_t values;
+    uint32_t leaves;
     struct draft upper; /* entries of the current /16 */
     struct draft lower; /* entries of the current /24 */
 };
@@ -44,7 +44,7 @@ static void draft_add(struct draft *draft, uint32_t value, uint32_t entries)
     draft->entry += entries;
 }
 
-static void write_node(struct fp_table *table, uint32_t number, const struct draft *draft, uint32_t values_used)
+static void write_node(struct fp_table *table, uint32_t number, const struct draft *draft, uint32_t leaves_used)
 {
     struct fp_table_node *node = (struct fp_table_node *)(void *)((uint8_t *)table + table->nodes_at) + number;
     uint32_t before = 0;
@@ -54,10 +54,12 @@ static void write_node(struct fp_table *table, uint32_t number, const struct dra
         node->before[word] = (uint8_t)before; /* at most 192 */
         before += fp_table_bits(draft->begins[word]);
     }
-    size_t at = draft->count <= FP_TABLE_INLINE ? (size_t)((uint8_t *)node->inline_values - (uint8_t *)table)
-                                                : table->values_at + 4 * (size_t)values_used;
-    node->values_at = (uint32_t)(at / 4);
-    memcpy((uint8_t *)table + at, draft->values, 4 * (size_t)draft->count);
+    size_t at = draft->count <= FP_TABLE_INLINE ? (size_t)((uint8_t *)node->inline_leaves - (uint8_t *)table)
+                                                : table->leaves_at + sizeof(struct fp_leaf) * (size_t)leaves_used;
+    struct fp_leaf *leaves = (struct fp_leaf *)(void *)((uint8_t *)table + at);
+    node->leaves_at = (uint32_t)(at / sizeof(struct fp_leaf));
+    for (uint32_t i = 0; i < draft->count; i++)
+        leaves[i] = fp_table_leaf_of(table, draft->values[i]);
 }
 
 /* The full draft as one value: its only value, or a new node. */
@@ -69,10 +71,10 @@ static uint32_t draft_close(struct builder *builder, struct draft *draft, bool u
     uint32_t number = upper ? builder->upper_nodes++ : builder->lower_nodes++;
     if (builder->table != NULL) {
         number += upper ? 0 : builder->table->upper_nodes;
-        write_node(builder->table, number, draft, builder->values);
+        write_node(builder->table, number, draft, builder->leaves);
     }
     if (draft->count > FP_TABLE_INLINE)
-        builder->values += draft->count;
+        builder->leaves += draft->count;
     return FP_TABLE_TAG_NODE | number;
 }
 
@@ -83,7 +85,7 @@ static void add_upper(struct builder *builder, uint64_t start, uint32_t value, u
         return;
     uint32_t closed = draft_close(builder, &builder->upper, true);
     if (builder->table != NULL)
-        builder->table->root[start >> 16] = closed;
+        builder->table->root[start >> 16] = fp_table_leaf_of(builder->table, closed).value;
 }
 
 /* Addresses start..end-1 have this value. Each step takes as much as its level allows: at most 65,536 + 2 * 512 steps. */
@@ -92,7 +94,7 @@ static void add_range(struct builder *builder, uint64_t start, uint64_t end, uin
     while (start < end) {
         if (start % 65536 == 0 && end - start >= 65536) {
             if (builder->table != NULL)
-                builder->table->root[start >> 16] = value;
+                builder->table->root[start >> 16] = fp_table_leaf_of(builder->table, value).value;
             start += 65536;
         } else if (start % 256 == 0 && end - start >= 256) {
             uint64_t slots = (end - start) / 256;
@@ -174,7 +176,7 @@ static void count_all(struct counted *counted, const struct fp_routes *routes)
     fp_draft6_count(&counted->v6, routes->v6, routes->n_v6);
 }
 
-/* Where everything goes; 0 when it cannot be addressed in units of 4 bytes by 32 bits. */
+/* Where everything goes; 0 when it cannot be addressed in units of 4 bytes by 32 bits (leaves: of 8). */
 static size_t lay_out(struct fp_table *header, const struct counted *counted, size_t n_hops)
 {
     uint64_t at = sizeof *header;
@@ -184,8 +186,8 @@ static size_t lay_out(struct fp_table *header, const struct counted *counted, si
     at += sizeof(struct fp_hop) * (uint64_t)n_hops;
     header->ranges6_at = at;
     at += sizeof(struct fp_range6) * (uint64_t)counted->v6.ranges;
-    header->values_at = at;
-    at += 4 * (uint64_t)counted->v4.values;
+    header->leaves_at = at;
+    at += sizeof(struct fp_leaf) * (uint64_t)counted->v4.leaves;
     header->by_address_at = at;
     at += 4 * (uint64_t)n_hops;
     header->slots6_at = at;
@@ -249,7 +251,7 @@ int fp_table_build(void *memory, size_t bytes, uint64_t generation, const struct
     table->generation = generation;
     table->upper_nodes = counted.v4.upper_nodes;
     table->lower_nodes = counted.v4.lower_nodes;
-    table->values = counted.v4.values;
+    table->leaves = counted.v4.leaves;
     table->hops = (uint32_t)routes->n_hops;
     table->mtu_bytes = mtu_of(routes);
     memset(table->reserved, 0, sizeof table->reserved);

@@ -29,13 +29,40 @@ static uint32_t naive(const struct fp_route4 *routes, size_t count, uint32_t add
     return best;
 }
 
-static void compare(const struct fp_table *table, const struct fp_route4 *routes, size_t count)
+/* Does a leaf say of its hop what the hop says itself? By the routes' own hops, not by those of the blob. */
+static void compare_leaf(const struct fp_table *table, struct fp_leaf leaf, const struct fp_hop *hops, size_t n_hops)
+{
+    uint32_t number = fp_leaf_hop(leaf);
+    for (size_t i = 0; i < n_hops; i++) {
+        bool same = number < n_hops && memcmp(&hops[number].address, &hops[i].address, sizeof hops->address) == 0;
+        FZ_CHECK(fp_leaf_is_at(table, leaf, &hops[i].address) == same);
+    }
+    FZ_CHECK(fp_leaf_is_no_hop(leaf) == (number >= n_hops));
+    if (number < n_hops)
+        FZ_CHECK(((leaf.value & FP_TABLE_TAKES_ECN) != 0) == ((hops[number].flags & FP_HOP_ECN) != 0));
+}
+
+/* IPv4 and other addresses, some of which end alike. */
+static void make_hops(struct fp_hop *hops, size_t n_hops)
+{
+    memset(hops, 0, n_hops * sizeof *hops);
+    for (size_t i = 0; i < n_hops; i++) {
+        hops[i].address.bytes[15] = (uint8_t)(i / 2 * 37);
+        if (i % 2 == 0)
+            hops[i].address.bytes[10] = hops[i].address.bytes[11] = 0xff;
+        hops[i].flags = i % 3 == 0 ? FP_HOP_ECN : 0;
+    }
+}
+
+static void compare(const struct fp_table *table, const struct fp_route4 *routes, size_t count, const struct fp_hop *hops, size_t n_hops)
 {
     for (size_t i = 0; i < count; i++) {
         uint32_t end = routes[i].prefix + (uint32_t)((1ull << (32 - routes[i].prefix_len)) - 1);
         const uint32_t probes[] = {routes[i].prefix - 1, routes[i].prefix, end, end + 1, routes[i].prefix ^ 0x100};
-        for (size_t j = 0; j < sizeof probes / sizeof *probes; j++)
+        for (size_t j = 0; j < sizeof probes / sizeof *probes; j++) {
             FZ_CHECK(fp_table_lookup4(table, probes[j] & ADDRESS_MASK) == naive(routes, count, probes[j] & ADDRESS_MASK));
+            compare_leaf(table, fp_table_leaf4(table, probes[j] & ADDRESS_MASK), hops, n_hops);
+        }
     }
 }
 
@@ -45,9 +72,7 @@ static void build(struct fz_input *input)
     struct fp_hop hops[16];
     size_t n_hops = fz_u8(input) & 15;
     size_t count = 0;
-    memset(hops, 0, sizeof hops);
-    for (size_t i = 0; i < n_hops; i++)
-        hops[i].address.bytes[15] = (uint8_t)(i * 37);
+    make_hops(hops, n_hops);
     while (input->left > 0 && count < ROUTES_MAX) {
         uint32_t prefix = fz_u32(input) & ADDRESS_MASK;
         uint8_t len = fz_u8(input);
@@ -64,7 +89,7 @@ static void build(struct fz_input *input)
     FZ_CHECK((error == 0) == (bytes > 0));
     if (error == 0) {
         FZ_CHECK(fp_table_check(memory, bytes) == 0 && fp_table_generation(memory) == 7);
-        compare(memory, routes, count);
+        compare(memory, routes, count, hops, n_hops);
     }
     free(memory);
 }
@@ -101,15 +126,17 @@ static struct fp_address stepped(struct fp_address address, uint8_t step)
     return address;
 }
 
-static void compare6(const struct fp_table *table, const struct fp_route6 *routes, size_t count)
+static void compare6(const struct fp_table *table, const struct fp_route6 *routes, size_t count, const struct fp_hop *hops, size_t n_hops)
 {
     for (size_t i = 0; i < count; i++) {
         struct fp_address end = routes[i].prefix;
         for (uint32_t bit = routes[i].prefix_len; bit < 128; bit++)
             end.bytes[bit / 8] = (uint8_t)(end.bytes[bit / 8] | 0x80 >> bit % 8);
         const struct fp_address probes[] = {routes[i].prefix, end, stepped(routes[i].prefix, 0xff), stepped(end, 1)};
-        for (size_t j = 0; j < sizeof probes / sizeof *probes; j++)
+        for (size_t j = 0; j < sizeof probes / sizeof *probes; j++) {
             FZ_CHECK(fp_table_lookup6(table, probes[j].bytes) == naive6(routes, count, probes[j].bytes));
+            compare_leaf(table, fp_table_leaf6(table, probes[j].bytes), hops, n_hops);
+        }
     }
 }
 
@@ -120,7 +147,7 @@ static void build6(struct fz_input *input)
     struct fp_hop hops[16];
     size_t n_hops = fz_u8(input) & 15;
     size_t count = 0;
-    memset(hops, 0, sizeof hops);
+    make_hops(hops, n_hops);
     while (input->left > 0 && count < ROUTES_MAX) {
         struct fp_route6 route = {.prefix = {{0xfd}}};
         fp_store32_be(route.prefix.bytes + 4, fz_u32(input));
@@ -140,7 +167,7 @@ static void build6(struct fz_input *input)
     FZ_CHECK((error == 0) == (bytes > 0));
     if (error == 0) {
         FZ_CHECK(fp_table_check(memory, bytes) == 0);
-        compare6(memory, routes, count);
+        compare6(memory, routes, count, hops, n_hops);
     }
     free(memory);
 }
@@ -155,7 +182,7 @@ static size_t good_blob(void **blob)
     *blob = memory;
     if (memory != NULL)
         return bytes;
-    memset(hops, 0, sizeof hops);
+    make_hops(hops, 4);
     for (uint32_t i = 0; i < 40; i++)
         routes[i] = (struct fp_route4){(0x0a050000 & ADDRESS_MASK) + (i << 8), 24, i % 4};
     for (uint32_t i = 40; i < 80; i++)
@@ -168,6 +195,16 @@ static size_t good_blob(void **blob)
     *blob = fz_lasting(&memory, bytes);
     FZ_CHECK(fp_table_build(memory, bytes, 1, &all) == 0);
     return bytes;
+}
+
+/* Whatever a blob that passes the check says, a leaf speaks for the hop that it names. */
+static void check_found(const struct fp_table *table, struct fp_leaf leaf)
+{
+    uint32_t number = fp_leaf_hop(leaf);
+    const struct fp_hop *hop = fp_table_hop(table, number);
+    FZ_CHECK(number == FP_HOP_NONE || number == FP_HOP_LOCAL || hop != NULL);
+    if (hop != NULL)
+        FZ_CHECK(fp_leaf_is_at(table, leaf, &hop->address) && ((leaf.value & FP_TABLE_TAKES_ECN) != 0) == ((hop->flags & FP_HOP_ECN) != 0));
 }
 
 static void damage(struct fz_input *input)
@@ -183,15 +220,13 @@ static void damage(struct fz_input *input)
     if (fp_table_check(memory, bytes) == 0) {
         const struct fp_table *table = (const struct fp_table *)(const void *)memory;
         for (uint32_t address = 0x0a04ff00; address < 0x0a060200; address += 61) {
-            uint32_t hop = fp_table_lookup4(table, address & ADDRESS_MASK);
-            FZ_CHECK(hop == FP_HOP_NONE || hop == FP_HOP_LOCAL || fp_table_hop(table, hop) != NULL);
+            check_found(table, fp_table_leaf4(table, address & ADDRESS_MASK));
         }
         struct fp_address address = {{0}};
         fp_table_knows_address(table, &address);
         for (uint32_t i = 0; i < 256 * 16; i++) {
             address = (struct fp_address){{i & 0x100 ? 0xff : 0xfd, 0x05, [7] = (uint8_t)i, [9] = (uint8_t)(i >> 8)}};
-            uint32_t hop = fp_table_lookup6(table, address.bytes);
-            FZ_CHECK(hop == FP_HOP_NONE || hop == FP_HOP_LOCAL || fp_table_hop(table, hop) != NULL);
+            check_found(table, fp_table_leaf6(table, address.bytes));
         }
     }
     free(memory);
