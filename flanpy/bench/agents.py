@@ -5,6 +5,9 @@ agent_convergence_p50  lease acknowledged by etcd -> the first packet for it lea
 agent_churn_loss       packets lost between two pods while 100 leases a second come and go
 agent_restart_loss     packets lost between two pods while the agent of one of them stops and starts
 agent_memory           resident, three hosts; with 65,536 routes        agent_idle_cpu    of one CPU, all threads
+
+Memory and CPU time are the agent's and its datapath process's together. All is measured with userspace; starts, and what an agent takes
+at rest, again with ebpf in a lab of its own.
 """
 
 from __future__ import annotations
@@ -12,9 +15,9 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from itertools import islice
@@ -40,7 +43,9 @@ HOSTS = 3
 CHURN_PPS = 20_000
 RESTART_S = 2.0
 """Traffic lasts at least so long when an agent stops and starts in it."""
-SETUP = "agent"
+SETUP, EBPF = "agent", "ebpf"
+SETTLE_S = 12.0
+"""With ebpf: after the packets by which a join is timed the paths are probed for ten seconds more."""
 
 FIGURES = (
     Figure("agent_ready", "agent: process started -> ready (subnet.env written), etcd up", "s", higher_is_better=False),
@@ -73,8 +78,11 @@ FULL_SCALE = Scale()
 class AgentRun:
     """One lab and what is measured in it, in an order that builds up: starts, rest, 1,000 leases, 65,536 leases."""
 
-    def __init__(self, lab: Lab, settings: Settings, recorder: Recorder, progress: Progress, scale: Scale) -> None:
+    def __init__(
+        self, lab: Lab, settings: Settings, recorder: Recorder, progress: Progress, scale: Scale, setup: str = SETUP
+    ) -> None:
         self._lab = lab
+        self._setup = setup
         self._settings = settings
         self._recorder = recorder
         self._progress = progress
@@ -86,6 +94,7 @@ class AgentRun:
         """All figures, one after the other."""
         self.start()
         self.rest()
+        self.starts_again()
         with EtcdGateway(self._lab) as etcd:
             self.convergence(etcd)
             bed = _pods_as_bed(self._lab, *self._hosts()[:2])
@@ -94,7 +103,7 @@ class AgentRun:
             self.many(etcd)
 
     def _add(self, figure: str, number: int, value: float, **detail: object) -> None:
-        self._recorder.add(Value(figure, value, detail), SETUP, NO_MODE, number)
+        self._recorder.add(Value(figure, value, detail), self._setup, NO_MODE, number)
 
     def _hosts(self) -> Sequence[str]:
         return [host.name for host in self._lab.plan.hosts]
@@ -125,12 +134,15 @@ class AgentRun:
         lab.attach_pods()
 
     def rest(self) -> None:
-        """Memory and CPU time of agents that have nothing to do, and a restart."""
+        """Memory and CPU time of agents that have nothing to do."""
         for number, host in enumerate(self._hosts()):
             self._add("agent_memory", number, resident_mb(self._lab, host))
         for number in range(self._settings.rounds):
             self._progress.step("agents: idle")
             self._add("agent_idle_cpu", number, max(idle_percent(self._lab, self._hosts(), seconds=2.0)))
+
+    def starts_again(self) -> None:
+        """An agent is stopped and started again."""
         for number in range(self._settings.rounds):
             self._progress.step("agents: restart")
             self._add("agent_restart", number, self._restart(self._hosts()[-1]))
@@ -233,13 +245,28 @@ def _pods_as_bed(lab: Lab, host_a: str, host_b: str) -> Bed:
 
 def steps(settings: Settings) -> int:
     """Steps of the progress display."""
-    return 2 + 5 * settings.rounds
+    return 3 + 6 * settings.rounds
 
 
-def run_agents(settings: Settings, recorder: Recorder, progress: Progress, scale: Scale = FULL_SCALE) -> None:
-    """Build a lab, measure, end it."""
+def run_agents(
+    settings: Settings, recorder: Recorder, progress: Progress, scale: Scale = FULL_SCALE, *, without_ebpf: str | None = None
+) -> None:
+    """Build a lab, measure, end it; and again with ebpf, unless there is a reason why it cannot run here."""
+    with _lab("userspace") as lab:
+        AgentRun(lab, settings, recorder, progress, scale).everything()
+    if without_ebpf is not None:
+        progress.note(f"agents with ebpf are left out: {without_ebpf}")
+        return
+    with _lab("ebpf") as lab:
+        run = AgentRun(lab, settings, recorder, progress, scale, EBPF)
+        run.start()
+        time.sleep(SETTLE_S)
+        run.rest()
+
+
+@contextmanager
+def _lab(datapath: str) -> Iterator[Lab]:
     with ExitStack() as stack:
         logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="flanpy-bench-")))
         sandbox = stack.enter_context(Sandbox.create())
-        lab = Lab(LabSpec("bench", HOSTS, 1, CONFIG, datapath="userspace"), sandbox, logs)
-        AgentRun(lab, settings, recorder, progress, scale).everything()
+        yield Lab(LabSpec("bench", HOSTS, 1, CONFIG, datapath=datapath), sandbox, logs)

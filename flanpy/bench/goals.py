@@ -123,8 +123,10 @@ def _core_and_agent() -> Iterator[Goal]:
     yield _at_most("lookup, 256 routes, random", "core_lookup_256_random", "flanpy", 5, "ns")
     yield _at_most("lookup, 65,536 routes, random", "core_lookup_65536_random", "flanpy", 15, "ns")
     yield _at_most("idle agent", "agent_idle_cpu", "agent", 0.1, "%")
+    yield _at_most("idle agent, ebpf", "agent_idle_cpu", "ebpf", 0.1, "%")
     yield _at_most("lease written -> packets flow, p99", "agent_convergence_p99", "agent", 100, "ms")
     yield _at_most("agent memory, 3 hosts", "agent_memory", "agent", 64, "MB")
+    yield _at_most("agent memory, 3 hosts, ebpf", "agent_memory", "ebpf", 64, "MB")
     yield _at_most("agent memory, 65,536 routes", "agent_memory_65536", "agent", 200, "MB")
     yield _at_most("start -> ready", "agent_ready", "agent", 1.0, "s")
 

@@ -19,7 +19,8 @@ class Silence:
     def note(self, text: str) -> None: ...
 
 
-def test_every_figure_of_the_agent_is_measured() -> None:
+def test_every_figure_of_the_agent_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flanpy.bench.agents.SETTLE_S", 0.0)
     settings = Settings((), (), 1, 0.5, (), ("agent",))
     recorder = Recorder(settings, FIGURES)
     run_agents(settings, recorder, Silence(), Scale(known=20, convergences=5, many=300))
@@ -29,6 +30,8 @@ def test_every_figure_of_the_agent_is_measured() -> None:
     assert all(0 < value < 30 for value in medians["agent_ready"] + medians["agent_join"] + medians["agent_restart"])
     assert all(0 < value < 5_000 for value in medians["agent_convergence_p50"])
     assert all(10 < value < 500 for value in medians["agent_memory"])
+    with_ebpf = {(s.figure, s.round) for s in result.samples if s.setup == "ebpf"}
+    assert {("agent_idle_cpu", 0), *(("agent_memory", number) for number in range(3))} <= with_ebpf
     churn = next(s for s in result.samples if s.figure == "agent_churn_loss")
     assert churn.detail["changes"] >= 20
     restart = next(s for s in result.samples if s.figure == "agent_restart_loss")
