@@ -117,7 +117,8 @@ class Loop:
         self._state.timers = {"check": self._started_s + CHECK_S, "resync": self._started_s + RESYNC_S}
         self._stopped_by: str | None = None
         self._manager = ServiceManager(os.environ, CHECK_S)
-        self._state.timers["manager"] = self._started_s + self._manager.interval_s
+        if self._manager.is_there:
+            self._state.timers["manager"] = self._started_s + self._manager.interval_s
 
     def run(self) -> str:
         """Handle events until told to stop."""

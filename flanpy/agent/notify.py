@@ -85,6 +85,7 @@ class ServiceManager:
 
     def __init__(self, environment: Mapping[str, str], most_s: float) -> None:
         watchdog = watchdog_s(environment, os.getpid())
+        self.is_there = bool(environment.get("NOTIFY_SOCKET"))
         self.interval_s = most_s if watchdog is None else min(most_s, watchdog / 3)
         self._watched = watchdog is not None
         self._said = ""

@@ -49,7 +49,6 @@ from flanpy.kernel.netlink import Kernel
 from flanpy.kernel.platform import check_platform
 from flanpy.kernel.uplink import UplinkSelection
 from flanpy.model import FlanpyInfo, NodeAttributes, Subnets, Uplink
-from flanpy.stores.server import EtcdServer, EtcdServerSettings
 
 if TYPE_CHECKING:
     from flanpy.stores.etcd import EtcdStore
@@ -226,6 +225,8 @@ def _say_findings(options: AgentOptions) -> None:
 
 
 def _start_etcd(options: AgentOptions, stack: ExitStack) -> AgentOptions:
+    from flanpy.stores.server import EtcdServer, EtcdServerSettings
+
     url = f"http://{options.embedded_etcd}"
     server = stack.enter_context(EtcdServer(EtcdServerSettings(options.state_dir / "etcd", options.state_dir / "etcd.log", url)))
     log.info("embedded etcd at %s", url, extra=event("embedded_etcd", url=url))

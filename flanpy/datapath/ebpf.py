@@ -285,9 +285,10 @@ class EbpfDatapath:
 
     def _follow_underlay(self, table: ForwardTable, header: Header) -> None:
         """What the kernel tells nobody of: offloads, and how large a packet to a peer may be."""
-        with suppress(OSError):  # it is gone, which a close look finds
-            self._follow_offloads(table, header)
-        header = self._header or header
+        if self._prober is None:  # else it looks, as soon as bulk traffic flows
+            with suppress(OSError):  # the uplink is gone, which a close look finds
+                self._follow_offloads(table, header)
+            header = self._header or header
         if self._mtus.look(header.outer_bytes):
             self._publish(table, header)
 

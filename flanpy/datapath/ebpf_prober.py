@@ -22,6 +22,8 @@ from flanpy.model import Address, ForwardTable
 
 PERIOD_S = 0.2
 """A note of the programs holds for 0.6 s (FP_NOTE_TICKS); a probe may be lost."""
+REST_PERIOD_S = 0.5
+"""Between looks whether bulk traffic has begun. Its TCP shows by itself meanwhile what arrives whole."""
 SILENT_PERIOD_S = 16.0
 ACTIVE_S = 10.0
 """So long after bulk traffic, in or out, probes go on."""
@@ -93,7 +95,7 @@ class SuperpacketProber:
         self.trains = False
         self._waits: dict[Target, _Wait] = {}
         self._runs = threading.Lock()
-        """Held until the end: to wait for it is one call, where an Event takes dozens of steps, five times a second."""
+        """Held until the end: to wait for it is one call, where an Event takes dozens of steps."""
         self._runs.acquire()
         self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
         try:
@@ -122,11 +124,14 @@ class SuperpacketProber:
         While no bulk traffic flows a turn is one look at the counters: what is known of the uplink may be old then, but nothing goes flat
         before a flow, or a probe, has shown anew that it arrives whole.
         """
-        while not self._runs.acquire(timeout=PERIOD_S):
+        wait_s = PERIOD_S
+        while not self._runs.acquire(timeout=wait_s):
             bulk, now_s = self._watch.bulk(), time.monotonic()
             if bulk != self._bulk:
                 self._bulk, self._active_until_s = bulk, now_s + ACTIVE_S
-            if now_s < self._active_until_s:
+            active = now_s < self._active_until_s
+            wait_s = PERIOD_S if active else REST_PERIOD_S
+            if active:
                 self._watch.uplink()
                 self._turn(now_s)
 

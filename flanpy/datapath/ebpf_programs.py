@@ -10,7 +10,7 @@ import mmap
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import resources
+from pathlib import Path
 
 from flanpy.datapath import ebpf_syscall as bpf
 from flanpy.datapath.core_api import CURE
@@ -41,7 +41,7 @@ class Loaded:
 def read_object() -> BpfObject:
     """The object that was built into this package. Raises PlatformError when it was built without one, or for another version."""
     try:
-        data = (resources.files("flanpy.datapath") / OBJECT).read_bytes()
+        data = Path(__file__).with_name(OBJECT).read_bytes()
     except FileNotFoundError as error:
         raise PlatformError(
             "ebpf: this build has no BPF object in it, for clang was missing: install clang (Debian: apt-get install clang), then "

@@ -13,8 +13,9 @@ LEFT_AWAY = (
     "pyroute2.conntrack",
     "sqlite3",
     "http.server",
-    "html",
+    "http.client",
     "tarfile",
+    "zipfile",
 )
 AGENT = (
     "cli.agent",
