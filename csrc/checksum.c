@@ -168,9 +168,5 @@ uint64_t fp_copy_sum(void *restrict to, const void *restrict from, size_t bytes,
 
 uint16_t fp_fold(uint64_t sum)
 {
-    sum = (sum >> 32) + (sum & 0xffffffff); /* 33 bits */
-    sum = (sum >> 16) + (sum & 0xffff);     /* 18 bits */
-    sum = (sum >> 16) + (sum & 0xffff);     /* 17 bits, at most 0x10002 */
-    sum = (sum >> 16) + (sum & 0xffff);
-    return (uint16_t)sum;
+    return fp_folded(sum);
 }

@@ -163,7 +163,7 @@ FP_INLINE bool checksum_right(const struct fp_merge *merge, const uint8_t *packe
 {
     uint32_t transport_bytes = merge->headers_bytes - network_bytes(version) + payload_bytes;
     uint64_t sum = fp_ip_any_pseudo_sum(packet, version, merge->protocol, transport_bytes);
-    return fp_fold(fp_sum(packet + network_bytes(version), transport_bytes, sum)) == 0xffff;
+    return fp_folded(fp_sum(packet + network_bytes(version), transport_bytes, sum)) == 0xffff;
 }
 
 FP_INLINE bool tcp_headers_equal(const uint8_t *a, const uint8_t *b, uint32_t tcp_bytes)
@@ -338,7 +338,7 @@ static void finish_write(const struct fp_merge *merge, struct fp_write *write, u
     else
         fp_store16_be(transport + FP_UDP_LENGTH, (uint16_t)transport_bytes);
     /* The kernel or the receiver finishes it: pseudo-header only, folded, not complemented. */
-    fp_store16(transport + vnet.csum_offset, fp_fold(fp_ip_any_pseudo_sum(packet, merge->version, merge->protocol, transport_bytes)));
+    fp_store16(transport + vnet.csum_offset, fp_folded(fp_ip_any_pseudo_sum(packet, merge->version, merge->protocol, transport_bytes)));
     write->iov[0] = (struct iovec){slot, FP_VNET_HDR_BYTES + (size_t)merge->headers_bytes};
 }
 

@@ -48,7 +48,7 @@ void fp_encap_reset(struct fp_encap *encap)
 }
 
 /* Addresses, protocol and, where they are, ports. A fragment is in no flow of its own; see runs.h. */
-static struct fp_flow flow_of(const uint8_t *packet, const struct fp_ip *ip)
+FP_INLINE struct fp_flow flow_of(const uint8_t *packet, const struct fp_ip *ip)
 {
     uint64_t mixed = fp_ip_addresses_hash(packet, ip->version);
     bool fragment = fp_ip_is_fragment(ip);
@@ -66,8 +66,11 @@ static uint8_t outer_tos(struct fp_leaf leaf, uint8_t inner_tos)
     return leaf.value & FP_TABLE_TAKES_ECN ? inner_tos & 3 : 0;
 }
 
-/* Where to, and may it live on? Without side effects. */
-static enum fp_verdict route(const struct fp_context *context, struct inner *inner)
+/*
+ * Where to, and may it live on? Without side effects. Inline, so that key and flow stay in registers: written field by field and read
+ * whole by the next call, each would wait until its stores have left the store buffer.
+ */
+FP_INLINE enum fp_verdict route(const struct fp_context *context, struct inner *inner)
 {
     struct fp_leaf leaf = FP_LIKELY(inner->ip.version == 4) ? fp_table_leaf4(context->table, inner->ip.destination)
                                                             : fp_table_leaf6(context->table, inner->packet + FP_IP6_DESTINATION);
@@ -127,7 +130,7 @@ static bool csum_fits(const struct inner *inner)
 
 static uint16_t finished_csum(const struct inner *inner, uint64_t sum)
 {
-    uint16_t check = (uint16_t)~fp_fold(sum);
+    uint16_t check = (uint16_t)~fp_folded(sum);
     /* UDP says "no checksum" by 0, and sends a sum of 0 as all ones (RFC 768). */
     return check == 0 && inner->vnet.csum_offset == FP_UDP_CHECK ? 0xffff : check;
 }

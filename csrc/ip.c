@@ -29,7 +29,7 @@ enum fp_verdict fp_ip_check(const uint8_t *packet, size_t bytes, struct fp_ip *i
     /* The packet may not reach past what was received; bytes behind it are padding and fall away. */
     if (FP_UNLIKELY(total_bytes > bytes))
         return FP_DROP_TRUNCATED;
-    if (FP_UNLIKELY(fp_fold(header_sum(packet, header_bytes)) != 0xffff))
+    if (FP_UNLIKELY(fp_folded(header_sum(packet, header_bytes)) != 0xffff))
         return FP_DROP_BAD_HEADER;
 
     ip->source = fp_load32_be(packet + FP_IP_SOURCE);
@@ -49,7 +49,7 @@ enum fp_verdict fp_ip_check(const uint8_t *packet, size_t bytes, struct fp_ip *i
 void fp_ip_store_check(uint8_t *packet, size_t header_bytes)
 {
     fp_store16(packet + FP_IP_CHECK, 0);
-    fp_store16(packet + FP_IP_CHECK, (uint16_t)~fp_fold(header_sum(packet, header_bytes)));
+    fp_store16(packet + FP_IP_CHECK, (uint16_t)~fp_folded(header_sum(packet, header_bytes)));
 }
 
 int fp_ecn_combine(unsigned inner, unsigned outer)

@@ -19,7 +19,7 @@ static void write_ip4(const struct fp_cut *cut, const struct piece *piece, uint8
     uint16_t id = fp_swap16((uint16_t)(cut->id + piece->index));
     fp_store16(packet + FP_IP_LENGTH, total);
     fp_store16(packet + FP_IP_ID, id);
-    fp_store16(packet + FP_IP_CHECK, (uint16_t)~fp_fold(cut->network_sum + total + id));
+    fp_store16(packet + FP_IP_CHECK, (uint16_t)~fp_folded(cut->network_sum + total + id));
 }
 
 static void write_ip6(const struct fp_cut *cut, const struct piece *piece, uint8_t *packet)
@@ -46,7 +46,7 @@ static void write_tcp(const struct fp_cut *cut, const struct piece *piece, uint8
     fp_store16(tcp + FP_TCP_OFFSET, offset_flags);
     /* The payload's sum is folded first: it fills 64 bits, and a carry out of this addition would be lost. */
     uint64_t sum = cut->transport_sum + sequence + offset_flags + fp_swap16((uint16_t)transport_bytes);
-    fp_store16(tcp + FP_TCP_CHECK, (uint16_t)~fp_fold(sum + fp_fold(piece->payload_sum)));
+    fp_store16(tcp + FP_TCP_CHECK, (uint16_t)~fp_folded(sum + fp_folded(piece->payload_sum)));
 }
 
 static void write_udp(const struct fp_cut *cut, const struct piece *piece, uint8_t *udp)
@@ -54,7 +54,7 @@ static void write_udp(const struct fp_cut *cut, const struct piece *piece, uint8
     uint16_t length = fp_swap16((uint16_t)(FP_UDP_BYTES + piece->payload_bytes));
     fp_store16(udp + FP_UDP_LENGTH, length);
     /* The length counts twice: in the header and in the pseudo-header. */
-    uint16_t check = (uint16_t)~fp_fold(cut->transport_sum + 2ull * length + fp_fold(piece->payload_sum));
+    uint16_t check = (uint16_t)~fp_folded(cut->transport_sum + 2ull * length + fp_folded(piece->payload_sum));
     fp_store16(udp + FP_UDP_CHECK, check == 0 ? 0xffff : check); /* 0 would mean "no checksum" (RFC 768) */
 }
 

@@ -163,8 +163,8 @@ FP_INLINE uint32_t fp_leaf_hop(struct fp_leaf leaf)
 /* An IPv4 address by which a hop is known at once, in network byte order; 0: none, or 0.0.0.0. */
 FP_INLINE uint32_t fp_table_key(const struct fp_address *address)
 {
-    static const uint8_t mapped[12] = {[10] = 0xff, [11] = 0xff};
-    return memcmp(address->bytes, mapped, sizeof mapped) == 0 ? fp_load32(address->bytes + 12) : 0;
+    bool mapped = fp_load64(address->bytes) == 0 && fp_load32_be(address->bytes + 8) == 0x0000ffff;
+    return mapped ? fp_load32(address->bytes + 12) : 0;
 }
 
 /* Is this the leaf of a hop with this address? Equal keys are equal addresses; without one of both, the hop tells. */
