@@ -11,13 +11,16 @@
  *       turn:  pick up the table -> outward batch -> inward batch          nothing done: spin for spin_us with sched_yield,
  *       sleep: poll on TUN, UDP and the eventfd                            then sleep
  *
+ * Bulk. What bulk flows send outward waits in batches, and between two sends of them the device is looked at again: packets of the other flows
+ *   leave first, but never before an earlier packet of their own flow (worker_out.c, flows.c).
+ *
  * Lanes. A queue has several UDP sockets of one port; the kernel puts a packet into one of them by its sender (SO_REUSEPORT and a
  *   program, flanpy/datapath/sockets.py). A turn visits those in which something waits, one after the other, and takes a bounded
  *   number of packets from each. So a sender of more than this node can take fills the queue of its own lane, where the kernel drops what
  *   is too much, and costs the others no packet and no more than their share of the worker's time (worker_in.c).
  *
  * Memory. Every buffer belongs to one thread from start to stop: the frame buffer is free again when fp_encap_frame returns, the
- *   encapsulator's arena when its runs are sent, the receive arena when the writes that point into it are done; all three within
+ *   arena of an encapsulator when its runs are sent, the receive arena when the writes that point into it are done; all three within
  *   one turn. Nothing is allocated after start, except by publish in the caller's thread.
  *
  * Tables. A table is an immutable copy. publish stores the pointer with release and writes the eventfds; a worker loads it with

@@ -44,7 +44,8 @@ struct fp_settings {
     X(POLLS, "polls", "times a worker slept in poll")                                                                         \
     X(SEND_RETRIES, "send_retries", "sends repeated after EAGAIN or ENOBUFS")                                                 \
     X(GSO_OFF, "gso_off", "times a socket has turned UDP_SEGMENT off for a minute after EIO")                                               \
-    X(TABLES, "tables", "route tables picked up")
+    X(TABLES, "tables", "route tables picked up")                                                                             \
+    X(TUN_BULK_READS, "tun_bulk_reads", "frames of bulk flows among tun_reads; the others are sent before them")
 
 enum fp_work_counter {
 #define FP_ENUM(symbol, name, meaning) FP_WORK_##symbol,

@@ -1,347 +1,134 @@
 /*
- * worker_out.c: the outward direction of a worker: TUN frames in, UDP sends out. What a packet becomes is decided by encap.c;
- * here are the system calls and what follows from their errors.
+ * worker_out.c: the outward direction of a worker: TUN frames in, UDP sends out. What a packet becomes is decided by encap.c, which packets
+ * are of bulk flows by flows.c, what follows from errors of a send in worker_send.c; here is what is sent when.
  *
- *   read until EAGAIN or the batch bound -> fp_encap_frame -> (FP_FULL or end of batch) sendmmsg of all runs
+ *   read until EAGAIN or the bound -> fp_flows_take -> fp_encap_frame into `sparse` or one of `bulk`
+ *   until nothing is left: send all of `sparse` -> send a few runs of the bulk batch whose turn it is -> read again
  *
- * Errors of a send, per run of datagrams:
- *   EIO               the route or device cannot cut: no more UDP_SEGMENT on this socket, resend singly. It may have been one
- *                     route of many (IPsec, a device without checksum offload), so it is tried again after a minute
- *   EMSGSIZE, EINVAL  the path MTU has shrunk below the run's datagrams (EINVAL before Linux 6.14): tell the inner senders whose
- *                     packets may not be fragmented, send singly what is here (the kernel fragments those on the outside)
- *   EAGAIN, ENOBUFS   the socket's buffer is full: wait for room a bounded number of times, then drop
- *   others            EPERM of a firewall, unreachable, ...: drop; none of them is about the socket itself
+ * A TUN device never holds a sender back, so what is bulk may fill its queue and the batches, and where packets are cut for a wire sending them
+ * takes a millisecond and more. Whoever sends little does not wait for that: each look at the device between two sends finds what has come, and
+ * packets of other flows leave before the rest of the bulk. Two bulk batches take turns: one is sent while the other is filled by those looks.
+ * Bulk is not starved: a turn reads FRAMES_PER_TURN frames at most, whatever they are, and ends when all of them are sent.
  */
-#include <arpa/inet.h>
 #include <errno.h>
-#include <netinet/udp.h>
-#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
 #include "worker_state.h"
 
-#ifndef UDP_SEGMENT
-#define UDP_SEGMENT 103
-#endif
-
 #define FRAMES_PER_TURN 64u   /* keeps a flood from the pods from starving the other direction, tables and stop */
-#define SENDS_PER_CALL 16u    /* messages of one sendmmsg; bounds the arrays on the stack */
+#define RUNS_PER_LOOK 16u     /* so much bulk is sent between two looks at the device: what one call takes, or two runs */
+#define BYTES_PER_LOOK 98304u /* of superpackets, 0.2 ms where they are cut for a wire; a look costs 0.3 us */
 #define WAITS_PER_TURN 8u     /* of 1 ms each: a full socket holds this worker no longer, however many runs there are */
 #define FRAME_LEAD 54u        /* the vnet_hdr's 10 bytes then end on a cache line, where the packet begins */
-#define OUTER_HEADER_BYTES4 28u /* IP and UDP */
-#define OUTER_HEADER_BYTES6 48u
-#define IPV4_HEADER_BYTES 20u
-#define IPV4_FLAG_DF 0x40u
-#define IPV4_ADDRESSES 12u      /* where they stand in a packet */
-#define IPV6_ADDRESSES 8u
-#define IPV6_MTU_MIN_BYTES 1280u
+#define BATCHES 3u
 
-/* One message of a sendmmsg with all that it points to. */
-struct message {
-    union fp_socket_address to;
-    struct iovec iov;
-    union {
-        struct cmsghdr align;
-        uint8_t bytes[CMSG_SPACE(sizeof(uint16_t)) + CMSG_SPACE(sizeof(int))];
-    } control;
-};
-
-static bool address_of(const struct fp_worker *worker, uint32_t hop_index, union fp_socket_address *to)
+/* Nothing more comes in until it is sent. */
+static void close_batch(struct fp_batch *batch)
 {
-    static const uint8_t mapped[12] = {[10] = 0xff, [11] = 0xff};
-    const struct fp_hop *hop = fp_table_hop(worker->context.table, hop_index);
-
-    if (!hop)
-        return false;
-    if (memcmp(hop->address.bytes, mapped, sizeof(mapped)) == 0) {
-        to->v4 = (struct sockaddr_in){.sin_family = AF_INET, .sin_port = htons(hop->port)};
-        memcpy(&to->v4.sin_addr, hop->address.bytes + 12, sizeof(to->v4.sin_addr));
-    } else {
-        to->v6 = (struct sockaddr_in6){.sin6_family = AF_INET6, .sin6_port = htons(hop->port)};
-        memcpy(&to->v6.sin6_addr, hop->address.bytes, sizeof(to->v6.sin6_addr));
-    }
-    return true;
+    batch->count = fp_encap_sends(batch->encap, &batch->runs);
+    batch->done = 0;
 }
 
-static socklen_t address_bytes(const union fp_socket_address *address)
-{
-    return address->any.sa_family == AF_INET ? sizeof(address->v4) : sizeof(address->v6);
-}
-
-static void add_control(struct msghdr *header, int level, int type, const void *value, size_t bytes)
-{
-    struct cmsghdr *control = (struct cmsghdr *)(void *)((uint8_t *)header->msg_control + header->msg_controllen);
-
-    control->cmsg_level = level;
-    control->cmsg_type = type;
-    control->cmsg_len = CMSG_LEN(bytes);
-    memcpy(CMSG_DATA(control), value, bytes);
-    header->msg_controllen += CMSG_SPACE(bytes);
-}
-
-static void fill(struct msghdr *header, struct message *message, uint8_t *data, size_t bytes, uint16_t segment_bytes, uint8_t tos)
-{
-    int tos_value = tos;
-
-    memset(header, 0, sizeof(*header));
-    memset(&message->control, 0, sizeof(message->control));
-    message->iov = (struct iovec){.iov_base = data, .iov_len = bytes};
-    header->msg_name = &message->to;
-    header->msg_namelen = address_bytes(&message->to);
-    header->msg_iov = &message->iov;
-    header->msg_iovlen = 1;
-    header->msg_control = message->control.bytes;
-    if (segment_bytes)
-        add_control(header, IPPROTO_UDP, UDP_SEGMENT, &segment_bytes, sizeof(segment_bytes));
-    if (tos && message->to.any.sa_family == AF_INET)
-        add_control(header, IPPROTO_IP, IP_TOS, &tos_value, sizeof(tos_value));
-    else if (tos)
-        add_control(header, IPPROTO_IPV6, IPV6_TCLASS, &tos_value, sizeof(tos_value));
-    if (!header->msg_controllen)
-        header->msg_control = NULL;
-}
-
-/* Where to count for a hop; NULL: nowhere. */
-static struct fp_peer_count *peer_of(const struct fp_worker *worker, uint32_t hop_index)
-{
-    const struct fp_hop *hop = fp_table_hop(worker->context.table, hop_index);
-
-    return hop ? fp_peer_counts_of(worker->peers, worker->context.table, &hop->address) : NULL;
-}
-
-static void sent(struct fp_worker *worker, uint32_t hop, uint64_t packets, uint64_t bytes)
-{
-    struct fp_peer_count *peer = peer_of(worker, hop);
-
-    if (peer) {
-        fp_bump(&peer->sent.packets, packets);
-        fp_bump(&peer->sent.bytes, bytes);
-    }
-    fp_worker_work(worker, FP_WORK_UDP_SENDS, 1);
-    fp_worker_work(worker, FP_WORK_UDP_SENT_SEGMENTS, packets);
-    fp_worker_verdict(worker, FP_ENCAPSULATED, packets, bytes);
-}
-
-static void not_sent(struct fp_worker *worker, uint32_t hop, enum fp_verdict verdict, uint64_t packets, uint64_t bytes)
-{
-    struct fp_peer_count *peer = peer_of(worker, hop);
-
-    if (peer)
-        fp_bump(&peer->dropped_out, packets);
-    fp_worker_verdict(worker, verdict, packets, bytes);
-}
-
-static bool buffer_is_full(int error)
-{
-    return error == EAGAIN || error == ENOBUFS || error == ENOMEM || error == EINTR;
-}
-
-/* False when this turn has waited long enough already. */
-static bool wait_for_room(struct fp_worker *worker)
-{
-    struct pollfd socket = {.fd = worker->send_fd, .events = POLLOUT};
-
-    if (!worker->out.waits_left)
-        return false;
-    worker->out.waits_left--;
-    fp_worker_work(worker, FP_WORK_SEND_RETRIES, 1);
-    poll(&socket, 1, 1);
-    return true;
-}
-
-/* 0 or the errno that is left after the retries. */
-static int send_bounded(struct fp_worker *worker, const struct msghdr *header)
-{
-    for (;;) {
-        if (sendmsg(worker->send_fd, header, MSG_DONTWAIT) >= 0)
-            return 0;
-        if (!buffer_is_full(errno) || !wait_for_room(worker))
-            return errno;
-    }
-}
-
-static size_t segment_length(const struct fp_send *run, size_t offset)
-{
-    size_t left = run->bytes - offset;
-
-    return left < run->segment_bytes ? left : run->segment_bytes;
-}
-
-/* Send each packet of a run by itself: what fits goes out, and one bad packet costs no other. */
-static void send_singly(struct fp_worker *worker, const struct fp_send *run, struct message *message)
-{
-    struct msghdr header;
-
-    for (size_t offset = 0; offset < run->bytes; offset += run->segment_bytes) {
-        size_t bytes = segment_length(run, offset);
-        int error;
-
-        fill(&header, message, run->data + offset, bytes, 0, run->tos);
-        error = send_bounded(worker, &header);
-        if (!error)
-            sent(worker, run->hop, 1, bytes);
-        else
-            not_sent(worker, run->hop, error == EMSGSIZE ? FP_DROP_TOO_BIG : FP_DROP_SEND, 1, bytes);
-    }
-}
-
-/* The path MTU that the kernel has now for this peer, or 0: it tells only a connected socket, so one is kept for asking. */
-static uint32_t path_mtu(const struct fp_worker *worker, const union fp_socket_address *to)
-{
-    bool v4 = to->any.sa_family == AF_INET;
-    int mtu = 0;
-    socklen_t length = sizeof(mtu);
-
-    if (worker->route_fd < 0 || connect(worker->route_fd, &to->any, address_bytes(to)) != 0 ||
-        getsockopt(worker->route_fd, v4 ? IPPROTO_IP : IPPROTO_IPV6, v4 ? IP_MTU : IPV6_MTU, &mtu, &length) != 0)
-        return 0;
-    return mtu > 0 ? (uint32_t)mtu : 0;
-}
-
-/* Is this packet too large for the path, and its sender the one to mend it? Nobody need send less than 1280 bytes over IPv6. */
-static bool wants_telling(const uint8_t *packet, size_t bytes, uint32_t inner_mtu)
-{
-    if (bytes < IPV4_HEADER_BYTES || bytes <= inner_mtu)
-        return false;
-    return packet[0] >> 4 == 6 ? bytes > IPV6_MTU_MIN_BYTES : packet[6] & IPV4_FLAG_DF;
-}
-
-static bool same_addresses(const uint8_t *a, const uint8_t *b)
-{
-    if (a[0] >> 4 != b[0] >> 4)
-        return false;
-    return a[0] >> 4 == 6 ? memcmp(a + IPV6_ADDRESSES, b + IPV6_ADDRESSES, 32) == 0 : memcmp(a + IPV4_ADDRESSES, b + IPV4_ADDRESSES, 8) == 0;
-}
-
-/* Tell the inner senders of a run about the smaller path; once for neighbours of one source and destination. */
-static void tell_smaller_path(struct fp_worker *worker, const struct fp_send *run, uint32_t inner_mtu)
-{
-    const uint8_t *told = NULL;
-
-    for (size_t offset = 0; offset < run->bytes; offset += run->segment_bytes) {
-        const uint8_t *packet = run->data + offset;
-        size_t bytes = segment_length(run, offset);
-
-        if (!wants_telling(packet, bytes, inner_mtu) || (told && same_addresses(told, packet)))
-            continue;
-        told = packet;
-        fp_worker_answer(worker, FP_DROP_TOO_BIG, packet, bytes, inner_mtu);
-    }
-}
-
-static void path_shrank(struct fp_worker *worker, const struct fp_send *run, struct message *message)
-{
-    uint32_t outer_mtu = path_mtu(worker, &message->to);
-    uint32_t headers = message->to.any.sa_family == AF_INET ? OUTER_HEADER_BYTES4 : OUTER_HEADER_BYTES6;
-
-    if (outer_mtu > headers + IPV4_HEADER_BYTES)
-        tell_smaller_path(worker, run, outer_mtu - headers);
-    send_singly(worker, run, message);
-}
-
-/* What follows when the kernel did not take a run. */
-static void send_again(struct fp_worker *worker, const struct fp_send *run, struct message *message, int error)
-{
-    if (buffer_is_full(error) && wait_for_room(worker)) {
-        struct msghdr header;
-
-        fill(&header, message, run->data, run->bytes, run->segments > 1 ? run->segment_bytes : 0, run->tos);
-        error = send_bounded(worker, &header);
-    }
-    if (!error) {
-        sent(worker, run->hop, run->segments, run->bytes);
-    } else if (error == EIO && run->segments > 1) {
-        if (worker->out.max_segments > 1)
-            fp_worker_work(worker, FP_WORK_GSO_OFF, 1);
-        worker->out.max_segments = 1; /* takes effect at the end of this flush */
-        worker->out.gso_off_ns = fp_clock_ns(CLOCK_MONOTONIC_COARSE);
-        send_singly(worker, run, message);
-    } else if (error == EMSGSIZE || (error == EINVAL && run->segments > 1)) {
-        path_shrank(worker, run, message);
-    } else {
-        not_sent(worker, run->hop, FP_DROP_SEND, run->segments, run->bytes);
-    }
-}
-
-/* Send runs[0..count) in one call as far as the kernel takes them; returns how many are dealt with, at least one. */
-static size_t send_some(struct fp_worker *worker, const struct fp_send *runs, size_t count)
-{
-    struct message messages[SENDS_PER_CALL];
-    struct mmsghdr headers[SENDS_PER_CALL];
-    size_t ready = 0;
-    int taken;
-
-    while (ready < count && ready < SENDS_PER_CALL && address_of(worker, runs[ready].hop, &messages[ready].to)) {
-        const struct fp_send *run = &runs[ready];
-
-        fill(&headers[ready].msg_hdr, &messages[ready], run->data, run->bytes, run->segments > 1 ? run->segment_bytes : 0,
-             run->tos);
-        ready++;
-    }
-    if (!ready) {
-        not_sent(worker, runs[0].hop, FP_DROP_SEND, runs[0].segments, runs[0].bytes);
-        return 1;
-    }
-    taken = sendmmsg(worker->send_fd, headers, (unsigned)ready, MSG_DONTWAIT);
-    if (taken <= 0) {
-        send_again(worker, &runs[0], &messages[0], errno);
-        return 1;
-    }
-    for (int i = 0; i < taken; i++)
-        sent(worker, runs[i].hop, runs[i].segments, runs[i].bytes);
-    return (size_t)taken;
-}
-
-/* UDP_SEGMENT again, once it has been off for long enough. */
-static void turn_gso_on(struct fp_worker *worker)
+/* All its runs are sent: make room for frames. */
+static void empty(struct fp_worker *worker, struct fp_batch *batch)
 {
     struct fp_outward *out = &worker->out;
-    uint64_t pause_ns = (uint64_t)worker->settings.gso_retry_ms * (FP_NS_PER_S / 1000);
 
-    if (pause_ns && fp_clock_ns(CLOCK_MONOTONIC_COARSE) - out->gso_off_ns >= pause_ns)
-        out->max_segments = worker->settings.max_segments;
-}
-
-/* Send all runs and make the encapsulator empty. */
-static void flush(struct fp_worker *worker)
-{
-    struct fp_outward *out = &worker->out;
-    const struct fp_send *runs;
-    size_t count = fp_encap_sends(out->encap, &runs);
-    uint32_t max_segments = out->max_segments;
-
-    for (size_t done = 0; done < count;)
-        done += send_some(worker, runs + done, count - done);
-    if (out->max_segments < worker->settings.max_segments)
-        turn_gso_on(worker);
-    if (out->max_segments != max_segments)
-        out->encap = fp_encap_init(out->encap_memory, out->max_segments);
+    fp_worker_turn_gso_on(worker);
+    if (batch->max_segments != out->max_segments)
+        batch->encap = fp_encap_init(batch->memory, out->max_segments);
     else
-        fp_encap_reset(out->encap);
+        fp_encap_reset(batch->encap);
+    batch->max_segments = out->max_segments;
+    batch->holds_frames = false;
+    batch->count = batch->done = 0;
+}
+
+static void send_until(struct fp_worker *worker, struct fp_batch *batch, size_t end)
+{
+    while (batch->done < end)
+        batch->done += fp_worker_send(worker, batch->runs + batch->done, end - batch->done);
+}
+
+/* As many runs as may leave before the next look. */
+static size_t end_of_some(const struct fp_batch *batch)
+{
+    size_t end = batch->done, bytes = 0;
+
+    while (end < batch->count && end - batch->done < RUNS_PER_LOOK && bytes < BYTES_PER_LOOK)
+        bytes += batch->runs[end++].bytes;
+    return end;
+}
+
+static void send_sparse(struct fp_worker *worker)
+{
+    struct fp_batch *sparse = &worker->out.sparse;
+
+    if (!sparse->holds_frames)
+        return;
+    close_batch(sparse);
+    send_until(worker, sparse, sparse->count);
+    empty(worker, sparse);
+}
+
+/* A few runs of bulk; first of the batch that is being sent, then of what was filled meanwhile. False: nothing was left. */
+static bool send_bulk(struct fp_worker *worker)
+{
+    struct fp_outward *out = &worker->out;
+    struct fp_batch *sending = &out->bulk[!out->filling];
+
+    if (!sending->holds_frames) {
+        if (!out->bulk[out->filling].holds_frames)
+            return false;
+        out->filling = !out->filling;
+        fp_flows_next_batch(out->flows);
+        sending = &out->bulk[!out->filling];
+        close_batch(sending);
+    }
+    send_until(worker, sending, end_of_some(sending));
+    if (sending->done == sending->count) {
+        empty(worker, sending);
+        fp_flows_sent(out->flows);
+    }
+    return true;
+}
+
+static void send_all(struct fp_worker *worker)
+{
+    send_sparse(worker);
+    while (send_bulk(worker))
+        ;
 }
 
 static void take_frame(struct fp_worker *worker, uint8_t *frame, size_t bytes)
 {
-    enum fp_verdict verdict = fp_encap_frame(worker->out.encap, &worker->context, frame, bytes);
+    struct fp_outward *out = &worker->out;
+    bool bulk = bytes > FP_VNET_HDR_BYTES && fp_flows_take(out->flows, frame + FP_VNET_HDR_BYTES, bytes - FP_VNET_HDR_BYTES);
+    struct fp_batch *batch = bulk ? &out->bulk[out->filling] : &out->sparse;
+    enum fp_verdict verdict = fp_encap_frame(batch->encap, &worker->context, frame, bytes);
 
+    if (bulk)
+        fp_worker_work(worker, FP_WORK_TUN_BULK_READS, 1);
     if (verdict == FP_FULL) {
-        flush(worker);
-        verdict = fp_encap_frame(worker->out.encap, &worker->context, frame, bytes);
+        send_all(worker);
+        batch = bulk ? &out->bulk[out->filling] : &out->sparse;
+        verdict = fp_encap_frame(batch->encap, &worker->context, frame, bytes);
     }
-    if (verdict != FP_ENCAPSULATED && verdict != FP_FULL && bytes > FP_VNET_HDR_BYTES)
+    if (verdict == FP_ENCAPSULATED)
+        batch->holds_frames = true;
+    else if (verdict != FP_FULL && bytes > FP_VNET_HDR_BYTES)
         fp_worker_answer(worker, verdict, frame + FP_VNET_HDR_BYTES, bytes - FP_VNET_HDR_BYTES, worker->context.mtu_bytes);
 }
 
-bool fp_outward_turn(struct fp_worker *worker)
+/* Read what waits, at most so many frames; returns how many there were. */
+static unsigned read_frames(struct fp_worker *worker, unsigned most)
 {
     uint8_t *frame = worker->out.frame + FRAME_LEAD;
     unsigned frames = 0;
 
-    worker->out.waits_left = WAITS_PER_TURN;
-    while (frames < FRAMES_PER_TURN) {
+    while (frames < most) {
         ssize_t bytes = read(worker->queue.tun_fd, frame, FP_FRAME_BYTES_MAX);
 
         if (bytes <= 0) {
@@ -352,10 +139,25 @@ bool fp_outward_turn(struct fp_worker *worker)
         take_frame(worker, frame, (size_t)bytes);
         frames++;
     }
+    return frames;
+}
+
+bool fp_outward_turn(struct fp_worker *worker)
+{
+    struct fp_outward *out = &worker->out;
+    unsigned frames;
+
+    out->waits_left = WAITS_PER_TURN;
+    out->flows->now_ms = (uint32_t)(fp_clock_ns(CLOCK_MONOTONIC_COARSE) / (FP_NS_PER_S / 1000));
+    frames = read_frames(worker, FRAMES_PER_TURN);
     if (!frames)
         return false;
+    send_sparse(worker);
+    while (send_bulk(worker)) {
+        frames += read_frames(worker, FRAMES_PER_TURN - frames);
+        send_sparse(worker);
+    }
     fp_worker_work(worker, FP_WORK_TUN_READS, frames);
-    flush(worker);
     return true;
 }
 
@@ -364,21 +166,37 @@ static size_t rounded(size_t bytes)
     return (bytes + FP_CACHE_LINE - 1) / FP_CACHE_LINE * FP_CACHE_LINE;
 }
 
+static struct fp_batch *batch_of(struct fp_outward *out, size_t number)
+{
+    return number ? &out->bulk[number - 1] : &out->sparse;
+}
+
 int fp_outward_init(struct fp_worker *worker)
 {
     struct fp_outward *out = &worker->out;
 
     out->max_segments = worker->settings.max_segments;
     out->frame = aligned_alloc(FP_CACHE_LINE, rounded(FRAME_LEAD + FP_FRAME_BYTES_MAX));
-    out->encap_memory = aligned_alloc(FP_CACHE_LINE, rounded(fp_encap_bytes()));
-    if (!out->frame || !out->encap_memory)
+    out->flows = malloc(sizeof(*out->flows));
+    if (!out->frame || !out->flows)
         return -ENOMEM;
-    out->encap = fp_encap_init(out->encap_memory, out->max_segments);
+    fp_flows_init(out->flows);
+    for (size_t i = 0; i < BATCHES; i++) {
+        struct fp_batch *batch = batch_of(out, i);
+
+        batch->memory = aligned_alloc(FP_CACHE_LINE, rounded(fp_encap_bytes()));
+        if (!batch->memory)
+            return -ENOMEM;
+        batch->encap = fp_encap_init(batch->memory, out->max_segments);
+        batch->max_segments = out->max_segments;
+    }
     return 0;
 }
 
 void fp_outward_free(struct fp_worker *worker)
 {
     free(worker->out.frame);
-    free(worker->out.encap_memory);
+    free(worker->out.flows);
+    for (size_t i = 0; i < BATCHES; i++)
+        free(batch_of(&worker->out, i)->memory);
 }

@@ -11,6 +11,7 @@
 #include <pthread.h>
 #include <time.h>
 
+#include "flows.h"
 #include "worker.h"
 
 #define FP_CACHE_LINE 64u
@@ -24,11 +25,26 @@ struct fp_bucket {
     uint64_t credit_ns; /* one token is 1 s / icmp_per_second of credit; never more than a second's worth */
 };
 
-/* TUN -> UDP: one frame buffer, free again after each fp_encap_frame, for the encapsulator copies into its own arena. */
+/* Packets that are sent together: an encapsulator, and while it is being emptied its runs. */
+struct fp_batch {
+    void *memory;
+    struct fp_encap *encap;
+    uint32_t max_segments; /* that it was made for */
+    bool holds_frames;
+    const struct fp_send *runs;
+    size_t count, done; /* of the runs; equal when none is left to send */
+};
+
+/*
+ * TUN -> UDP: one frame buffer, free again after each fp_encap_frame, for the encapsulators copy into their own arenas. One takes what goes at
+ * once, and two take turns for bulk: while one is sent the other is filled.
+ */
 struct fp_outward {
     uint8_t *frame;
-    void *encap_memory;
-    struct fp_encap *encap;
+    struct fp_flows *flows;
+    struct fp_batch sparse;
+    struct fp_batch bulk[2];
+    unsigned filling; /* the one of `bulk` that takes frames */
     uint32_t max_segments; /* 1 after EIO: a route of this socket cannot cut */
     uint64_t gso_off_ns;   /* when that was */
     uint32_t waits_left;   /* for room in the socket, in this turn */
@@ -103,6 +119,11 @@ int fp_outward_init(struct fp_worker *worker);
 int fp_inward_init(struct fp_worker *worker);
 void fp_outward_free(struct fp_worker *worker);
 void fp_inward_free(struct fp_worker *worker);
+
+/* Send runs[0..count) in one call as far as the kernel takes them; how many are dealt with, at least one. `count` is not 0. */
+size_t fp_worker_send(struct fp_worker *worker, const struct fp_send *runs, size_t count);
+/* UDP_SEGMENT again, once it has been off for long enough. */
+void fp_worker_turn_gso_on(struct fp_worker *worker);
 
 /* The counters by peer in a page of fp_page_bytes(). */
 struct fp_peer_counts *fp_page_peers(void *page);

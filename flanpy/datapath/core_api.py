@@ -10,7 +10,7 @@ import hashlib
 import re
 from pathlib import Path
 
-HEADERS = ("verdicts.h", "flanpy.h", "peers.h", "worker.h", "names.h", "checksum.h", "protocol.h")
+HEADERS = ("verdicts.h", "flanpy.h", "flows.h", "peers.h", "worker.h", "names.h", "checksum.h", "protocol.h")
 CURE = "run `make build` in the checkout, or install flanpy anew"
 """For compiled parts that are missing or not of this version."""
 

@@ -15,6 +15,7 @@ PURE_SOURCES = [
     "coalesce.c",
     "decap.c",
     "encap.c",
+    "flows.c",
     "icmp.c",
     "icmp6.c",
     "ip.c",
