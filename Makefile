@@ -16,7 +16,7 @@ MINUTES ?= 60
 BIN := $(VENV)/bin
 # What runs in the virtual machine: whatever needs kernel options that many a kernel lacks.
 VM_TESTS := tests/netns/test_kernel_tunnels.py tests/netns/test_ipip_cluster.py tests/netns/test_wireguard_cluster.py \
-	tests/netns/test_dual_stack_clusters.py tests/vm/stock_ebpf.py
+	tests/netns/test_dual_stack_clusters.py tests/netns/test_ebpf_rest.py tests/vm/stock_ebpf.py
 STAMP := build/.built
 SOURCES := $(shell find csrc -name '*.[ch]' -not -path 'csrc/fuzz/*') $(wildcard flanpy/*/*_build.py) setup.py pyproject.toml
 

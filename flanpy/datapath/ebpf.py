@@ -284,7 +284,7 @@ class EbpfDatapath:
         return self._pins.changed(), self._hooks.look(spots)
 
     def _follow_underlay(self, table: ForwardTable, header: Header) -> None:
-        """What the kernel tells nobody of: offloads, and how large a packet to a peer may be."""
+        """What the monitor does not hear of: offloads, and how large a packet to a peer may be."""
         if self._prober is None:  # else it looks, as soon as bulk traffic flows
             with suppress(OSError):  # the uplink is gone, which a close look finds
                 self._follow_offloads(table, header)

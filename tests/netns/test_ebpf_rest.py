@@ -67,12 +67,14 @@ def test_a_look_at_rest_asks_once_for_each_program(hooks: str, monkeypatch: pyte
         assert asked == {kind: 3 * programs_of(made)}
         with counted(monkeypatch) as asked:
             made.a.check()
-        assert asked["dump"] >= 2, "what is counted is what a close look asks too"
+        assert asked["dump"] >= 2 and asked["ioctl"] >= 1, "what is counted is what a close look asks too"
 
 
-@pytest.mark.parametrize("name", ["link_fp_decap", "prog_fp_encap"])
-def test_a_name_that_was_removed_by_hand_is_put_back_by_a_look_at_rest(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with ebpf_overlay() as made:
+@pytest.mark.parametrize(("hooks", "name"), [("tcx", "link_fp_decap"), ("tcx", "prog_fp_encap"), ("clsact", "prog_fp_encap")])
+def test_a_name_that_was_removed_by_hand_is_put_back_by_a_look_at_rest(
+    hooks: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ebpf_overlay(hooks=hooks) as made:
         made.a.check()
         made.a.check(closely=False)
         names = pins_of(made.a).names()
@@ -82,7 +84,7 @@ def test_a_name_that_was_removed_by_hand_is_put_back_by_a_look_at_rest(name: str
         made.a.check(closely=False)
         with counted(monkeypatch) as asked:
             made.a.check(closely=False)
-        assert asked["dump"] == 0, "all is as it was: nothing is looked at closely again"
+        assert asked["ioctl"] == 0, "all is as it was: nothing is looked at closely again"
 
 
 def test_a_look_at_rest_hears_of_narrow_routes_and_without_a_prober_of_offloads(monkeypatch: pytest.MonkeyPatch) -> None:
