@@ -3,6 +3,7 @@
  *
  *   | max_segments | mtu 2 | options | then frames: | flags: 1 repair, 2 source, 4 destination | length 2 | vnet_hdr, packet | ...
  */
+#include "flows.h"
 #include "fuzz.h"
 
 static void check_send(const struct fp_send *send)
@@ -27,7 +28,16 @@ static void flush(struct fp_encap *encap)
     fp_encap_reset(encap);
 }
 
-static void offer(struct fp_encap *encap, const struct fp_context *context, struct fz_input *input)
+/* Flows are told apart before the header is checked: by bytes as they come. */
+static void tell_flow(struct fp_flows *flows, const uint8_t *frame, size_t bytes)
+{
+    if (bytes <= FP_VNET_HDR_BYTES)
+        return;
+    fp_flows_take(flows, frame + FP_VNET_HDR_BYTES, bytes - FP_VNET_HDR_BYTES);
+    flows->now_ms += (uint32_t)bytes;
+}
+
+static void offer(struct fp_encap *encap, struct fp_flows *flows, const struct fp_context *context, struct fz_input *input)
 {
     const uint32_t here = FZ_HERE, there = FZ_THERE;
     uint8_t flags = fz_u8(input);
@@ -35,6 +45,7 @@ static void offer(struct fp_encap *encap, const struct fp_context *context, stru
     uint8_t *frame = fz_take(input, &bytes);
     if ((flags & 1) && bytes > FP_VNET_HDR_BYTES)
         fz_repair(frame + FP_VNET_HDR_BYTES, bytes - FP_VNET_HDR_BYTES, flags & 2 ? &here : NULL, flags & 4 ? &there : NULL);
+    tell_flow(flows, frame, bytes);
     enum fp_verdict verdict = fp_encap_frame(encap, context, frame, bytes);
     if (verdict == FP_FULL) {
         flush(encap);
@@ -59,8 +70,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
     fz_node_init(&node, mtu_bytes, fz_u8(&input));
     static void *memory;
     struct fp_encap *encap = fp_encap_init(fz_lasting(&memory, fp_encap_bytes()), max_segments);
+    static struct fp_flows flows;
+    fp_flows_init(&flows);
     while (input.left > 0)
-        offer(encap, &node.context, &input);
+        offer(encap, &flows, &node.context, &input);
     flush(encap);
     return 0;
 }
