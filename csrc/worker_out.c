@@ -102,20 +102,26 @@ static void send_all(struct fp_worker *worker)
         ;
 }
 
+static bool is_bulk(struct fp_worker *worker, const uint8_t *frame, size_t bytes)
+{
+    return bytes > FP_VNET_HDR_BYTES && fp_flows_take(worker->out.flows, frame + FP_VNET_HDR_BYTES, bytes - FP_VNET_HDR_BYTES);
+}
+
 static void take_frame(struct fp_worker *worker, uint8_t *frame, size_t bytes)
 {
     struct fp_outward *out = &worker->out;
-    bool bulk = bytes > FP_VNET_HDR_BYTES && fp_flows_take(out->flows, frame + FP_VNET_HDR_BYTES, bytes - FP_VNET_HDR_BYTES);
+    bool bulk = is_bulk(worker, frame, bytes);
     struct fp_batch *batch = bulk ? &out->bulk[out->filling] : &out->sparse;
     enum fp_verdict verdict = fp_encap_frame(batch->encap, &worker->context, frame, bytes);
 
-    if (bulk)
-        fp_worker_work(worker, FP_WORK_TUN_BULK_READS, 1);
     if (verdict == FP_FULL) {
         send_all(worker);
+        bulk = is_bulk(worker, frame, bytes); /* of another batch now, which later packets of its flow must know; counted twice by its rate */
         batch = bulk ? &out->bulk[out->filling] : &out->sparse;
         verdict = fp_encap_frame(batch->encap, &worker->context, frame, bytes);
     }
+    if (bulk)
+        fp_worker_work(worker, FP_WORK_TUN_BULK_READS, 1);
     if (verdict == FP_ENCAPSULATED)
         batch->holds_frames = true;
     else if (verdict != FP_FULL && bytes > FP_VNET_HDR_BYTES)

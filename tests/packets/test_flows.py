@@ -128,3 +128,18 @@ def test_no_packet_overtakes_its_flow_whatever_happens(seed: int) -> None:
             of_flow[each].append(number)
     assert all(a < b for numbers in of_flow.values() for a, b in pairwise(numbers))
     assert len(left) != sum(len(batch) for batch in batches), "some have left before"
+
+
+def test_a_packet_asked_for_again_when_a_full_batch_has_been_sent_is_of_the_one_that_takes_it() -> None:
+    flows = Flows()
+    assert flows.take(udp(1, fragment=0x2000))
+    assert flows.take(udp(2)), "the fragment may be of its flow; the batch is full"
+    flows.send_batch()
+    assert not flows.take(udp(2)), "nothing waits any more"
+    for _ in range(BULK_PACKETS):
+        bulk = flows.take(udp(3))
+    assert bulk
+    flows.send_batch()
+    assert flows.take(udp(3)), "still bulk, and of this batch"
+    flows.pass_ms(60)
+    assert flows.take(udp(3)), "slow by now, and what came before waits"
