@@ -42,8 +42,9 @@ def flannel_s(logs: Path, backend: str, datapath: str) -> Iterator[tuple[Cluster
         lab.start_etcd()
         lab.put_network_config(network)
         cluster = Cluster(lab)
-        lab.start_agents(["host2"])
         node = FlannelNode(cluster, backend, SUBNET)
+        node.write_lease()  # or the agent might take this very subnet, one time in 256
+        lab.start_agents(["host2"])
         node.start(IPv4Network(cluster.subnet("host2")))
         lab.attach_pods()
         node.blackhole()
