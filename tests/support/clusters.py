@@ -26,11 +26,19 @@ from flanpy.model import DEFAULT_PREFIX
 from tests.support.pace import SLOWNESS
 from tests.support.polling import eventually
 
-NETWORK = '{"Network": "10.244.0.0/16", "Backend": {"Type": "udp"}}'
+NETWORK = '{"Network": "10.244.0.0/16", "SubnetMax": "10.244.198.0", "Backend": {"Type": "udp"}}'
 QUIET = ("--peer-probe-interval=0",)
 """Agents that send no probes, so that counters hold what a test has sent and nothing else."""
 START_S = 30.0
 """How long an agent may take to start, or to end, where others use the same CPUs: a second where nobody does."""
+
+
+def with_room(network: str) -> str:
+    """The config with 10.244.199.0 to 10.244.255.0 left to leases that tests make up: an agent would take one of them by chance else."""
+    config = json.loads(network)
+    if config.get("Network") == "10.244.0.0/16":
+        config.setdefault("SubnetMax", "10.244.198.0")
+    return json.dumps(config)
 
 
 @contextmanager
@@ -38,7 +46,7 @@ def cluster(logs: Path, *, hosts: int = 2, pods: int = 1, network: str = NETWORK
     """A running lab; it ends with the block, and by itself when this process dies. Probes only where ``agent_flags`` ask for them."""
     spec["agent_flags"] = (*QUIET, *spec.get("agent_flags", ()))
     with Sandbox.create() as sandbox:
-        lab = Lab(LabSpec("test", hosts, pods, network, **{"datapath": "userspace", **spec}), sandbox, logs, SLOWNESS)
+        lab = Lab(LabSpec("test", hosts, pods, with_room(network), **{"datapath": "userspace", **spec}), sandbox, logs, SLOWNESS)
         lab.build()
         yield Cluster(lab)
 
@@ -156,10 +164,11 @@ def _encoded(text: str) -> str:
 def bare(logs: Path, *, network: str | None = NETWORK) -> Iterator[Cluster]:
     """One host and an etcd, no agent yet."""
     with Sandbox.create() as sandbox:
-        lab = Lab(LabSpec("test", 1, 1, network or NETWORK, datapath="userspace"), sandbox, logs, SLOWNESS)
+        config = with_room(network or NETWORK)
+        lab = Lab(LabSpec("test", 1, 1, config, datapath="userspace"), sandbox, logs, SLOWNESS)
         sandbox.script(topology.underlay_script(lab.plan))
         lab.start_etcd()
-        lab.put_network_config(network or NETWORK)
+        lab.put_network_config(config)
         running = Cluster(lab)
         if network is None:
             running.delete("config")
