@@ -99,4 +99,6 @@ void fp_flows_next_batch(struct fp_flows *flows)
 void fp_flows_sent(struct fp_flows *flows)
 {
     flows->oldest++;
+    if (!waits(flows, flows->fragment_batch))
+        flows->fragment_batch = flows->oldest - 1; /* kept near: half a round behind it would count as waiting */
 }

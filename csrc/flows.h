@@ -7,7 +7,7 @@
  * Order. No packet overtakes an earlier one of its flow: a flow of which something waits in a batch is bulk, whatever its rate. A fragment
  * has no ports, so it may be of any flow: it is bulk, and as long as it waits everything is.
  *
- * Flows of one hash are one flow here, and who wants to can make it so: then one waits with the other, no more.
+ * Flows of one hash are one flow here, and who wants to can make it so, or send fragments all the time: then others wait with them, no more.
  */
 #ifndef FLANPY_FLOWS_H
 #define FLANPY_FLOWS_H
@@ -35,7 +35,7 @@ struct fp_flow_rate {
 struct fp_flows {
     uint32_t now_ms;
     uint32_t filling;        /* number of the batch that takes packets */
-    uint32_t oldest;         /* of the first batch that is not sent yet; filling + 1 at most */
+    uint32_t oldest;         /* of the first batch that is not sent yet; `filling` when none waits */
     uint32_t fragment_batch; /* the last one with a fragment */
     struct fp_flow_rate rates[FP_FLOW_RATES];
 };

@@ -95,10 +95,14 @@ static bool send_bulk(struct fp_worker *worker)
     return true;
 }
 
-static void send_all(struct fp_worker *worker)
+/* The batch that this frame goes to is full. `sparse` is sent; of bulk as much as lets the other batch take over. */
+static void make_room(struct fp_worker *worker, bool bulk)
 {
+    const struct fp_outward *out = &worker->out;
+    unsigned full = out->filling;
+
     send_sparse(worker);
-    while (send_bulk(worker))
+    while (bulk && out->filling == full && send_bulk(worker))
         ;
 }
 
@@ -107,24 +111,32 @@ static bool is_bulk(struct fp_worker *worker, const uint8_t *frame, size_t bytes
     return bytes > FP_VNET_HDR_BYTES && fp_flows_take(worker->out.flows, frame + FP_VNET_HDR_BYTES, bytes - FP_VNET_HDR_BYTES);
 }
 
-static void take_frame(struct fp_worker *worker, uint8_t *frame, size_t bytes)
+static enum fp_verdict offer(struct fp_worker *worker, bool bulk, uint8_t *frame, size_t bytes)
 {
     struct fp_outward *out = &worker->out;
-    bool bulk = is_bulk(worker, frame, bytes);
     struct fp_batch *batch = bulk ? &out->bulk[out->filling] : &out->sparse;
-    enum fp_verdict verdict = fp_encap_frame(batch->encap, &worker->context, frame, bytes);
+    enum fp_verdict verdict;
+
+    if (!batch->holds_frames && batch->max_segments != out->max_segments)
+        empty(worker, batch); /* UDP_SEGMENT has been turned off or on since it was used */
+    verdict = fp_encap_frame(batch->encap, &worker->context, frame, bytes);
+    batch->holds_frames |= verdict == FP_ENCAPSULATED;
+    return verdict;
+}
+
+static void take_frame(struct fp_worker *worker, uint8_t *frame, size_t bytes)
+{
+    bool bulk = is_bulk(worker, frame, bytes);
+    enum fp_verdict verdict = offer(worker, bulk, frame, bytes);
 
     if (verdict == FP_FULL) {
-        send_all(worker);
-        bulk = is_bulk(worker, frame, bytes); /* of another batch now, which later packets of its flow must know; counted twice by its rate */
-        batch = bulk ? &out->bulk[out->filling] : &out->sparse;
-        verdict = fp_encap_frame(batch->encap, &worker->context, frame, bytes);
+        make_room(worker, bulk);
+        bulk = bulk && is_bulk(worker, frame, bytes); /* of another batch now, which later packets of its flow must know; counted twice by its rate */
+        verdict = offer(worker, bulk, frame, bytes);
     }
     if (bulk)
         fp_worker_work(worker, FP_WORK_TUN_BULK_READS, 1);
-    if (verdict == FP_ENCAPSULATED)
-        batch->holds_frames = true;
-    else if (verdict != FP_FULL && bytes > FP_VNET_HDR_BYTES)
+    if (verdict != FP_ENCAPSULATED && verdict != FP_FULL && bytes > FP_VNET_HDR_BYTES)
         fp_worker_answer(worker, verdict, frame + FP_VNET_HDR_BYTES, bytes - FP_VNET_HDR_BYTES, worker->context.mtu_bytes);
 }
 

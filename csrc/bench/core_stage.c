@@ -93,6 +93,8 @@ int fb_stage_prepare(struct fb_stage *stage, const struct fb_core *what)
 {
     if (what->routes < 1 || what->routes > PEERS_MAX || what->packet_bytes < 48 || what->packet_bytes > 1460)
         return -EINVAL;
+    if (what->alone && what->operation != FB_ENCAP && what->operation != FB_DECAP)
+        return -EINVAL;
     stage->random = what->seed | 1;
     stage->n_routes = what->routes + 1u;
     stage->n_hops = what->routes;

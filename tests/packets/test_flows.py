@@ -62,10 +62,22 @@ def test_a_steady_flow_of_less_is_never_bulk() -> None:
         flows.pass_ms(1)
 
 
-def test_a_superpacket_is_bulk_by_itself() -> None:
+def test_the_second_superpacket_of_a_flow_is_bulk() -> None:
     flows = Flows()
-    assert flows.take(udp(1, 65535)) == (lib.FP_BULK_BYTES <= 65535)
-    assert flows.take(udp(1, 65535))
+    assert [flows.take(udp(1, 65535)) for _ in range(2)] == [False, True]
+
+
+def test_that_no_fragment_came_for_half_a_round_of_batches_makes_nothing_bulk() -> None:
+    flows = Flows()
+    flows.flows.filling = flows.flows.oldest = 2**31 - 1
+    flows.send_batch()
+    flows.send_batch()
+    flows.send_batch()
+    taken = []
+    for _ in range(3):
+        taken.append(flows.take(udp(2)))
+        flows.send_batch()
+    assert taken == [True, False, False], "the slot is as old as the numbers, once"
 
 
 def test_what_waits_in_a_batch_keeps_its_flow_there_however_long() -> None:
