@@ -6,6 +6,8 @@ Text to frozen values; nothing on the machine is touched here but the options fi
 from __future__ import annotations
 
 import argparse
+import errno
+import io
 import os
 import select
 import stat
@@ -22,9 +24,10 @@ from flanpy.config.flags import add_flags, resolve
 from flanpy.errors import UsageError
 from flanpy.model import Address, FirewallTool
 
-PIPE_PATIENCE_S = 5.0
-"""Limit of reading an options file that is a pipe."""
-PIPE_BYTES_MAX = 1 << 20
+PIPE_PATIENCE_S = 3.0
+"""Limit of reading an options file that is a pipe; whoever asks for a reload waits 5 s for the answer."""
+FILE_BYTES_MAX = 1 << 20
+"""Of an options file; what is behind it is not read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,15 +124,25 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 def _read(path: Path) -> bytes:
     """The bytes of a file, or of a pipe whose writer is done soon: a reload waits for it, and the agent with it."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0) as file:
-        if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            return file.readall()
-        data, deadline = b"", time.monotonic() + PIPE_PATIENCE_S
-        while (more := file.read(PIPE_BYTES_MAX)) != b"":
-            data += more or b""
-            readable = select.select([file], [], [], max(0.0, deadline - time.monotonic()))[0]
-            if not readable or len(data) > PIPE_BYTES_MAX:
-                raise UsageError(f"--config: {path}: not read to its end within {PIPE_PATIENCE_S:g} s; give a regular file")
+        if not stat.S_ISFIFO(os.fstat(file.fileno()).st_mode):
+            return file.read(FILE_BYTES_MAX) or b""
+        return _read_pipe(path, file)
+
+
+def _read_pipe(path: Path, file: io.FileIO) -> bytes:
+    """All that its writer has to say. Raises UsageError when there is none, or no end of it."""
+    poll, deadline = select.poll(), time.monotonic() + PIPE_PATIENCE_S
+    poll.register(file, select.POLLIN)
+    data = b""
+    while (more := file.read(FILE_BYTES_MAX)) != b"":
+        data += more or b""
+        if len(data) > FILE_BYTES_MAX:
+            raise UsageError(f"--config: {path}: more than {FILE_BYTES_MAX} bytes; that is no options file")
+        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            raise UsageError(f"--config: {path}: no end of it within {PIPE_PATIENCE_S:g} s; give a regular file")
     if not data:
         raise UsageError(f"--config: {path}: a pipe without a writer; give a regular file")
     return data
