@@ -208,11 +208,12 @@ class EbpfDatapath:
     def _survey(self, table: ForwardTable) -> tuple[Header, tuple[Spot, ...]]:
         """What the programs work by on this machine as it is now, and where they belong."""
         settings, options = self._settings, self._options
+        underlay = _index(options.underlay)  # first: it says so when the uplink has gone or has another name
         whole, trains = self._host.offloads(options.underlay)
         near, far = self._host.merging_device(settings.device) if options.inner_gro else (0, 0)
         header = Header(
             device=_index(settings.device),
-            underlay=_index(options.underlay),
+            underlay=underlay,
             address=settings.underlay_address,
             port=settings.port,
             mtu_bytes=table.mtu_bytes,

@@ -21,6 +21,7 @@ import os
 import socket
 import struct
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,6 +33,8 @@ ROOT = BPFFS / "flanpy"
 DEVICES, DEVICES_MAX = "devices", 4
 READ_ONLY = f"bpffs is read-only: mount -o remount,rw {BPFFS}"
 """What is wrong, and the cure."""
+TICKS_NS = 20_000_000
+"""Two ticks of the slowest clock (HZ=100) by which the kernel writes times of change."""
 _MAGIC = 0xCAFE4A11
 _SO_NETNS_COOKIE = 71
 
@@ -65,12 +68,15 @@ class Pins:
         except FileNotFoundError:
             return is_read_only(BPFFS)
 
-    def changed(self) -> tuple[int, int]:
-        """What changes when a name is made, removed or replaced: time of change, links; while the directory is held. Raises OSError."""
-        if self._held is None:
-            raise OSError(errno.EBADF, f"{self.directory}: not held")
-        status = os.fstat(self._held)
-        return status.st_mtime_ns, status.st_nlink
+    def changed(self) -> tuple[int, int, int, int]:
+        """What changes when a name is made, removed or replaced, or the directory itself is: device, inode, links, time of change.
+
+        Raises OSError: it is not there, or has changed so lately that the clock of its times (a tick) may hide another change.
+        """
+        status = self.directory.stat()
+        if abs(time.time_ns() - status.st_mtime_ns) < TICKS_NS:
+            raise OSError(errno.EAGAIN, f"{self.directory}: changed just now")
+        return status.st_dev, status.st_ino, status.st_nlink, status.st_mtime_ns
 
     def require_writable(self) -> None:
         """Names can be made and removed. Raises as ``require_removable``, and PlatformError where no programs are either."""

@@ -16,6 +16,7 @@ import pytest
 from flanpy.datapath import ebpf_syscall as bpf
 from flanpy.datapath.ebpf import EbpfDatapath
 from flanpy.datapath.ebpf_prober import Notes, SuperpacketProber, Watch
+from flanpy.errors import DatapathError
 from flanpy.kernel import offloads
 from flanpy.kernel.netlink import Kernel
 from tests.netns.test_ebpf_life import HOOKS, pins_of
@@ -56,10 +57,22 @@ def programs_of(made: EbpfOverlay) -> int:
     return len(made.a.datapath._spots)
 
 
+def settle(made: EbpfOverlay) -> None:
+    """Close looks until one can tell later changes from what it saw: nothing was pinned or removed for two ticks."""
+    datapath = made.a.datapath
+    assert isinstance(datapath, EbpfDatapath)
+
+    def looked() -> bool:
+        made.a.check()
+        return datapath._seen is not None
+
+    eventually(looked, 5, "what hangs and is pinned is known")
+
+
 @pytest.mark.parametrize("hooks", HOOKS)
 def test_a_look_at_rest_asks_once_for_each_program(hooks: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with ebpf_overlay(hooks=hooks) as made:
-        made.a.check()
+        settle(made)
         with counted(monkeypatch) as asked:
             for _ in range(3):
                 made.a.check(closely=False)
@@ -75,13 +88,13 @@ def test_a_name_that_was_removed_by_hand_is_put_back_by_a_look_at_rest(
     hooks: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with ebpf_overlay(hooks=hooks) as made:
-        made.a.check()
+        settle(made)
         made.a.check(closely=False)
         names = pins_of(made.a).names()
         (pins_of(made.a).directory / name).unlink()
         made.a.check(closely=False)
         assert (pins_of(made.a).names(), made.a.stats.counters["bpf_repairs"]) == (names, 1)
-        made.a.check(closely=False)
+        settle(made)
         with counted(monkeypatch) as asked:
             made.a.check(closely=False)
         assert asked["ioctl"] == 0, "all is as it was: nothing is looked at closely again"
@@ -97,6 +110,14 @@ def test_a_look_at_rest_hears_of_narrow_routes_and_without_a_prober_of_offloads(
         made.a.check(closely=False)
         assert not datapath._header.whole
         assert datapath._mtus.narrow == {IPv4Address("172.31.0.2"): 1300}
+
+
+def test_an_uplink_that_has_another_name_is_said_to_be_gone_so_that_it_is_looked_for_anew() -> None:
+    with ebpf_overlay() as made:
+        settle(made)
+        made.a.host.script("ip link set uplink down; ip link set uplink name lan0")
+        with pytest.raises(DatapathError, match="uplink: there is no such interface any more"):
+            made.a.check()
 
 
 def test_the_prober_looks_at_the_uplink_only_while_bulk_traffic_flows(monkeypatch: pytest.MonkeyPatch) -> None:
