@@ -15,6 +15,8 @@ from types import ModuleType
 from typing import Any
 
 _lock = threading.RLock()
+_loading: dict[str, int] = {}
+"""Packages whose ``__init__`` runs, and by which thread: what it asks its own package for is there, or is missing; others wait."""
 
 
 class _Lazy(ModuleType):
@@ -24,6 +26,8 @@ class _Lazy(ModuleType):
             raise AttributeError(name)
         if name.isidentifier() and find_spec(f"{self.__name__}.{name}") is not None:
             return importlib.import_module(f"{self.__name__}.{name}")
+        if _loading.get(self.__name__) == threading.get_ident():
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}", name=name, obj=self)
         with _lock:
             _load(self)
         return getattr(self, name)
@@ -41,12 +45,12 @@ def make_lazy(name: str) -> None:
 def _load(package: ModuleType) -> None:
     if type(package) is ModuleType:
         return
-    package.__class__ = ModuleType  # what it asks itself for is found, or is missing
+    spec = package.__spec__
+    assert spec is not None
+    assert spec.loader is not None
+    _loading[package.__name__] = threading.get_ident()
     try:
-        spec = package.__spec__
-        assert spec is not None
-        assert spec.loader is not None
         spec.loader.exec_module(package)
-    except BaseException:
-        package.__class__ = _Lazy
-        raise
+        package.__class__ = ModuleType
+    finally:
+        del _loading[package.__name__]

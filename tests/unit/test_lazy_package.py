@@ -86,6 +86,22 @@ def test_a_package_that_has_been_imported_stays_as_it_is(package: Path) -> None:
     ]
 
 
+def test_threads_that_ask_while_another_loads_wait_for_it(package: Path) -> None:
+    (package / "heavy" / "__init__.py").write_text("import time\ntime.sleep(0.3)\nlarge = 42\n")
+    code = """
+import threading
+found = []
+def ask():
+    from heavy import large
+    found.append(large)
+threads = [threading.Thread(target=ask) for _ in range(3)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(*found)
+"""
+    assert said_by(package, code) == ["42", "42", "42"]
+
+
 def test_an_agent_does_not_load_what_it_does_not_use() -> None:
     """Each of these is resident in every agent for as long as it runs; pyroute2 is used, and its database is not."""
     imports = "".join(f"import flanpy.{name}\n" for name in AGENT)
