@@ -1,13 +1,16 @@
-"""What an agent's process takes: resident memory and CPU time, its children included, read from the lab's own /proc."""
+"""What an agent takes: memory and CPU time of its process, those that it has started and the datapath's, read from the lab's own /proc."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from flanpy.errors import LabError
 from flanpy.lab.cluster import Lab
+from flanpy.lab.status import agent_status
+
+ANSWERED_S = 0.5
 
 
 def resident_mb(lab: Lab, host: str) -> float:
@@ -19,11 +22,12 @@ def resident_mb(lab: Lab, host: str) -> float:
 
 
 def _processes(lab: Lab, host: str) -> Iterator[Path]:
-    """/proc directories of an agent and its descendants, as seen from here."""
+    """/proc directories of an agent, its descendants and its datapath process (an adopted one is none of them), as seen from here."""
     agent = lab.agent_pid(host)
     if agent is None:
         raise LabError(f"the agent of {host} has ended; {lab.log_tail(host)}")
-    family = {agent}
+    datapath = agent_status(lab, host)["datapath"]["process"]
+    family = {agent} if datapath is None else {agent, datapath["pid"]}
     for entry in sorted(
         (path for path in lab.sandbox.path("/proc").iterdir() if path.name.isdecimal()), key=lambda path: int(path.name)
     ):
@@ -41,17 +45,17 @@ def _statuses(lab: Lab, host: str) -> Iterator[str]:
         yield (process / "status").read_text()
 
 
-def _run_ns(lab: Lab, host: str) -> int:
-    """Time on a CPU of all threads of an agent and its children (schedstat: exact, not sampled at ticks)."""
-    return sum(
-        int(thread.read_text().split()[0]) for process in _processes(lab, host) for thread in process.glob("task/*/schedstat")
-    )
+def _run_ns(processes: Iterable[Path]) -> int:
+    """Time on a CPU of all their threads (schedstat: exact, not sampled at ticks)."""
+    return sum(int(thread.read_text().split()[0]) for process in processes for thread in process.glob("task/*/schedstat"))
 
 
 def idle_percent(lab: Lab, hosts: Sequence[str], seconds: float) -> list[float]:
     """CPU time of each agent over so long, in percent of one CPU."""
-    before = {host: _run_ns(lab, host) for host in hosts}
+    processes = {host: list(_processes(lab, host)) for host in hosts}
+    time.sleep(ANSWERED_S)  # they have been asked which they are
+    before = {host: _run_ns(processes[host]) for host in hosts}
     begin = time.monotonic()
     time.sleep(seconds)
     span_s = time.monotonic() - begin
-    return [100 * (_run_ns(lab, host) - before[host]) / 1e9 / span_s for host in hosts]
+    return [100 * (_run_ns(processes[host]) - before[host]) / 1e9 / span_s for host in hosts]

@@ -23,6 +23,7 @@ from ipaddress import IPv4Address, IPv4Network
 from itertools import islice
 from pathlib import Path
 
+from flanpy.agent.loop import RESYNC_S
 from flanpy.bench.agent_process import idle_percent, resident_mb
 from flanpy.bench.beds import Bed
 from flanpy.bench.convergence import FirstPacket
@@ -43,6 +44,8 @@ HOSTS = 3
 CHURN_PPS = 20_000
 RESTART_S = 2.0
 """Traffic lasts at least so long when an agent stops and starts in it."""
+REST_S = RESYNC_S
+"""Of one sample of CPU time: what an agent does only every so often is in it once."""
 SETUP, EBPF = "agent", "ebpf"
 SETTLE_S = 12.0
 """With ebpf: after the packets by which a join is timed the paths are probed for ten seconds more."""
@@ -137,9 +140,9 @@ class AgentRun:
         """Memory and CPU time of agents that have nothing to do."""
         for number, host in enumerate(self._hosts()):
             self._add("agent_memory", number, resident_mb(self._lab, host))
-        for number in range(self._settings.rounds):
-            self._progress.step("agents: idle")
-            self._add("agent_idle_cpu", number, max(idle_percent(self._lab, self._hosts(), seconds=2.0)))
+        self._progress.step("agents: idle")
+        for number, percent in enumerate(idle_percent(self._lab, self._hosts(), seconds=REST_S)):
+            self._add("agent_idle_cpu", number, percent)
 
     def starts_again(self) -> None:
         """An agent is stopped and started again."""
@@ -245,7 +248,7 @@ def _pods_as_bed(lab: Lab, host_a: str, host_b: str) -> Bed:
 
 def steps(settings: Settings) -> int:
     """Steps of the progress display."""
-    return 3 + 6 * settings.rounds
+    return 5 + 4 * settings.rounds
 
 
 def run_agents(

@@ -105,7 +105,11 @@ class Recorder:
 
     def fail(self, step: Step, reason: str) -> None:
         """A sample could not be taken; the run goes on."""
-        self._failures.append(f"round {step.round + 1}, {step}: {reason}")
+        self.fail_part(f"round {step.round + 1}, {step}", reason)
+
+    def fail_part(self, part: str, reason: str) -> None:
+        """The same of a part of the run that is no step of a bed."""
+        self._failures.append(f"{part}: {reason}")
 
     def result(self) -> Result:
         """Everything so far."""

@@ -21,6 +21,7 @@ class Silence:
 
 def test_every_figure_of_the_agent_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flanpy.bench.agents.SETTLE_S", 0.0)
+    monkeypatch.setattr("flanpy.bench.agents.REST_S", 1.0)
     settings = Settings((), (), 1, 0.5, (), ("agent",))
     recorder = Recorder(settings, FIGURES)
     run_agents(settings, recorder, Silence(), Scale(known=20, convergences=5, many=300))
