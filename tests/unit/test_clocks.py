@@ -13,7 +13,7 @@ MAY_LOOK = {
     "agent/own_use.py": "the start time of the process, as Prometheus wants it",
     "cni/saved.py": "the age of files that an earlier run of the plugin has left",
     "bench/runner.py": "when a run was made",
-    "datapath/ebpf_pins.py": "whether a directory has changed just now, by the time that bpffs gives it; after a jump it is looked at closely once more",
+    "datapath/ebpf_pins.py": "whether a directory has changed just now; after a jump it is looked at closely",
 }
 
 
