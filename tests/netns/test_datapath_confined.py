@@ -78,7 +78,7 @@ def test_a_process_killed_or_stopped_while_no_agent_runs_is_replaced_by_the_next
 @pytest.mark.parametrize("news", [True, False])
 def test_a_process_that_hangs_is_said_and_replaced(two: Cluster, news: bool) -> None:
     """SIGSTOP: it holds the descriptors, and packets wait. The agent says so, answers meanwhile, and replaces it."""
-    before, longest_s, said = process(two), 0.0, set[str]()
+    before, longest_s, said, mark = process(two), 0.0, set[str](), len(two.log("host1"))
     two.sandbox.signal(before["pid"], signal.SIGSTOP)
     if news:
         two.put("subnets/10.244.249.0-24", '{"PublicIP":"172.31.9.99","PublicIPv6":null}')
@@ -97,7 +97,8 @@ def test_a_process_that_hangs_is_said_and_replaced(two: Cluster, news: bool) -> 
         if news:
             two.delete("subnets/10.244.249.0-24")
     assert longest_s < 3, "the loop waits for a second at most; the rest is room for a busy machine"
-    assert any(f"process {before['pid']}" in line and "answer" in line for line in said), said
+    said.update(two.log("host1")[mark:].splitlines())  # a busy agent may first look when it is time to replace it
+    assert any(f"process {before['pid']}" in line and ("answer" in line or "taken its place" in line) for line in said), said
     assert not two.sandbox.process_alive(before["pid"])
 
 
