@@ -9,7 +9,6 @@ Nothing here knows packets, except for the one that the probe writes to find out
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import io
@@ -22,6 +21,7 @@ from functools import partial
 from pathlib import Path
 
 from flanpy.errors import SHORTAGES, PlatformError, ResourceBusy, reason_of
+from flanpy.kernel import ethtool
 
 CLONE_DEVICE = "/dev/net/tun"
 
@@ -32,7 +32,6 @@ TUNGETDEVNETNS = 0x54E3
 TUNSETOFFLOAD = 0x400454D0
 TUNSETVNETHDRSZ = 0x400454D8
 SIOCSIFTXQLEN = 0x8943
-SIOCETHTOOL = 0x8946
 ETHTOOL_GDRVINFO = 3
 ETHTOOL_DRVINFO_BYTES = 196
 
@@ -217,18 +216,11 @@ def _taken(name: str) -> str:
 
 def _driver(name: str) -> str | None:
     """The driver of a network device of this namespace (ethtool's drvinfo), or None."""
-    info = ctypes.create_string_buffer(ETHTOOL_DRVINFO_BYTES)
-    struct.pack_into("I", info, 0, ETHTOOL_GDRVINFO)
-    with _control_socket() as control:
-        try:
-            fcntl.ioctl(control, SIOCETHTOOL, struct.pack("16sP16x", name.encode(), ctypes.addressof(info)))
-        except OSError:
-            return None
-    return info.raw[4:36].split(b"\0", 1)[0].decode("ascii", "replace") or None
-
-
-def _control_socket() -> socket.socket:
-    return socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+    try:
+        info = ethtool.ask(name, struct.pack("=I", ETHTOOL_GDRVINFO).ljust(ETHTOOL_DRVINFO_BYTES, b"\0"))
+    except OSError:
+        return None
+    return info[4:36].split(b"\0", 1)[0].decode("ascii", "replace") or None
 
 
 def _enable_offloads(descriptors: list[int]) -> frozenset[str]:
@@ -256,7 +248,7 @@ def _without(name: str, features: frozenset[str]) -> tuple[str, ...]:
 def _configure(name: str) -> tuple[str, ...]:
     """Set the queue length and the sysctls of the device; what cannot be set is said, and the device works without."""
     said = []
-    with _control_socket() as control:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as control:
         try:
             fcntl.ioctl(control, SIOCSIFTXQLEN, struct.pack("16si20x", name.encode(), TX_QUEUE_LENGTH))
         except OSError as exc:

@@ -17,7 +17,7 @@ from flanpy.datapath import ebpf_syscall as bpf
 from flanpy.datapath.ebpf import EbpfDatapath
 from flanpy.datapath.ebpf_prober import Notes, SuperpacketProber, Watch
 from flanpy.errors import DatapathError
-from flanpy.kernel import offloads
+from flanpy.kernel import ethtool
 from flanpy.kernel.netlink import Kernel
 from tests.netns.test_ebpf_life import HOOKS, pins_of
 from tests.support.ebpf import EbpfOverlay, ebpf_overlay
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.root
 def counted(patch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
     """Questions to the kernel by kind: bpf(2) by command, netlink dumps, ethtool's ioctl."""
     asked: Counter[str] = Counter()
-    call, dump, ask = bpf.call, Kernel.dump, offloads._ask
+    call, dump, ask = bpf.call, Kernel.dump, ethtool.ask
 
     def counting_call(command: int, attributes: bytes | bytearray) -> int:
         asked[f"bpf {command}"] += 1
@@ -48,7 +48,7 @@ def counted(patch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
     with patch.context() as patched:
         patched.setattr(bpf, "call", counting_call)
         patched.setattr(Kernel, "dump", counting_dump)
-        patched.setattr(offloads, "_ask", counting_ask)
+        patched.setattr(ethtool, "ask", counting_ask)
         yield asked
 
 
