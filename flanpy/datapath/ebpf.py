@@ -286,7 +286,7 @@ class EbpfDatapath:
 
     def _follow_underlay(self, table: ForwardTable, header: Header) -> None:
         """What the monitor does not hear of: offloads, and how large a packet to a peer may be."""
-        if self._prober is None:  # else it looks, as soon as bulk traffic flows
+        if self._prober is None:  # else it looks, five times a second
             with suppress(OSError):  # the uplink is gone, which a close look finds
                 self._follow_offloads(table, header)
             header = self._header or header

@@ -22,8 +22,6 @@ from flanpy.model import Address, ForwardTable
 
 PERIOD_S = 0.2
 """A note of the programs holds for 0.6 s (FP_NOTE_TICKS); a probe may be lost."""
-REST_PERIOD_S = 0.5
-"""Between looks whether bulk traffic has begun. Its TCP shows by itself meanwhile what arrives whole."""
 SILENT_PERIOD_S = 16.0
 ACTIVE_S = 10.0
 """So long after bulk traffic, in or out, probes go on."""
@@ -67,7 +65,7 @@ class Notes:
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """What the prober asks: at every turn for a number that changes while bulk traffic flows; to look at the uplink while it does."""
+    """What the prober asks at every turn: for a number that changes while bulk traffic flows, and to look at the uplink."""
 
     bulk: Callable[[], int]
     uplink: Callable[[], None]
@@ -121,18 +119,15 @@ class SuperpacketProber:
     def _run(self) -> None:
         """Waits first: a peer that starts together with us should have its programs in place.
 
-        While no bulk traffic flows a turn is one look at the counters: what is known of the uplink may be old then, but nothing goes flat
-        before a flow, or a probe, has shown anew that it arrives whole.
+        The uplink is looked at in every turn (an ioctl, 10 us): what no longer goes whole must not wait for traffic to be noticed.
+        Probes go only while bulk traffic flows.
         """
-        wait_s = PERIOD_S
-        while not self._runs.acquire(timeout=wait_s):
+        while not self._runs.acquire(timeout=PERIOD_S):
             bulk, now_s = self._watch.bulk(), time.monotonic()
             if bulk != self._bulk:
                 self._bulk, self._active_until_s = bulk, now_s + ACTIVE_S
-            active = now_s < self._active_until_s
-            wait_s = PERIOD_S if active else REST_PERIOD_S
-            if active:
-                self._watch.uplink()
+            self._watch.uplink()
+            if now_s < self._active_until_s:
                 self._turn(now_s)
 
     def _turn(self, now_s: float) -> None:

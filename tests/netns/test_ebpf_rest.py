@@ -15,7 +15,7 @@ import pytest
 
 from flanpy.datapath import ebpf_syscall as bpf
 from flanpy.datapath.ebpf import EbpfDatapath
-from flanpy.datapath.ebpf_prober import Notes, SuperpacketProber, Watch
+from flanpy.datapath.ebpf_prober import Notes, SuperpacketProber, Target, Watch
 from flanpy.errors import DatapathError
 from flanpy.kernel import ethtool
 from flanpy.kernel.netlink import Kernel
@@ -120,9 +120,12 @@ def test_an_uplink_that_has_another_name_is_said_to_be_gone_so_that_it_is_looked
             made.a.check()
 
 
-def test_the_prober_looks_at_the_uplink_only_while_bulk_traffic_flows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_prober_looks_at_the_uplink_in_every_turn_and_probes_only_while_bulk_traffic_flows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("flanpy.datapath.ebpf_prober.PERIOD_S", 0.02)
     monkeypatch.setattr("flanpy.datapath.ebpf_prober.ACTIVE_S", 0.01)
-    turns, looks, bulk = [0], [0], [0]
+    turns, looks, probes, bulk = [0], [0], [0], [0]
 
     def count() -> int:
         turns[0] += 1
@@ -131,17 +134,24 @@ def test_the_prober_looks_at_the_uplink_only_while_bulk_traffic_flows(monkeypatc
     def look() -> None:
         looks[0] += 1
 
+    def send(self: SuperpacketProber, target: Target, total_bytes: int) -> bool:
+        probes[0] += 1
+        return True
+
+    monkeypatch.setattr(SuperpacketProber, "_send", send)
+
     shape = bpf.MapShape(bpf.ARRAY, 4, 8, 4096)
     with namespace() as made, inside(made), bpf.create_map("a", shape) as wholes, bpf.create_map("b", shape) as thanks:
-        source = (IPv4Address("127.0.0.1"),)
-        prober = SuperpacketProber("lo", source, Notes(wholes, thanks), Watch(count, look), only_probes_tell=False)
+        source = IPv4Address("127.0.0.1")
+        prober = SuperpacketProber("lo", (source,), Notes(wholes, thanks), Watch(count, look), only_probes_tell=False)
         try:
-            eventually(lambda: turns[0] >= 2, 10, "the prober turns")
-            assert looks == [0]
+            prober.aim((Target(1, source),), 1472, whole=True)
+            eventually(lambda: turns[0] >= 5, 10, "the prober turns")
+            assert looks[0] >= turns[0] - 1 and probes == [0]
             bulk[0] = 7
-            eventually(lambda: looks[0] == 1, 10, "traffic begins, and the uplink is looked at once")
+            eventually(lambda: probes == [1], 10, "traffic begins, and the peer is probed")
             seen = turns[0]
-            eventually(lambda: turns[0] >= seen + 2, 10, "the prober turns")
-            assert looks == [1]
+            eventually(lambda: turns[0] >= seen + 5, 10, "the prober turns")
+            assert looks[0] >= turns[0] - 1 and probes == [1], "it has ended: the uplink is looked at, nothing is sent"
         finally:
             prober.close()
