@@ -6,15 +6,16 @@
 
 #include "run.h"
 
-#define FP_TRAIN_NS (50 * 1000 * 1000ULL) /* UDP between two pods stays with userspace that long after its last superpacket */
+#define FP_TRAIN_NS (50 * 1000 * 1000ULL) /* bulk stays with userspace that long after its last large packet */
 #define FP_DRAIN_NS (10 * 1000 * 1000ULL) /* and then until half of this has passed without a packet, which userspace may still have */
 #define FP_DRAINS 127u                    /* but not for ever: 0.6 s at least. Counted in the low bits of the time */
 
 /*
- * A number for the two ends of an inner packet; odd, for slot 0 is for all of them. Of a product only the upper bits depend on all of
- * the factor, and the last byte of an IPv4 source stands uppermost in it: so those bits are the number.
+ * A number for the two ends of an inner packet, and for the ports of TCP (0: UDP and fragments, of which nobody knows the flow); odd, for
+ * slot 0 is for all of them. Of a product only the upper bits depend on all of the factor, and the last byte of an IPv4 source stands
+ * uppermost in it: so those bits are the number.
  */
-FP_INLINE __u32 fp_pair(const struct fp_inner *inner)
+FP_INLINE __u32 fp_pair(const struct fp_inner *inner, __be32 ports)
 {
     const __u64 odd = 0xd6e8feb86659fd93ULL;
     __u64 mixed;
@@ -23,24 +24,23 @@ FP_INLINE __u32 fp_pair(const struct fp_inner *inner)
                  fp_half(inner->v6.destination_be)) * odd + fp_half(inner->v6.destination_be + 2);
     else
         mixed = (__u64)inner->v4.source_be << 32 | inner->v4.destination_be;
-    return (__u32)(mixed * odd >> 52) | 1;
+    mixed = mixed * odd ^ ports;
+    return (__u32)((ports ? mixed * odd : mixed) >> 52) | 1;
 }
 
 /*
- * Whether this UDP packet must go the way of superpackets that its pod sent to the same pod lately, which go to userspace unless they
- * can be sent `whole`. Not by flow: of a fragment nobody knows the flow, and it may be of any. The first slot tells whether anybody
- * sent one lately, so that most packets look no further.
+ * Whether a packet must follow large ones that userspace has been left lately: it would overtake them. `starts`: it is such a one itself.
+ * The first slot tells whether anybody sent one lately, so that most packets look no further.
  */
-FP_INLINE _Bool fp_is_train(struct __sk_buff *skb, const struct fp_inner *inner, _Bool whole)
+FP_INLINE _Bool fp_is_train(const struct fp_inner *inner, __be32 ports, _Bool starts)
 {
-    _Bool starts = skb->gso_size && !whole;
     __u64 *any = fp_slot(&fp_trains, 0);
     if (!any || (!*any && !starts))
         return 0;
     __u64 now = bpf_ktime_get_ns();
     if (!starts && now - *any > FP_TRAIN_NS)
         return 0;
-    __u64 *pair = fp_slot(&fp_trains, fp_pair(inner));
+    __u64 *pair = fp_slot(&fp_trains, fp_pair(inner, ports));
     __u64 since = pair ? *pair : 0;
     if (!pair || (!starts && now - since > FP_TRAIN_NS))
         return 0;
@@ -238,8 +238,9 @@ FP_INLINE void fp_say(const struct fp_run *run, struct fp_parcel *parcel, __u32 
 
 /*
  * Which form the peer takes best. False: it has to go through userspace, because the underlay hands on whatever it gets and the peer
- * takes only finished packets, or because the peer receives TCP better in trains. Flat needs the peer's word, not older than
- * 0.6 s, that superpackets of this size reach it whole.
+ * takes only finished packets, or because the peer receives bulk TCP better in trains: flows of large packets go there, those of small
+ * ones alone (acknowledgements, questions and answers) do not. Flat needs the peer's word, not older than 0.6 s, that superpackets of
+ * this size reach it whole.
  */
 FP_INLINE _Bool fp_choose_form(struct fp_run *run, struct fp_parcel *parcel)
 {
@@ -251,10 +252,13 @@ FP_INLINE _Bool fp_choose_form(struct fp_run *run, struct fp_parcel *parcel)
         run->counters->others[FP_BPF_UP_PLAIN_PEER] += !ours;
         return ours;
     }
-    parcel->probe = fp_is_probe(run->skb, parcel->link, &parcel->inner);
+    __be32 ports = 0;
+    _Bool known = fp_tcp_ports(run->skb, parcel->link, &parcel->inner, &ports), large = run->skb->gso_size;
+    parcel->probe = known && !ports;
     __u32 thanks = fp_note_units(fp_note(&fp_thanks, peer), peer);
     if (thanks == FP_BPF_UNITS_TRAINS) {
-        if (parcel->inner.protocol == FP_TCP && !parcel->probe) {
+        if (parcel->inner.protocol == FP_TCP && !parcel->probe &&
+            fp_is_train(&parcel->inner, ports, large || !known || parcel->bytes > parcel->hop->mtu_bytes / 2)) {
             run->counters->others[FP_BPF_UP_TCP_TRAIN]++;
             return 0;
         }
@@ -265,7 +269,7 @@ FP_INLINE _Bool fp_choose_form(struct fp_run *run, struct fp_parcel *parcel)
                    thanks >= fp_units(parcel->bytes) &&
                    parcel->bytes + run->headers + FP_ETHERNET_BYTES < 0x10000;
     if (carries && (parcel->inner.protocol == FP_UDP || fp_is_fragment(&parcel->inner)) &&
-        fp_is_train(run->skb, &parcel->inner, parcel->flat)) {
+        fp_is_train(&parcel->inner, 0, large && !parcel->flat)) {
         run->counters->others[FP_BPF_UP_UDP_TRAIN]++;
         return 0;
     }

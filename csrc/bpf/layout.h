@@ -99,7 +99,7 @@ struct fp_bpf_hop {
     X(BYPASSED, "bpf_bypassed", "packets that skipped the host's forwarding")                                                 \
     X(PROBES_OUT, "bpf_probes_out", "probes sent to learn whether superpackets reach a peer whole")                           \
     X(PROBES_IN, "bpf_probes_in", "probes received, whole or in pieces")                                                     \
-    X(UP_TCP_TRAIN, "bpf_up_tcp_train", "sent by userspace: TCP to a peer whose interface merges trains from sockets")
+    X(UP_TCP_TRAIN, "bpf_up_tcp_train", "sent by userspace: bulk TCP to a peer whose interface merges trains from sockets")
 
 enum fp_bpf_counter {
 #define FP_ENUM(symbol, name, meaning) FP_BPF_##symbol,

@@ -145,6 +145,14 @@ FP_INLINE _Bool fp_checksum_is_right(const struct fp_run *run, __u32 offset, con
     return fp_fold(sum) == 0xffff;
 }
 
+/* The two ports of an inner TCP packet. False: it is none, or one with IP options, or a fragment: a later one has somebody's data there. */
+FP_INLINE _Bool fp_tcp_ports(struct __sk_buff *skb, __u32 offset, const struct fp_inner *inner, __be32 *ports)
+{
+    return inner->protocol == FP_TCP &&
+           (inner->version == 6 || (inner->headers == FP_IP4_BYTES && !(inner->v4.fragment_be & FP_BE16(FP_MF_OR_OFFSET)))) &&
+           !bpf_skb_load_bytes(skb, offset + inner->headers, ports, sizeof *ports);
+}
+
 /*
  * A probe: TCP from port 0 to port 0, which nobody speaks. The datapath sends one of full size to each peer now and then, so that
  * both ends know whether superpackets arrive whole without waiting for a flow that shows it. Probes are neither counted nor delivered.
@@ -152,10 +160,7 @@ FP_INLINE _Bool fp_checksum_is_right(const struct fp_run *run, __u32 offset, con
 FP_INLINE _Bool fp_is_probe(struct __sk_buff *skb, __u32 offset, const struct fp_inner *inner)
 {
     __be32 ports = 1;
-    /* A later fragment has no ports: zeros there are somebody's data. */
-    return inner->protocol == FP_TCP &&
-           (inner->version == 6 || (inner->headers == FP_IP4_BYTES && !(inner->v4.fragment_be & FP_BE16(FP_MF_OR_OFFSET)))) &&
-           !bpf_skb_load_bytes(skb, offset + inner->headers, &ports, sizeof ports) && ports == 0;
+    return fp_tcp_ports(skb, offset, inner, &ports) && ports == 0;
 }
 
 #endif

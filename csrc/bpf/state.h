@@ -11,7 +11,7 @@
 FP_MAP(fp_tables, BPF_MAP_TYPE_ARRAY_OF_MAPS, 4, 4, 1); /* the one snapshot in use */
 FP_MAP(fp_counters, BPF_MAP_TYPE_PERCPU_ARRAY, 4, sizeof(struct fp_bpf_counters), 1);
 FP_MAP(fp_peers, BPF_MAP_TYPE_PERCPU_HASH, 16, sizeof(struct fp_bpf_peer), FP_BPF_PEERS); /* by struct fp_address */
-FP_MAP(fp_trains, BPF_MAP_TYPE_ARRAY, 4, 8, FP_BPF_SLOTS); /* by pair of pods: when a UDP superpacket was last left to userspace, ns */
+FP_MAP(fp_trains, BPF_MAP_TYPE_ARRAY, 4, 8, FP_BPF_SLOTS); /* by fp_pair(): when bulk was last left to userspace, ns */
 FP_MAP(fp_wholes, BPF_MAP_TYPE_ARRAY, 4, 8, FP_BPF_SLOTS); /* by peer: superpackets that came whole from it (a note) */
 FP_MAP(fp_thanks, BPF_MAP_TYPE_ARRAY, 4, 8, FP_BPF_SLOTS); /* by peer: what it says of ours (a note) */
 

@@ -164,6 +164,8 @@ def test_tcp_goes_in_trains_to_a_peer_whose_interface_merges_them() -> None:
         assert send_and_digest(made.a, made.b, content) == expected
         assert soon(lambda: made.a.stats.counters["bpf_probes_in"] > 0 < made.b.stats.counters["bpf_probes_in"])
         for sender, receiver in ((made.a, made.b), (made.b, made.a)):
+            answered = receiver.stats.counters["bpf_up_tcp_train"]
             assert send_and_digest(sender, receiver, content) == expected
             assert sender.stats.counters["bpf_up_tcp_train"] > 0
+            assert receiver.stats.counters["bpf_up_tcp_train"] == answered, "what only acknowledges needs no train"
             assert receiver.stats.counters["udp_received_segments"] > 10 * receiver.stats.counters["udp_receives"]

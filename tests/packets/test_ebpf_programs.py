@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scapy.all import IP, UDP, IPv6, Raw
+from scapy.all import IP, TCP, UDP, IPOption, IPv6, Raw
 
 from tests.support.core import PEER_A, PEER_B, PEER_ECN, Core
 from tests.support.packets import Packet, pattern
@@ -272,6 +272,37 @@ def test_datagrams_follow_a_train_until_userspace_has_sent_what_it_has() -> None
 
     try:
         assert any(followed_s() > 0.3 for _ in range(10))
+    finally:
+        node.close()
+
+
+def says_that_it_merges(node: Programs) -> None:
+    """A packet of the peer's whose outer identification says so (FP_BPF_UNITS_TRAINS)."""
+    inner = bytes(IP(src="10.5.2.9", dst="10.5.1.7") / UDP(sport=7, dport=5000))
+    word = bytes(IP(src=str(PEER_A.address), dst=str(OURS), id=0xFF00, flags=2) / UDP(dport=8285, sport=8285, chksum=0) / inner)
+    assert node.run("fp_decap", word).verdict == "decapsulated"
+
+
+def test_only_flows_of_large_segments_go_in_trains_to_a_peer_that_merges_them() -> None:
+    """A flow's small segments follow its large ones; questions, answers and acknowledgements of others stay here."""
+    node = Programs(entries=[("10.5.2.0/24", hop_that_takes_all())], carries=False)
+
+    def result(size: int, gso_bytes: int = 0, sport: int = 5000, **fields: object) -> int:
+        says_that_it_merges(node)
+        segment = bytes(IP(src="10.5.1.7", dst="10.5.2.9", **fields) / TCP(sport=sport, dport=80) / Raw(pattern(size)))
+        return node.run("fp_bypass", segment, gso_bytes=gso_bytes).result
+
+    def follows(size: int, gso_bytes: int) -> bool:
+        assert result(size, gso_bytes) == NEXT
+        return result(0) == NEXT and result(100) == NEXT
+
+    try:
+        assert result(0) == result(100) == REDIRECT, "a flow that has sent nothing large"
+        assert any(follows(2500, 1000) for _ in range(20)), "a superpacket; all could come too late on a busy machine alone"
+        assert any(follows(1000, 0) for _ in range(20)), "a large segment by itself"
+        assert sum(result(100, sport=sport) == NEXT for sport in range(6000, 6100)) <= 2, "other flows of the same two pods"
+        assert result(100, sport=7000, options=[IPOption(b"\x01\x01\x01\x01")]) == NEXT, "nobody reads ports behind options"
+        assert "bpf_up_tcp_train" in node.noticed()
     finally:
         node.close()
 
