@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 READY_TIMEOUT_S = 15.0
 IPERF_PORT = 5201
-SETTLE_S = 1.0
-"""After a change of mode, at rest: ebpf looks at its uplink five times a second, and what it knew of the old path holds for 0.6 s."""
 
 
 @dataclass(slots=True)
@@ -62,7 +60,6 @@ class Bed:
         if mode != self.mode:
             self.sandbox.script(topology.mode_script(self.setup, mode))
             self.mode = mode
-            time.sleep(SETTLE_S)
 
     def set_trains(self, on: bool) -> None:
         """Let UDP trains leave pod a whole, or cut them there."""

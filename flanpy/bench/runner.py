@@ -9,8 +9,10 @@ for the rounds that it has.
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol
@@ -24,6 +26,8 @@ from flanpy.lab.sandbox import Sandbox
 
 BUSY_LOAD = 0.5
 """Load of the machine above which the report warns that others were at work when the run began."""
+SETTLE_S = 1.0
+"""After a change of mode: ebpf looks at its uplink five times a second, and what it knew of the old path holds for 0.6 s."""
 
 
 class Progress(Protocol):
@@ -141,7 +145,11 @@ def run_beds(settings: Settings, tasks: Sequence[Task], recorder: Recorder, prog
         for setup in settings.setups:
             progress.note(f"making the bed of {setup}")
             beds[setup] = make_bed(sandbox, setup, settings.mtu_bytes, settings.flanneld)
+        mode = None
         for step in plan(settings, tasks):
+            if step.mode != mode:
+                mode = step.mode
+                _switch(beds.values(), mode)
             progress.step(f"round {step.round + 1}/{settings.rounds}  {step.mode}  {step.task.title}  {step.setup}")
             if step.setup not in beds:
                 continue
@@ -154,6 +162,14 @@ def run_beds(settings: Settings, tasks: Sequence[Task], recorder: Recorder, prog
                     beds[step.setup].start_helpers()
                 else:
                     del beds[step.setup]
+
+
+def _switch(beds: Iterable[Bed], mode: str) -> None:
+    """Every bed into this mode, and then peace for all of them."""
+    for bed in beds:
+        with suppress(LabError):  # its next sample fails by the same, and is recorded so
+            bed.set_mode(mode)
+    time.sleep(SETTLE_S)
 
 
 def _take(bed: Bed, step: Step, recorder: Recorder) -> None:

@@ -11,7 +11,7 @@ from flanpy.bench.backend_agents import BACKENDS, lack
 from flanpy.bench.content import content_task
 from flanpy.bench.latency import latency_tasks
 from flanpy.bench.progress import show_progress
-from flanpy.bench.runner import Progress, Recorder, plan, run_beds
+from flanpy.bench.runner import SETTLE_S, Progress, Recorder, plan, run_beds
 from flanpy.bench.samples import Figure, Result, Settings
 from flanpy.bench.tasks import Task, tcp_tasks
 from flanpy.bench.udp import udp_tasks
@@ -83,7 +83,10 @@ def _run_agents(settings: Settings, recorder: Recorder, progress: Progress) -> N
 
 def estimate_s(settings: Settings, tasks: Sequence[Task]) -> float:
     """About how long a run takes."""
-    beds_s = sum(step.task.cost_s for step in plan(settings, tasks)) + len(settings.setups) if tasks else 0.0
+    beds_s = 0.0
+    if tasks:
+        switches = settings.rounds * len(settings.modes) if len(settings.modes) > 1 else 1
+        beds_s = sum(step.task.cost_s for step in plan(settings, tasks)) + len(settings.setups) + switches * SETTLE_S
     agents_s = AGENTS_S + AGENTS_ROUND_S * settings.rounds if "agent" in settings.groups else 0.0
     return beds_s + agents_s + (core.steps(settings) * CORE_ROUND_S if "core" in settings.groups else 0.0)
 

@@ -9,7 +9,7 @@ import pytest
 from flanpy.bench.goals import Goal, Point, judge
 from flanpy.bench.output import new_directory, write
 from flanpy.bench.report import figure_table, goals_table, markdown, number, ratio_table, spread, work_table
-from flanpy.bench.runner import Recorder, Step, plan
+from flanpy.bench.runner import SETTLE_S, Recorder, Step, plan
 from flanpy.bench.samples import Figure, Result, Sample, Settings, from_json, to_json
 from flanpy.bench.statistics import summarize
 from flanpy.bench.suite import estimate_s
@@ -187,7 +187,8 @@ def test_setups_take_turns_and_the_first_of_a_round_rotates() -> None:
 
 def test_a_run_is_estimated_by_its_samples() -> None:
     tasks = [Task("t", (), 1.5, nothing), Task("u", (), 6.0, nothing)]
-    assert estimate_s(SETTINGS, tasks) == 2 * 2 * 3 * 7.5 + 2
+    assert estimate_s(SETTINGS, tasks) == 2 * 2 * 3 * 7.5 + 2 + 2 * 3 * SETTLE_S
+    assert estimate_s(dataclasses.replace(SETTINGS, modes=("wire",)), tasks) == 2 * 3 * 7.5 + 2 + SETTLE_S
     core_alone = dataclasses.replace(SETTINGS, groups=("core",))
     assert 0 < estimate_s(core_alone, []) < 60 < estimate_s(dataclasses.replace(core_alone, groups=("agent",)), [])
 
