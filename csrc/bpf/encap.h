@@ -90,6 +90,9 @@ FP_INLINE int fp_find_way(struct fp_run *run, const struct fp_bpf_hop *hop, __u3
     /* Also when the interface's forwarding is switched off: then the kernel looks up no way and no MTU. */
     if (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH)
         return FP_BPF_UP_NEIGHBOUR;
+    /* Over IPv6 the best route may leave by another interface, where the next hop is. */
+    if (way.ifindex != run->header->underlay)
+        return FP_BPF_UP_NEIGHBOUR;
     if (result == BPF_FIB_LKUP_RET_SUCCESS && way.family == family) {
         next->nh_family = family;
         __builtin_memcpy(next->ipv6_nh, way.ipv6_dst, sizeof next->ipv6_nh); /* the same memory as IPv4's */

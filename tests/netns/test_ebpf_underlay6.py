@@ -227,3 +227,18 @@ def test_agents_over_an_ipv6_underlay_take_ebpf_by_themselves(inner: str, tmp_pa
     with six(tmp_path, "udp", inner, "6", datapath="auto") as two:
         assert_carried_by_ebpf(two)
         eventually(lambda: two.status("host2")["datapath"]["counters"]["bpf_probes_in"] > 0, 5, "a probe of the path has come")
+
+
+def test_a_peer_behind_another_interface_is_reached_by_userspace() -> None:
+    """Over IPv6 the kernel tells programs also of a route by another interface than they ask for; its next hop is not at the uplink."""
+    with ebpf_overlay(ipv6=True, outer=6) as made:
+        made.a.host.script(f"ip link add other type veth peer name other netns {made.b.host.path}")
+        for side, address in ((made.a, "fd32::1"), (made.b, "fd32::2")):
+            side.host.ip(f"addr add {address}/64 dev other nodad\nlink set other up")
+        know_neighbours(made)
+        made.a.host.ip(f"route add {made.b.underlay_address} via fd32::2 dev other src {made.a.underlay_address}")
+        with udp_socket(made.b.pod, made.b.pod_address6) as receiver, udp_socket(made.a.pod, made.a.pod_address6) as sender:
+            for number in range(5):
+                sender.sendto(bytes([number]), receiver.getsockname())
+                assert receiver.recv(100) == bytes([number])
+        assert made.a.stats.counters["bpf_up_neighbour"] >= 5
