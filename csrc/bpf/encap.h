@@ -28,6 +28,12 @@ FP_INLINE __u32 fp_pair(const struct fp_inner *inner, __be32 ports)
     return (__u32)((ports ? mixed * odd : mixed) >> 52) | 1;
 }
 
+/* Whether it is longer ago than that. It may lie ahead: another CPU wrote it down after this one had asked for the time. */
+FP_INLINE _Bool fp_is_past(__u64 now, __u64 then, __u64 period)
+{
+    return (__s64)(now - then) > (__s64)period;
+}
+
 /*
  * Whether a packet must follow large ones that userspace has been left lately: it would overtake them. `starts`: it is such a one itself.
  * The first slot tells whether anybody sent one lately, so that most packets look no further.
@@ -38,16 +44,16 @@ FP_INLINE _Bool fp_is_train(const struct fp_inner *inner, __be32 ports, _Bool st
     if (!any || (!*any && !starts))
         return 0;
     __u64 now = bpf_ktime_get_ns();
-    if (!starts && now - *any > FP_TRAIN_NS)
+    if (!starts && fp_is_past(now, *any, FP_TRAIN_NS))
         return 0;
     __u64 *pair = fp_slot(&fp_trains, fp_pair(inner, ports));
     __u64 since = pair ? *pair : 0;
-    if (!pair || (!starts && now - since > FP_TRAIN_NS))
+    if (!pair || (!starts && fp_is_past(now, since, FP_TRAIN_NS)))
         return 0;
     if (starts) {
         *pair = now & ~(__u64)FP_DRAINS;
         *any = now;
-    } else if (now - since > FP_TRAIN_NS - FP_DRAIN_NS / 2 && (since & FP_DRAINS) < FP_DRAINS) {
+    } else if (fp_is_past(now, since, FP_TRAIN_NS - FP_DRAIN_NS / 2) && (since & FP_DRAINS) < FP_DRAINS) {
         *pair = ((now - FP_TRAIN_NS + FP_DRAIN_NS) & ~(__u64)FP_DRAINS) | ((since & FP_DRAINS) + 1);
         if (*any < *pair)
             *any = *pair;

@@ -12,9 +12,10 @@
  * an ICMP error, reassembly, cutting or finishing has the same outcome as without BPF. Nothing is changed in a packet
  * before the last check; after that a failure can only drop it (FP_DROP_SEND, FP_DROP_WRITE).
  *
- * Which half takes it must never change the order inside a flow. Outgoing, it depends on the peer and, for UDP, on whether the
- * same two pods lately had superpackets. Incoming, the sender has decided: a UDP checksum of zero marks packets of these programs, while
- * a socket always fills it, and its packets (also trains of them, UDP GSO and GRO) go to our socket, each after the other.
+ * Which half takes it must not change the order inside a flow. Outgoing, it depends on the peer and on bulk: for UDP, whether the same
+ * two pods lately had superpackets; for TCP to a peer that merges trains, whether the flow lately had large segments. Incoming, the
+ * sender has decided: a UDP checksum of zero marks packets of these programs, while a socket always fills it, and its packets (also
+ * trains of them, UDP GSO and GRO) go to our socket, each after the other.
  *
  * Superpackets: the inner packet stays one, gso_size untouched, and the kernel or the device cuts inner packet and outer headers
  * together where the underlay needs it. Where it does not (veth: FP_BPF_CARRIES) only peers that say so get them whole.

@@ -307,6 +307,19 @@ def test_only_flows_of_large_segments_go_in_trains_to_a_peer_that_merges_them() 
         node.close()
 
 
+@pytest.mark.parametrize("kind", [TCP, UDP])
+def test_what_another_cpu_has_noted_a_moment_ago_is_not_taken_for_old(kind: type[TCP | UDP]) -> None:
+    """A train that leaves on another CPU while this one asks for the time is younger than that time; its followers must not overtake it."""
+    node = Programs(entries=[("10.5.2.0/24", hop_that_takes_all())], carries=kind is UDP)
+    try:
+        node.note_trains(time.monotonic_ns() + 5_000_000_000)
+        says_that_it_merges(node)
+        single = bytes(IP(src="10.5.1.7", dst="10.5.2.9") / kind(sport=5000, dport=7) / Raw(pattern(20)))
+        assert node.run("fp_bypass", single).result == NEXT
+    finally:
+        node.close()
+
+
 def test_a_peer_that_claims_our_own_subnet_gets_none_of_it() -> None:
     claimed = Programs(entries=(("10.5.1.0/24", PEER_A), ("10.5.2.0/24", PEER_B)))
     try:

@@ -82,6 +82,11 @@ class Programs:
         pages = bpf.lookup(self._loaded.maps["fp_counters"], 0, COUNTERS_BYTES * possible_cpus())
         return {name: count.packets for name, count in sum_counters(pages, VERDICTS)[0].items() if count.packets}
 
+    def note_trains(self, at_ns: int) -> None:
+        """Every pair and flow has sent bulk at this time."""
+        for slot in range(4096):
+            bpf.update(self._loaded.maps["fp_trains"], slot, struct.pack("=Q", at_ns))
+
     def noticed(self) -> set[str]:
         """The counters beside verdicts that are not zero."""
         pages = bpf.lookup(self._loaded.maps["fp_counters"], 0, COUNTERS_BYTES * possible_cpus())
