@@ -270,8 +270,6 @@ class EbpfDatapath:
         if (whole, trains) != (header.whole, header.trains):
             self._publish(table, replace(header, whole=whole, trains=trains))
             self._header = replace(header, whole=whole, trains=trains)
-            maps = self._running().maps
-            forget((maps["fp_wholes"], maps["fp_thanks"]), table)
         if self._prober is not None:
             self._prober.trains = trains
 
@@ -294,9 +292,14 @@ class EbpfDatapath:
             self._publish(table, header)
 
     def _publish(self, table: ForwardTable, header: Header) -> None:
-        self._explain(
-            f"table {table.generation}", lambda: publish(self._running().maps, build_snapshot(table, header, self._mtus.narrow))
-        )
+        maps, before = self._running().maps, self._header
+
+        def change() -> None:
+            publish(maps, build_snapshot(table, header, self._mtus.narrow))
+            if before is not None and (before.whole, before.trains) != (header.whole, header.trains):
+                forget((maps["fp_wholes"], maps["fp_thanks"]), table)
+
+        self._explain(f"table {table.generation}", change)
 
     def _attach(self, spots: tuple[Spot, ...]) -> int:
         """Every program hangs in its place; how many had to be put there."""

@@ -15,7 +15,7 @@ import pytest
 
 from flanpy.datapath import ebpf_syscall as bpf
 from flanpy.datapath.ebpf import EbpfDatapath
-from flanpy.datapath.ebpf_prober import Notes, SuperpacketProber, Target, Watch
+from flanpy.datapath.ebpf_prober import Notes, SuperpacketProber, Target, Watch, _slot
 from flanpy.errors import DatapathError
 from flanpy.kernel import ethtool
 from flanpy.kernel.netlink import Kernel
@@ -110,6 +110,26 @@ def test_a_look_at_rest_hears_of_narrow_routes_and_without_a_prober_of_offloads(
         made.a.check(closely=False)
         assert not datapath._header.whole
         assert datapath._mtus.narrow == {IPv4Address("172.31.0.2"): 1300}
+
+
+@pytest.mark.parametrize("closely", [True, False])
+def test_what_is_known_of_the_paths_is_forgotten_by_whichever_look_finds_another_uplink(
+    closely: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flanpy.datapath.ebpf.may_send_raw", lambda: False)
+    with ebpf_overlay() as made:
+        settle(made)
+        datapath = made.a.datapath
+        assert isinstance(datapath, EbpfDatapath)
+        maps = [datapath._running().maps[name] for name in ("fp_wholes", "fp_thanks")]
+        slot = _slot(int(IPv4Address("172.31.0.2")))
+        for notes in maps:
+            bpf.update(notes, slot, bytes(7) + b"\1")
+        made.a.check(closely=closely)
+        assert all(any(bpf.lookup(notes, slot, 8)) for notes in maps), "nothing has changed"
+        made.a.host.script("ethtool -K uplink tso off >/dev/null")
+        made.a.check(closely=closely)
+        assert not any(any(bpf.lookup(notes, slot, 8)) for notes in maps)
 
 
 def test_an_uplink_that_has_another_name_is_said_to_be_gone_so_that_it_is_looked_for_anew() -> None:
