@@ -25,6 +25,8 @@ PERIOD_S = 0.2
 SILENT_PERIOD_S = 16.0
 ACTIVE_S = 10.0
 """So long after bulk traffic, in or out, probes go on."""
+BULK_PACKETS = 16
+"""Counted in one turn. Small connections move those counters too: 80 packets a second, or superpackets (42 Mbit/s), are no bulk traffic."""
 PROBES_A_TURN = 20
 """64 KB each: 6.5 MB/s at most, by copying. In larger clusters flows have to show by themselves what their path carries."""
 
@@ -65,7 +67,7 @@ class Notes:
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """What the prober asks at every turn: for a number that changes while bulk traffic flows, and to look at the uplink."""
+    """What the prober asks at every turn: for a number that grows while bulk traffic flows, and to look at the uplink."""
 
     bulk: Callable[[], int]
     uplink: Callable[[], None]
@@ -124,8 +126,9 @@ class SuperpacketProber:
         """
         while not self._runs.acquire(timeout=PERIOD_S):
             bulk, now_s = self._watch.bulk(), time.monotonic()
-            if bulk != self._bulk:
-                self._bulk, self._active_until_s = bulk, now_s + ACTIVE_S
+            if bulk - self._bulk >= BULK_PACKETS:
+                self._active_until_s = now_s + ACTIVE_S
+            self._bulk = bulk
             self._watch.uplink()
             if now_s < self._active_until_s:
                 self._turn(now_s)

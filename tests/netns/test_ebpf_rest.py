@@ -15,7 +15,7 @@ import pytest
 
 from flanpy.datapath import ebpf_syscall as bpf
 from flanpy.datapath.ebpf import EbpfDatapath
-from flanpy.datapath.ebpf_prober import Notes, SuperpacketProber, Target, Watch, _slot
+from flanpy.datapath.ebpf_prober import BULK_PACKETS, Notes, SuperpacketProber, Target, Watch, _slot
 from flanpy.errors import DatapathError
 from flanpy.kernel import ethtool
 from flanpy.kernel.netlink import Kernel
@@ -168,7 +168,11 @@ def test_the_prober_looks_at_the_uplink_in_every_turn_and_probes_only_while_bulk
             prober.aim((Target(1, source),), 1472, whole=True)
             eventually(lambda: turns[0] >= 5, 10, "the prober turns")
             assert looks[0] >= turns[0] - 1 and probes == [0]
-            bulk[0] = 7
+            bulk[0] += BULK_PACKETS - 1
+            seen = turns[0]
+            eventually(lambda: turns[0] >= seen + 5, 10, "the prober turns")
+            assert probes == [0], "a small connection"
+            bulk[0] += BULK_PACKETS
             eventually(lambda: probes == [1], 10, "traffic begins, and the peer is probed")
             seen = turns[0]
             eventually(lambda: turns[0] >= seen + 5, 10, "the prober turns")
