@@ -239,7 +239,7 @@ FP_INLINE void fp_say(const struct fp_run *run, struct fp_parcel *parcel, __u32 
     __u32 units = fp_note_units(fp_note(&fp_wholes, peer), peer);
     if (!units && run->header->flags & FP_BPF_TRAINS)
         units = FP_BPF_UNITS_TRAINS;
-    if (!units)
+    if (!units || parcel->size.packets > FP_BPF_ID_SEGMENTS)
         return;
     parcel->word = (__u16)(FP_BPF_ID_WHOLE | units << 8);
     parcel->label = FP_BPF_LABEL_MARK | parcel->word;

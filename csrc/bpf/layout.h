@@ -141,6 +141,7 @@ struct fp_bpf_peer {
  * have a label by their inner flow, which is odd and so never a word.
  */
 #define FP_BPF_ID_WHOLE 0x8000u
+#define FP_BPF_ID_SEGMENTS 256u /* of more, the numbers would reach the units */
 #define FP_BPF_UNIT_BYTES 520u
 #define FP_BPF_LABEL_MARK 0xf0000u
 #define FP_BPF_LABEL_BITS 0xfffffu

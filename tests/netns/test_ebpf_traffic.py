@@ -16,7 +16,7 @@ from flanpy.kernel.bpf_host import merging_names
 from flanpy.model import Address
 from tests.netns.test_datapath_traffic import send_and_digest
 from tests.netns.test_ebpf_pairs import UDP_SEGMENT
-from tests.support.ebpf import EbpfOverlay, drained, ebpf_overlay, tap
+from tests.support.ebpf import EbpfOverlay, drained, ebpf_overlay, know_neighbours, tap
 from tests.support.namespaces import inside
 from tests.support.netns import counters, udp_socket
 from tests.support.polling import soon
@@ -169,3 +169,20 @@ def test_tcp_goes_in_trains_to_a_peer_whose_interface_merges_them() -> None:
             assert sender.stats.counters["bpf_up_tcp_train"] > 0
             assert receiver.stats.counters["bpf_up_tcp_train"] == answered, "what only acknowledges needs no train"
             assert receiver.stats.counters["udp_received_segments"] > 10 * receiver.stats.counters["udp_receives"]
+
+
+def test_superpackets_of_very_many_segments_say_nothing_that_cutting_them_would_change() -> None:
+    """The kernel numbers segments in the identification's low byte: more than 256 reach into what we say of the peer's superpackets."""
+    content = os.urandom(6 << 20)
+    expected = hashlib.sha256(content).hexdigest()
+    with ebpf_overlay(ipv6=True) as made:
+        know_neighbours(made)
+        made.b.pod.ip("route change default via 10.5.2.1 advmss 150")
+        made.a.host.script("ethtool -K uplink tso off gso off >/dev/null")
+        assert send_and_digest(made.b, made.a, content) == expected
+        with tap(made.b.host, "uplink") as wire:
+            for sender, receiver in 3 * ((made.b, made.a), (made.a, made.b)):
+                assert send_and_digest(sender, receiver, content) == expected
+            words = {packet[4] for packet in drained(wire) if packet[12:16] == made.a.underlay_address.packed}
+        assert made.a.stats.counters["bpf_superpackets_out"] > 100 and len(words) > 1
+        assert 0xFF not in words and made.b.stats.counters["bpf_up_tcp_train"] == 0, "nobody merges trains here"
