@@ -114,15 +114,23 @@ def _shape(spec: MapSpec) -> bpf.MapShape:
 
 
 def _adopted(parsed: BpfObject, pins: Pins) -> dict[str, bpf.Fd] | None:
-    """The pinned maps, all of them or None."""
+    """The pinned maps, all of them or None.
+
+    Before Linux 5.19 a process without CAP_BPF may not even look for them (kernel.unprivileged_bpf_disabled)."""
     found: dict[str, bpf.Fd] = {}
-    for name, spec in parsed.maps.items():
-        fd = pins.open(map_pin(name))
-        if fd is not None:
-            found[name] = fd
-        if fd is None or bpf.map_shape(fd) != _shape(spec):
-            Loaded(found, {}, False).close()
-            return None
+    try:
+        for name, spec in parsed.maps.items():
+            fd = pins.open(map_pin(name))
+            if fd is not None:
+                found[name] = fd
+            if fd is None or bpf.map_shape(fd) != _shape(spec):
+                Loaded(found, {}, False).close()
+                return None
+    except OSError as error:
+        Loaded(found, {}, False).close()
+        raise DatapathError(
+            f"ebpf: the kernel does not open the maps: {reason_of(error)} (see `flanpy datapath probe`)"
+        ) from error
     return found
 
 

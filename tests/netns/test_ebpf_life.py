@@ -31,8 +31,8 @@ from flanpy.datapath.ebpf_attach import Spot, TcxHooks
 from flanpy.datapath.ebpf_pins import Pins, find_dead, sweep, sweep_dead
 from flanpy.datapath.ebpf_places import put_in_place
 from flanpy.datapath.ebpf_probe import probe_all
-from flanpy.datapath.ebpf_programs import load, read_object
-from flanpy.errors import PlatformError, ResourceBusy
+from flanpy.datapath.ebpf_programs import load, map_pin, read_object
+from flanpy.errors import DatapathError, PlatformError, ResourceBusy
 from flanpy.kernel.bpf_host import BpfHost, merging_names
 from flanpy.kernel.netlink import Kernel
 from flanpy.kernel.tun import open_tun
@@ -576,6 +576,14 @@ def test_a_missing_capability_is_named_with_its_cure() -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, cwd=Path(__file__).parents[2])
     assert done.returncode == 1
     assert "CAP_BPF, CAP_PERFMON not held" in done.stdout and "AmbientCapabilities=" in done.stdout
+
+
+def test_maps_that_cannot_be_opened_are_a_reason_and_no_crash(tmp_path: Path) -> None:
+    """As for a process without CAP_BPF before Linux 5.19; what is no BPF object, nobody can open."""
+    for name in read_object().maps:
+        (tmp_path / map_pin(name)).touch()
+    with pytest.raises(DatapathError, match="does not open the maps: Permission denied"):
+        load(Pins(tmp_path))
 
 
 def test_offloads_that_are_switched_off_stop_whole_superpackets_at_once() -> None:
