@@ -131,7 +131,7 @@ FP_INLINE enum fp_verdict fp_judge(struct fp_run *run, const struct fp_tunnel *t
 
 /*
  * Learn from an accepted packet: that superpackets of its sender reach us whole, and what it says of ours. Returns whether a
- * single TCP packet is worth merging: its sender's superpackets have not come whole for a while.
+ * single TCP packet is worth merging: its sender's superpackets have not come whole for a while, and it does not send bulk in trains.
  */
 FP_INLINE _Bool fp_learn(const struct fp_run *run, const struct fp_tunnel *tunnel)
 {
@@ -143,7 +143,8 @@ FP_INLINE _Bool fp_learn(const struct fp_run *run, const struct fp_tunnel *tunne
         fp_note_set(whole, sender, fp_units(tunnel->inner.total));
         return 0;
     }
-    return run->header->flags & FP_BPF_INNER_GRO && tunnel->inner.protocol == FP_TCP && !fp_note_units(whole, sender);
+    return (run->header->flags & (FP_BPF_INNER_GRO | FP_BPF_TRAINS)) == FP_BPF_INNER_GRO && tunnel->inner.protocol == FP_TCP &&
+           !fp_note_units(whole, sender);
 }
 
 /* Whether the host would send this inner packet out of the pod bridge; then `next` is the pod or the router behind it. */

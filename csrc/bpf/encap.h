@@ -36,9 +36,9 @@ FP_INLINE _Bool fp_is_past(__u64 now, __u64 then, __u64 period)
 
 /*
  * Whether a packet must follow large ones that userspace has been left lately: it would overtake them. `starts`: it is such a one itself.
- * The first slot tells whether anybody sent one lately, so that most packets look no further.
+ * `waits`: it follows until there is a pause, too. The first slot tells whether anybody sent one lately, so that most packets look no further.
  */
-FP_INLINE _Bool fp_is_train(const struct fp_inner *inner, __be32 ports, _Bool starts)
+FP_INLINE _Bool fp_is_train(const struct fp_inner *inner, __be32 ports, _Bool starts, _Bool waits)
 {
     __u64 *any = fp_slot(&fp_trains, 0);
     if (!any || (!*any && !starts))
@@ -53,7 +53,7 @@ FP_INLINE _Bool fp_is_train(const struct fp_inner *inner, __be32 ports, _Bool st
     if (starts) {
         *pair = now & ~(__u64)FP_DRAINS;
         *any = now;
-    } else if (fp_is_past(now, since, FP_TRAIN_NS - FP_DRAIN_NS / 2) && (since & FP_DRAINS) < FP_DRAINS) {
+    } else if (waits && fp_is_past(now, since, FP_TRAIN_NS - FP_DRAIN_NS / 2) && (since & FP_DRAINS) < FP_DRAINS) {
         *pair = ((now - FP_TRAIN_NS + FP_DRAIN_NS) & ~(__u64)FP_DRAINS) | ((since & FP_DRAINS) + 1);
         if (*any < *pair)
             *any = *pair;
@@ -265,20 +265,21 @@ FP_INLINE _Bool fp_choose_form(struct fp_run *run, struct fp_parcel *parcel)
     _Bool known = fp_tcp_ports(run->skb, parcel->link, &parcel->inner, &ports), large = run->skb->gso_size;
     parcel->probe = known && !ports;
     __u32 thanks = fp_note_units(fp_note(&fp_thanks, peer), peer);
-    if (thanks == FP_BPF_UNITS_TRAINS) {
-        if (parcel->inner.protocol == FP_TCP && !parcel->probe &&
-            fp_is_train(&parcel->inner, ports, large || !known || parcel->bytes > parcel->hop->mtu_bytes / 2)) {
-            run->counters->others[FP_BPF_UP_TCP_TRAIN]++;
-            return 0;
-        }
-        thanks = 0;
+    /* A flow stays there for a moment also when the note goes, so that it does not jump to and fro: two peers may share a slot. */
+    _Bool trains = thanks == FP_BPF_UNITS_TRAINS;
+    if (parcel->inner.protocol == FP_TCP && !parcel->probe &&
+        fp_is_train(&parcel->inner, ports, trains && (large || !known || parcel->bytes > parcel->hop->mtu_bytes / 2), trains)) {
+        run->counters->others[FP_BPF_UP_TCP_TRAIN]++;
+        return 0;
     }
+    if (trains)
+        thanks = 0;
     /* From 65,536 bytes on, link header included, the kernel cuts for any device. */
     parcel->flat = carries && flags & FP_BPF_WHOLE && !parcel->probe && parcel->inner.version == (run->six ? 6 : 4) &&
                    thanks >= fp_units(parcel->bytes) &&
                    parcel->bytes + run->headers + FP_ETHERNET_BYTES < 0x10000;
     if (carries && (parcel->inner.protocol == FP_UDP || fp_is_fragment(&parcel->inner)) &&
-        fp_is_train(&parcel->inner, 0, large && !parcel->flat)) {
+        fp_is_train(&parcel->inner, 0, large && !parcel->flat, 1)) {
         run->counters->others[FP_BPF_UP_UDP_TRAIN]++;
         return 0;
     }

@@ -22,13 +22,15 @@ from flanpy.model import Address, ForwardTable
 
 PERIOD_S = 0.2
 """A note of the programs holds for 0.6 s (FP_NOTE_TICKS); a probe may be lost."""
+REST_PERIOD_S = 0.5
+"""While no bulk traffic flows: to see that it has begun, or that the uplink has changed."""
 SILENT_PERIOD_S = 16.0
 ACTIVE_S = 10.0
 """So long after bulk traffic, in or out, probes go on."""
 BULK_PACKETS = 16
-"""Counted in one turn. Small connections move those counters too: 80 packets a second, or superpackets (42 Mbit/s), are no bulk traffic."""
+"""Counted in one turn: small connections move those counters too. At rest 32 packets, or superpackets, a second; to go on, 80."""
 PROBES_A_TURN = 20
-"""64 KB each: 6.5 MB/s at most, by copying. In larger clusters flows have to show by themselves what their path carries."""
+"""64 KB each: 6.5 MB/s at most, by copying; as many small ones. In larger clusters flows show by themselves what their path carries."""
 
 _SLOTS, _TICK_SHIFT, _TICKS = 4096, 27, 4
 _SOL_PACKET, _PACKET_VNET_HDR = 263, 15
@@ -93,6 +95,7 @@ class SuperpacketProber:
         self._targets: tuple[Target, ...] = ()
         self._whole = False
         self.trains = False
+        self._told = 0
         self._waits: dict[Target, _Wait] = {}
         self._runs = threading.Lock()
         """Held until the end: to wait for it is one call, where an Event takes dozens of steps."""
@@ -124,7 +127,7 @@ class SuperpacketProber:
         The uplink is looked at in every turn (an ioctl, 10 us): what no longer goes whole must not wait for traffic to be noticed.
         Probes go only while bulk traffic flows.
         """
-        while not self._runs.acquire(timeout=PERIOD_S):
+        while not self._runs.acquire(timeout=PERIOD_S if time.monotonic() < self._active_until_s else REST_PERIOD_S):
             bulk, now_s = self._watch.bulk(), time.monotonic()
             if bulk - self._bulk >= BULK_PACKETS:
                 self._active_until_s = now_s + ACTIVE_S
@@ -146,9 +149,17 @@ class SuperpacketProber:
             wait.due_s = now_s + wait.period_s - PERIOD_S / 2
             if not self._send(target, _TOTAL_BYTES):
                 self._waits[target] = _Wait()
-        for target in targets:
-            if self.trains or (self._only_probes_tell and target not in full and _is_noted(self._notes.wholes, target)):
-                self._send(target, 0)
+        small = set(self._round(targets)) if self.trains else set()
+        if self._only_probes_tell:
+            small.update(target for target in targets if target not in full and _is_noted(self._notes.wholes, target))
+        for target in small:
+            self._send(target, 0)
+
+    def _round(self, targets: tuple[Target, ...]) -> tuple[Target, ...]:
+        """The next ones of all peers: most learn from the packets back to them that our interface merges."""
+        begin = self._told % len(targets) if targets else 0
+        self._told = begin + PROBES_A_TURN
+        return (targets[begin:] + targets[:begin])[:PROBES_A_TURN]
 
     def _send(self, target: Target, total_bytes: int) -> bool:
         """At least the headers. False: the device is down, or its queue full; the next turn tries again."""

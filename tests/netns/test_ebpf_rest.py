@@ -15,7 +15,7 @@ import pytest
 
 from flanpy.datapath import ebpf_syscall as bpf
 from flanpy.datapath.ebpf import EbpfDatapath
-from flanpy.datapath.ebpf_prober import BULK_PACKETS, Notes, SuperpacketProber, Target, Watch, _slot
+from flanpy.datapath.ebpf_prober import BULK_PACKETS, PROBES_A_TURN, Notes, SuperpacketProber, Target, Watch, _slot
 from flanpy.errors import DatapathError
 from flanpy.kernel import ethtool
 from flanpy.kernel.netlink import Kernel
@@ -144,6 +144,7 @@ def test_the_prober_looks_at_the_uplink_in_every_turn_and_probes_only_while_bulk
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("flanpy.datapath.ebpf_prober.PERIOD_S", 0.02)
+    monkeypatch.setattr("flanpy.datapath.ebpf_prober.REST_PERIOD_S", 0.02)
     monkeypatch.setattr("flanpy.datapath.ebpf_prober.ACTIVE_S", 0.01)
     turns, looks, probes, bulk = [0], [0], [0], [0]
 
@@ -179,3 +180,33 @@ def test_the_prober_looks_at_the_uplink_in_every_turn_and_probes_only_while_bulk
             assert looks[0] >= turns[0] - 1 and probes == [1], "it has ended: the uplink is looked at, nothing is sent"
         finally:
             prober.close()
+
+
+def test_of_many_peers_some_are_told_in_each_turn_that_the_interface_merges(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flanpy.datapath.ebpf_prober.PERIOD_S", 0.02)
+    monkeypatch.setattr("flanpy.datapath.ebpf_prober.REST_PERIOD_S", 0.02)
+    turns: list[set[Target]] = []
+
+    def count() -> int:
+        turns.append(set())
+        return len(turns) * BULK_PACKETS
+
+    def send(self: SuperpacketProber, target: Target, total_bytes: int) -> bool:
+        turns[-1].add(target)
+        return True
+
+    monkeypatch.setattr(SuperpacketProber, "_send", send)
+    targets = tuple(Target(number, IPv4Address(f"10.5.{number}.0")) for number in range(50))
+    shape = bpf.MapShape(bpf.ARRAY, 4, 8, 4096)
+    with namespace() as made, inside(made), bpf.create_map("a", shape) as wholes, bpf.create_map("b", shape) as thanks:
+        watch = Watch(count, lambda: None)
+        prober = SuperpacketProber("lo", (IPv4Address("10.5.99.0"),), Notes(wholes, thanks), watch, only_probes_tell=False)
+        try:
+            prober.trains = True
+            prober.aim(targets, 1472, whole=False)
+            eventually(lambda: len(turns) >= 6, 10, "the prober turns")
+        finally:
+            prober.close()
+    whole_turns = [turn for turn in turns if turn]
+    assert all(len(turn) == PROBES_A_TURN for turn in whole_turns)
+    assert set().union(*whole_turns[:3]) == set(targets), "each has its turn"

@@ -169,6 +169,7 @@ def test_tcp_goes_in_trains_to_a_peer_whose_interface_merges_them() -> None:
             assert sender.stats.counters["bpf_up_tcp_train"] > 0
             assert receiver.stats.counters["bpf_up_tcp_train"] == answered, "what only acknowledges needs no train"
             assert receiver.stats.counters["udp_received_segments"] > 10 * receiver.stats.counters["udp_receives"]
+        assert made.a.stats.counters["bpf_inner_gro"] == made.b.stats.counters["bpf_inner_gro"] == 0, "nothing to merge is left"
 
 
 def test_superpackets_of_very_many_segments_say_nothing_that_cutting_them_would_change() -> None:

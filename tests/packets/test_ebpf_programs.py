@@ -9,8 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scapy.all import IP, TCP, UDP, IPOption, IPv6, Raw
 
+from flanpy.datapath import ebpf_syscall as bpf
+from flanpy.datapath.ebpf_layout import peer_key
+from flanpy.datapath.ebpf_prober import _slot
 from tests.support.core import PEER_A, PEER_B, PEER_ECN, Core
 from tests.support.packets import Packet, pattern
+from tests.support.polling import eventually
 from tests.support.programs import ADJUST_ROOM, DROP, ETHERNET, NEXT, OURS, REDIRECT, Programs, Ran, hop_that_takes_all
 
 pytestmark = pytest.mark.root
@@ -316,6 +320,25 @@ def test_what_another_cpu_has_noted_a_moment_ago_is_not_taken_for_old(kind: type
         says_that_it_merges(node)
         single = bytes(IP(src="10.5.1.7", dst="10.5.2.9") / kind(sport=5000, dport=7) / Raw(pattern(20)))
         assert node.run("fp_bypass", single).result == NEXT
+    finally:
+        node.close()
+
+
+def test_a_flow_in_trains_stays_there_for_a_moment_when_the_peers_word_is_gone() -> None:
+    """Another peer may write over its note for a packet or two; but where the note has lapsed, no pause is waited for."""
+    node = Programs(entries=[("10.5.2.0/24", hop_that_takes_all())], carries=False)
+    segment = bytes(IP(src="10.5.1.7", dst="10.5.2.9") / TCP(sport=5000, dport=80) / Raw(pattern(1000)))
+
+    def stays() -> bool:
+        says_that_it_merges(node)
+        assert node.run("fp_bypass", segment).result == NEXT
+        key = peer_key(PEER_A.address)
+        bpf.update(node._loaded.maps["fp_thanks"], _slot(key), bytes(8))
+        return node.run("fp_bypass", segment).result == NEXT
+
+    try:
+        assert any(stays() for _ in range(20)), "all could come too late on a busy machine alone"
+        eventually(lambda: node.run("fp_bypass", segment).result == REDIRECT, 10, "the flow comes back")
     finally:
         node.close()
 
