@@ -15,7 +15,7 @@ import os
 import socket
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
@@ -43,14 +43,23 @@ PORT = 8285
 def pin_root() -> Iterator[Path]:
     """A directory in bpffs that nobody else uses; gone afterwards with all in it."""
     mount_bpffs(BPFFS)
+    for left in BPFFS.glob("flanpy-test-*-*"):  # by a run that was killed: bpffs outlives it
+        if not Path("/proc", left.name.split("-")[2]).exists():
+            _remove(left)
     root = BPFFS / f"flanpy-test-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     root.mkdir()
     try:
         yield root
     finally:
+        _remove(root)
+
+
+def _remove(root: Path) -> None:
+    """Twice at the same time does no harm."""
+    with suppress(FileNotFoundError):
         for directory in root.iterdir():
             for name in directory.iterdir():
-                name.unlink()
+                name.unlink(missing_ok=True)
             directory.rmdir()
         root.rmdir()
 
