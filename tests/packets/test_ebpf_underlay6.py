@@ -247,8 +247,8 @@ def test_a_peer_that_may_want_a_checksum_is_sent_to_by_userspace(programs: Progr
 
 
 def test_what_a_peer_has_said_of_superpackets_is_said_back_to_it_alone() -> None:
-    """A train's word (127) would send its TCP by userspace; a label that a router has made up says nothing."""
-    tcp = IPv6(src="fd05:0:0:1::7", dst="fd05:0:0:2::9", hlim=9, nh=6) / Raw(bytes([0, 80, 0, 81]) + bytes(36))
+    """A train's word (127) sends large TCP segments by userspace; a label that a router has made up says nothing."""
+    tcp = IPv6(src="fd05:0:0:1::7", dst="fd05:0:0:2::9", hlim=9, nh=6) / Raw(bytes([0, 80, 0, 81]) + bytes(1000))
     for label, taken in ((0xFFF00, False), (0x7FF00, True), (0xFFF01, True), (0, True)):
         node = Programs(entries=((*ENTRIES[0:2], ("fd05:0:0:9::/64", replace(PEER_B, superpacket=True)))), own=OURS)
         try:
