@@ -11,9 +11,9 @@
 #define FP_DRAINS 127u                    /* but not for ever: 0.6 s at least. Counted in the low bits of the time */
 
 /*
- * A number for the two ends of an inner packet, and for the ports of TCP (0: UDP and fragments, of which nobody knows the flow); odd, for
- * slot 0 is for all of them. Of a product only the upper bits depend on all of the factor, and the last byte of an IPv4 source stands
- * uppermost in it: so those bits are the number.
+ * A number for the two ends of an inner packet, odd; or even, for a flow of TCP (`ports` 0: UDP and fragments, of which nobody knows the
+ * flow). Slot 0 is for all of them. Of a product only the upper bits depend on all of the factor, and the last byte of an IPv4 source
+ * stands uppermost in it: so those bits are the number.
  */
 FP_INLINE __u32 fp_pair(const struct fp_inner *inner, __be32 ports)
 {
@@ -24,8 +24,11 @@ FP_INLINE __u32 fp_pair(const struct fp_inner *inner, __be32 ports)
                  fp_half(inner->v6.destination_be)) * odd + fp_half(inner->v6.destination_be + 2);
     else
         mixed = (__u64)inner->v4.source_be << 32 | inner->v4.destination_be;
-    mixed = mixed * odd ^ ports;
-    return (__u32)((ports ? mixed * odd : mixed) >> 52) | 1;
+    mixed *= odd;
+    if (!ports)
+        return (__u32)(mixed >> 52) | 1;
+    __u32 flow = (__u32)((mixed ^ ports) * odd >> 52) & ~1u;
+    return flow ? flow : 2;
 }
 
 /* Whether it is longer ago than that. It may lie ahead: another CPU wrote it down after this one had asked for the time. */

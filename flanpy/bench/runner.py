@@ -27,7 +27,7 @@ from flanpy.lab.sandbox import Sandbox
 BUSY_LOAD = 0.5
 """Load of the machine above which the report warns that others were at work when the run began."""
 SETTLE_S = 1.0
-"""After a change of mode: ebpf looks at its uplink five times a second, and what it knew of the old path holds for 0.6 s."""
+"""After a change of mode: ebpf looks at its uplink twice a second at rest, and what peers have said of the old path holds for 0.6 s."""
 
 
 class Progress(Protocol):

@@ -284,7 +284,7 @@ class EbpfDatapath:
 
     def _follow_underlay(self, table: ForwardTable, header: Header) -> None:
         """What the monitor does not hear of: offloads, and how large a packet to a peer may be."""
-        if self._prober is None:  # else it looks, five times a second
+        if self._prober is None:  # else it looks, twice a second or more
             with suppress(OSError):  # the uplink is gone, which a close look finds
                 self._follow_offloads(table, header)
             header = self._header or header
